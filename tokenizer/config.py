@@ -1,0 +1,98 @@
+"""Configs: frozen dataclasses that validate themselves, the registry of their variants, and their strict JSON form.
+
+Left out: the configs of single bottlenecks and modalities; each stands in its own file and registers itself.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+C = TypeVar("C")
+
+
+class Variant:
+    """Base of config families whose members are chosen by name, such as the bottlenecks.
+
+    A family is a direct subclass; a member is a dataclass declared with `kind="name"`, which enters it in the
+    family's `variants`. In JSON a member is its fields and its `kind`.
+    """
+
+    kind: ClassVar[str] = ""
+    variants: ClassVar[dict[str, type["Variant"]]]
+
+    def __init_subclass__(cls, kind: str | None = None) -> None:
+        super().__init_subclass__()
+        if kind is None:
+            cls.variants = {}
+            return
+        if kind in cls.variants:
+            raise ValueError(f"{cls.__name__}: there is already a variant named {kind!r}")
+        cls.kind = kind
+        cls.variants[kind] = cls
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless `condition` holds; for the `__post_init__` of configs."""
+    if not condition:
+        raise ValueError(message)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values (dict, list, str, numbers, bool, None)."""
+    values = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return {"kind": config.kind, **values} if isinstance(config, Variant) else values
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return config_to_dict(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:
+    """The inverse of `config_to_dict`, strict: an unknown key or a value of the wrong type is a `ValueError`
+    that names its place. Missing keys take their defaults, so that older files stay readable."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected an object, got {values!r}")
+    values = dict(values)
+    if issubclass(cls, Variant):
+        kind = values.pop("kind", None)
+        if kind not in cls.variants:
+            raise ValueError(f"{where}.kind: unknown {kind!r}; known: {', '.join(sorted(cls.variants))}")
+        cls = cast(type[C], cls.variants[kind])
+    hints = get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cast(Any, cls)) if f.init}
+    if unknown := sorted(set(values) - names):
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(names))}")
+    return cls(**{k: _typed(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` read as the type `hint`; JSON's lists become tuples, whole numbers become floats where asked."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in args:
+            return None
+        return _typed(next(a for a in args if a is not NoneType), value, where)
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, Variant)):
+        return config_from_dict(hint, value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) == len(value):
+            return tuple(
+                _typed(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True))
+            )
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {_typed(args[0], k, where): _typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    elif origin is Literal and value in args:
+        return value
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")

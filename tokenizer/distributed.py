@@ -1,0 +1,77 @@
+"""What training needs to know of the other processes: the position in a run, keyed noise, summed statistics.
+
+Left out: starting processes, moving data and wrapping models; `accelerate` does those in `pipelines/`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a forward pass stands in a training run; keys its noise and places its rows in the global batch.
+
+    `index` is the optimizer step, `offset` the row of the global batch (all processes, all accumulation steps)
+    at which this pass's rows begin, `total` the rows of the global batch, and `last` says whether this is the
+    last accumulation step, after which codebook statistics are summed over all processes and applied.
+    """
+
+    seed: int
+    index: int
+    offset: int
+    total: int
+    last: bool = True
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator that is a function of `(seed, index, purpose)` alone, hence equal on every process."""
+        return keyed_generator(self.seed, self.index, purpose)
+
+    def normal(self, like: Tensor, purpose: str) -> Tensor:
+        """Standard normal noise shaped as `like` (b, ...): rows `offset : offset + b` of one table for the whole
+        global batch, so that the noise of an example does not depend on the number of processes."""
+        rows = (self.total, *like.shape[1:])
+        table = torch.randn(rows, generator=self.generator(purpose), dtype=torch.float32)
+        return table[self.offset : self.offset + like.shape[0]].to(like)
+
+    def uniform(self, count: int, purpose: str) -> Tensor:
+        """Uniform noise in [0, 1) for this pass's `count` rows, cut from one table like `normal`."""
+        table = torch.rand(self.total, generator=self.generator(purpose), dtype=torch.float64)
+        return table[self.offset : self.offset + count]
+
+
+def keyed_generator(*key: int | str) -> torch.Generator:
+    """A CPU `torch.Generator` seeded by a hash of `key`: equal keys give equal streams on every machine."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % (1 << 63))
+
+
+def world_size() -> int:
+    """Processes in the default group, 1 when none was started. Asked anew each time: nothing is cached."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """`x` summed over all processes, in place. Every process must call it, with the same shape."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def all_gather_rows(x: Tensor) -> Tensor:
+    """Rows of `x` (m, ...), the same m on every process, joined in the order of the ranks: (m · world, ...)."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """`x` of process 0 on every process, in place."""
+    if world_size() > 1:
+        dist.broadcast(x, src=0)
+    return x

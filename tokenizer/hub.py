@@ -1,0 +1,262 @@
+"""Save, load and publish models as Hub-ready folders: JSON, safetensors and a card, read strictly and without code.
+
+Left out: training state, which `pipelines/` keeps beside its checkpoints, and anything that needs pickle.
+"""
+
+import json
+import logging
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tokenizer.config import config_from_dict, config_to_dict
+
+logger = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS = (
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "README.md",
+    "metrics.json",
+)
+SAMPLES = ("sample.png", "sample.wav")
+MODEL_FILES = (CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS, *SAMPLES)
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """What a model cannot know of itself, for its card: `license` is the SPDX-like id of the Hub, `metrics` maps
+    names to measured values, `command` is the exact command that trained it."""
+
+    title: str = ""
+    license: str = "apache-2.0"
+    datasets: tuple[str, ...] = ()
+    command: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: str = ""
+
+
+class HubModel(nn.Module):
+    """An `nn.Module` with a `config` dataclass that can be saved, loaded strictly and pushed to the Hub.
+
+    A subclass sets `model_type` and `config_class`, takes its config as the one constructor argument, and may add to
+    `extra_config` (facts for config.json), `preprocessor_config` and `card_fields`.
+    """
+
+    model_type: ClassVar[str]
+    config_class: ClassVar[type]
+    config: Any
+
+    def extra_config(self) -> dict[str, Any]:
+        """Facts that stand in config.json beside the config itself; checked by `check_extra_config` on loading."""
+        return {}
+
+    def check_extra_config(self, extra: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if the loaded model contradicts what config.json says of it."""
+
+    def preprocessor_config(self) -> dict[str, Any]:
+        """What `preprocess` does to data, for preprocessor_config.json."""
+        return {}
+
+    def card_fields(self) -> dict[str, Any]:
+        """`pipeline_tag`, `tags`, and `usage` (a Python example) of the card."""
+        return {}
+
+    def save_pretrained(self, directory: str | Path, card: CardInfo | None = None) -> Path:
+        """Write config.json, model.safetensors, preprocessor_config.json, metrics.json and README.md (the card).
+
+        Each file is written beside its final name and renamed, so a file is never half there. Other files in
+        the directory are left alone. Returns the directory.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        card = card or CardInfo()
+        config = {
+            "model_type": self.model_type,
+            "library_version": library_version(),
+            **self.extra_config(),
+            "config": config_to_dict(self.config),
+        }
+        state = {k: v.detach().to("cpu").contiguous() for k, v in self.state_dict().items()}
+        write_atomically(directory / CONFIG, lambda p: _dump_json(p, config))
+        # No metadata beyond the format: equal weights are equal files.
+        write_atomically(directory / WEIGHTS, lambda p: save_file(state, p, metadata={"format": "pt"}))
+        write_atomically(directory / PREPROCESSOR, lambda p: _dump_json(p, self.preprocessor_config()))
+        write_atomically(directory / METRICS, lambda p: _dump_json(p, dict(card.metrics)))
+        write_atomically(directory / CARD, lambda p: self._card(directory, card).save(p))
+        return directory
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode.
+
+        Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an unknown or
+        ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
+        """
+        directory = fetch(path_or_hub_id, revision=revision, cache_dir=cache_dir, token=token)
+        raw = read_json(directory / CONFIG)
+        if raw.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{directory / CONFIG}: model_type is {raw.get('model_type')!r}, but {cls.__name__} loads "
+                f"{cls.model_type!r}; is this the folder of another model?"
+            )
+        config = config_from_dict(cls.config_class, raw.get("config"), f"{directory / CONFIG}: config")
+        # Sizes are compared with the file's header before anything is allocated.
+        with torch.device("meta"):
+            expected = {k: tuple(v.shape) for k, v in cls(config).state_dict().items()}
+        check_tensors(directory / WEIGHTS, expected)
+        model = cls(config)
+        state = load_file(directory / WEIGHTS)
+        model.load_state_dict(state, strict=True)
+        model.eval()
+        model.check_extra_config(raw)
+        return model
+
+    def push_to_hub(self, repo_id: str, private: bool = False, token: str | bool | None = None) -> str:
+        """Upload the model's files, and nothing else, to the Hub repository `repo_id`; returns the commit's URL."""
+        with tempfile.TemporaryDirectory() as folder:
+            return push_folder(self.save_pretrained(folder), repo_id, private=private, token=token)
+
+    def _card(self, directory: Path, card: CardInfo) -> ModelCard:
+        fields = self.card_fields()
+        data = ModelCardData(
+            license=card.license,
+            library_name="tokenloom",
+            pipeline_tag=fields.get("pipeline_tag"),
+            tags=["tokenloom", *fields.get("tags", [])],
+            datasets=list(card.datasets) or None,
+            metrics=sorted(card.metrics) or None,
+        )
+        template = files("tokenizer").joinpath("card_template.md").read_text(encoding="utf-8")
+        return ModelCard.from_template(
+            data,
+            template_str=template,
+            title=card.title or f"tokenloom {self.model_type}",
+            summary=fields.get("summary", ""),
+            usage=fields.get("usage", ""),
+            command=card.command,
+            notes=card.notes,
+            measured={k: f"{v:.6g}" for k, v in card.metrics.items()},
+            parameters=sum(p.numel() for p in self.parameters()),
+            sample=next((s for s in SAMPLES if (directory / s).exists()), None),
+        )
+
+
+def push_folder(
+    directory: str | Path, repo_id: str, private: bool = False, token: str | bool | None = None
+) -> str:
+    """Upload the model's files of a saved folder to the Hub (no checkpoints, logs or run options)."""
+    directory = Path(directory)
+    read_json(directory / CONFIG)
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=directory,
+        allow_patterns=list(MODEL_FILES),
+        commit_message="Upload model",
+    )
+    return str(commit)
+
+
+def fetch(
+    path_or_hub_id: str | Path,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """The local folder of a saved model, downloaded first if it is a Hub id. `ValueError` if there is none."""
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{name}: no such folder (and not a Hub id of the form user/name)")
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=list(MODEL_FILES)
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(f"{name}: no such folder, and the Hub did not give it: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `ValueError` naming the file if it is missing or not an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare a safetensors file's header with names and shapes; `ValueError` names the first difference."""
+    try:
+        with path.open("rb") as file:
+            size = struct.unpack("<Q", file.read(8))[0]
+            if size > min(100_000_000, path.stat().st_size):
+                raise ValueError(f"header of {size} bytes")
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        found = {k: tuple(v["shape"]) for k, v in header.items()}
+        data = max((v["data_offsets"][1] for v in header.values()), default=0)
+        if 8 + size + data != path.stat().st_size:
+            raise ValueError("it is cut short or has extra bytes")
+    except (OSError, struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a whole safetensors file ({error}); save or download it again"
+        ) from error
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise ValueError(f"{path}: tensor {name!r} is missing")
+        if name not in expected:
+            raise ValueError(f"{path}: unexpected tensor {name!r}")
+        if found[name] != expected[name]:
+            raise ValueError(f"{path}: tensor {name!r} has shape {found[name]}, expected {expected[name]}")
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(beside)` on a path beside `path`, flush it to the disk, then rename it to `path`."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def library_version() -> str:
+    """The installed version of tokenloom, or "unknown" in a source tree that was never installed."""
+    try:
+        return version("tokenloom")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _dump_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
