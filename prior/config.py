@@ -1,0 +1,96 @@
+"""The prior's config: sizes of the codes, sizes of the network, and the tokenizer whose codes they are.
+
+Left out: how a prior is trained; those options belong to the training script.
+"""
+
+import math
+from dataclasses import dataclass
+
+from prior.patterns import PATTERNS
+
+MAX_STEPS = 1 << 16
+MAX_PARAMETERS = 10_000_000_000
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """All that decides what a `Prior` is. Checks itself, with bounds that a real prior stays below, so that a
+    broken or hostile file is a `ValueError` before any memory is taken."""
+
+    codebook_size: int = 512
+    """Number of entries of each codebook, N."""
+    num_codebooks: int = 1
+    """Codes per position, K."""
+    grid: tuple[int, ...] = (8, 8)
+    """Positions along each axis: rows and columns for pictures, frames for sound."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in the order of their labels; empty for a prior without classes."""
+    dim: int = 192
+    """Width of the transformer."""
+    depth: int = 6
+    """Number of transformer blocks."""
+    heads: int = 6
+    """Attention heads; each has dim / heads channels, in which every axis of the grid needs whole pairs."""
+    ffn: float = 8 / 3
+    """Hidden width of the SwiGLU layers as a multiple of dim, rounded up to a multiple of 16."""
+    dropout: float = 0.1
+    """Share of activations dropped in training, on the embeddings and on every residual branch."""
+    pattern: str = "flatten"
+    """Order in which codes are predicted; `prior/patterns.py` has the choices."""
+    rope_theta: float = 100.0
+    """Base of the rotary wavelengths: 100 suits tens of rows and columns, 10000 thousands of frames."""
+    tokenizer_id: str = ""
+    """Folder or Hub id of the tokenizer that made the codes."""
+    tokenizer_fingerprint: str = ""
+    """That tokenizer's fingerprint; codes of any other are refused."""
+
+    def __post_init__(self) -> None:
+        _between("codebook_size", self.codebook_size, 2, 1 << 20)
+        _between("num_codebooks", self.num_codebooks, 1, 256)
+        if not isinstance(self.grid, tuple) or not 1 <= len(self.grid) <= 3:
+            raise ValueError(f"grid: expected a tuple of 1 to 3 sizes, got {self.grid!r}")
+        for axis, size in enumerate(self.grid):
+            _between(f"grid[{axis}]", size, 1, MAX_STEPS)
+        _between("codes per example (num_codebooks × grid)", self.num_codes, 1, MAX_STEPS)
+        _between("number of class_names", len(self.class_names), 0, 1_000_000)
+        if len(set(self.class_names)) < len(self.class_names) or "" in self.class_names:
+            raise ValueError("class_names: expected names that are not empty and differ from each other")
+        _between("dim", self.dim, 2, 1 << 15)
+        _between("depth", self.depth, 1, 512)
+        _between("heads", self.heads, 1, 512)
+        pairs = 2 * len(self.grid)
+        if self.dim % self.heads or (self.dim // self.heads) % pairs:
+            raise ValueError(
+                f"dim: expected a multiple of heads × {pairs} = {self.heads * pairs} (in each head a pair of "
+                f"channels for each of the {len(self.grid)} axes of the grid), got {self.dim}"
+            )
+        _between("ffn", self.ffn, 1 / 16, 64)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a share in [0, 1), got {self.dropout}")
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern: unknown {self.pattern!r}; known: {', '.join(sorted(PATTERNS))}")
+        _between("rope_theta", self.rope_theta, 1, 1e12)
+        _between("number of parameters", self.num_parameters, 1, MAX_PARAMETERS)
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of one example, K times the positions of the grid."""
+        return self.num_codebooks * math.prod(self.grid)
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of the SwiGLU layers."""
+        return math.ceil(self.ffn * self.dim / 16) * 16
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, in which the pattern takes at most one step per code."""
+        block = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim + 2 * self.dim + 2 * (self.dim // self.heads)
+        tables = 2 * self.num_codebooks * self.codebook_size + len(self.class_names) + 1 + self.num_codes + 1
+        return self.depth * block + tables * self.dim
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    # Written so that NaN fails too.
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value}")

@@ -1,0 +1,72 @@
+"""Checks of what callers hand to a prior: codes, and labels in all their forms.
+
+Left out: options of sampling, which sampling.py checks.
+"""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+UNCONDITIONAL = -1
+# A class for all examples, by name or number, or one for each; None and -1 stand for the unconditional class.
+Label = int | str | Sequence[int | str] | Tensor | None
+
+
+def check_codes(codes: Tensor, codebook_size: int, shape: tuple[int, ...], name: str = "codes") -> None:
+    """Raise `ValueError` unless `codes` are (B, *shape) int64 in [0, codebook_size)."""
+    if tuple(codes.shape[1:]) != shape or codes.dtype != torch.int64:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(
+            f"{name}: expected int64 of shape (B, {wanted}), got {codes.dtype} of shape {tuple(codes.shape)}"
+        )
+    if bool(((codes < 0) | (codes >= codebook_size)).any()):
+        raise ValueError(
+            f"{name}: expected 0 to {codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}; "
+            "are they codes of another tokenizer?"
+        )
+
+
+def label_index(label: int | str, class_names: Sequence[str]) -> int:
+    """The number of a class given by name or number; -1 stays -1. `ValueError` if there is no such class."""
+    if isinstance(label, str):
+        if label in class_names:
+            return class_names.index(label)
+        known = ", ".join(class_names) or "none, this prior has no classes"
+        raise ValueError(f"label: unknown class {label!r}; known: {known}")
+    index = operator.index(label)
+    if not UNCONDITIONAL <= index < len(class_names):
+        raise ValueError(f"label: expected {_range(class_names)}, got {index}")
+    return index
+
+
+def label_rows(label: Label, batch_size: int, class_names: Sequence[str], device: torch.device) -> Tensor:
+    """A label of any form → (batch_size,) int64 on `device`, -1 for the unconditional class.
+
+    Raises `ValueError` for an unknown class, a wrong number of labels or a tensor that is not of integers.
+    """
+    if isinstance(label, Tensor):
+        if label.dtype not in (torch.int64, torch.int32) or label.ndim > 1:
+            raise ValueError(
+                f"label: expected int64 of shape ({batch_size},), got {label.dtype} of {tuple(label.shape)}"
+            )
+        rows = label.to(device, torch.int64)
+        if bool(((rows < UNCONDITIONAL) | (rows >= len(class_names))).any()):
+            found = f"{int(rows.min())} to {int(rows.max())}"
+            raise ValueError(f"label: expected {_range(class_names)}, got {found}")
+    elif label is None:
+        rows = torch.tensor(UNCONDITIONAL, device=device)
+    elif isinstance(label, int | str):
+        rows = torch.tensor(label_index(label, class_names), device=device)
+    else:
+        rows = torch.tensor([label_index(item, class_names) for item in label], device=device)
+    if rows.ndim == 1 and len(rows) != batch_size:
+        raise ValueError(f"label: expected one for all or {batch_size} of them, got {len(rows)}")
+    return rows.expand(batch_size)
+
+
+def _range(class_names: Sequence[str]) -> str:
+    if not class_names:
+        return "-1 (unconditional; this prior has no classes)"
+    return f"-1 (unconditional) to {len(class_names) - 1}"

@@ -1,0 +1,118 @@
+"""The transformer's parts: a pre-norm block of rotary, QK-normalised attention and SwiGLU, and its cache.
+
+Left out: embeddings, heads and the order of codes, which are in model.py and patterns.py.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is if it is float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rotary_table(coordinates: Tensor, head_dim: int, theta: float) -> Tensor:
+    """coordinates (S, axes) int64 → unit complex numbers (S, head_dim / 2), by which pairs of channels turn.
+
+    RoPE (arXiv 2104.09864) in as many dimensions as the grid has: the axes share the channels evenly (axial,
+    arXiv 2403.13298). Computed anew for each pass: a float table in the model would follow it to bf16.
+    """
+    pairs = head_dim // (2 * coordinates.shape[1])
+    frequencies = theta ** (-torch.arange(pairs, device=coordinates.device, dtype=torch.float32) / pairs)
+    angles = rearrange(coordinates[:, :, None] * frequencies, "s a pair -> s (a pair)")
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """x (..., S, head_dim) with channel pairs (2i, 2i + 1) turned by `table` (S, head_dim / 2)."""
+    pairs = torch.view_as_complex(rearrange(x, "... (pair two) -> ... pair two", two=2))
+    return torch.view_as_real(pairs * table).flatten(-2)
+
+
+def normalise(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """`norm(x)` in at least float32, whatever the dtypes of `x` and of the weights under autocast."""
+    weight = at_least_float32(norm.weight)
+    return F.rms_norm(at_least_float32(x), norm.normalized_shape, weight, norm.eps)
+
+
+class KeyValueCache:
+    """Keys and values of one layer: room for `num_steps`, taken at the first call, filled from the front."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v (B, heads, n, head_dim) of the next n steps → views of those of all steps so far."""
+        if self._keys is None or self._values is None:
+            room = (*k.shape[:2], self.num_steps, k.shape[3])
+            self._keys, self._values = k.new_empty(room), v.new_empty(room)
+        start, self.length = self.length, self.length + k.shape[2]
+        self._keys[:, :, start : self.length] = k
+        self._values[:, :, start : self.length] = v
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+
+class Attention(nn.Module):
+    """Causal self-attention; queries and keys are normalised (QK-norm, arXiv 2010.04245), then rotated."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.dim = heads, dim
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6)
+        self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """x (B, S, dim) → (B, S, dim). With a filled cache x is one more step, S = 1."""
+        q, k, v = (
+            rearrange(part, "b s (h d) -> b h s d", h=self.heads)
+            for part in self.qkv(x).split(self.dim, dim=-1)
+        )
+        q = rotate(normalise(q, self.q_norm), rotary).to(v.dtype)
+        k = rotate(normalise(k, self.k_norm), rotary).to(v.dtype)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] == k.shape[2])
+        out: Tensor = self.out(rearrange(y, "b h s d -> b s (h d)"))
+        return out
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward layer with a gated hidden layer (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        # Two layers, not one cut in two: on a CPU joining the halves' gradients costs more than it saves.
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.out = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, S, dim) → (B, S, dim)."""
+        out: Tensor = self.out(F.silu(self.gate(x)) * self.up(x))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm residual block. `dropout` is an argument, so that likelihoods and samples can leave it out."""
+
+    def __init__(self, dim: int, heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.attention = Attention(dim, heads)
+        self.ffn_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.ffn = SwiGLU(dim, ffn_dim)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor, dropout: float, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """x (B, S, dim) → (B, S, dim)."""
+        x = x + F.dropout(self.attention(self.attention_norm(x), rotary, cache), dropout)
+        return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout)
