@@ -57,7 +57,7 @@ def step_logits(prior: Prior, codes: Tensor, label: Tensor) -> Tensor:
 
 @pytest.fixture
 def delay(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """MusicGen's delay pattern: shows that a pattern with several codes and gaps in a step is one function."""
+    """MusicGen's delay pattern: several codes and gaps in a step take no more than one function."""
 
     def layout(num_codebooks: int, positions: int) -> Tensor:
         book = torch.arange(num_codebooks).expand(positions + num_codebooks - 1, -1)
