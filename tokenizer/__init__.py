@@ -1,1 +1,8 @@
-"""Tokenizers for pictures and sound: `Tokenizer` turns data into discrete codes or a Gaussian posterior, and back."""
+"""Tokenizers for pictures and sound: discrete codes (VQ-VAE) or a Gaussian posterior (VAE), and back.
+
+Left out: training scripts and data sets (`pipelines`), and models of codes (`prior`).
+"""
+
+from tokenizer.model import Tokenizer, TokenizerConfig, TokenizerOutput
+
+__all__ = ["Tokenizer", "TokenizerConfig", "TokenizerOutput"]

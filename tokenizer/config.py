@@ -1,10 +1,11 @@
-"""Configs: frozen dataclasses that validate themselves, the registry of their variants, and their strict JSON form.
+"""Configs as frozen dataclasses: the registry of their variants, and their strict JSON form.
 
 Left out: the configs of single bottlenecks and modalities; each stands in its own file and registers itself.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -73,7 +74,7 @@ def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` read as the type `hint`; JSON's lists become tuples, whole numbers become floats where asked."""
+    """`value` read as the type `hint`: lists become tuples, whole numbers floats, strings paths, where asked."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in args:
@@ -93,6 +94,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return value
     elif hint is float and type(value) in (int, float):
         return float(value)
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value
     raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")

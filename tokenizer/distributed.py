@@ -15,9 +15,9 @@ from torch import Tensor
 class Step:
     """Where a forward pass stands in a training run; keys its noise and places its rows in the global batch.
 
-    `index` is the optimizer step, `offset` the row of the global batch (all processes, all accumulation steps)
-    at which this pass's rows begin, `total` the rows of the global batch, and `last` says whether this is the
-    last accumulation step, after which codebook statistics are summed over all processes and applied.
+    `index` is the optimizer step, `offset` the row of the global batch (all processes, all accumulation steps) at
+    which this pass's rows begin, `total` the rows of the global batch, and `last` says whether this is the last
+    accumulation step, after which codebook statistics are summed over all processes and applied.
     """
 
     seed: int
@@ -27,11 +27,11 @@ class Step:
     last: bool = True
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A CPU generator that is a function of `(seed, index, purpose)` alone, hence equal on every process."""
+        """A CPU generator that depends on `(seed, index, purpose)` alone, hence is equal on every process."""
         return keyed_generator(self.seed, self.index, purpose)
 
     def normal(self, like: Tensor, purpose: str) -> Tensor:
-        """Standard normal noise shaped as `like` (b, ...): rows `offset : offset + b` of one table for the whole
+        """Standard normal noise shaped as `like` (b, ...): rows `offset : offset + b` of one table for the
         global batch, so that the noise of an example does not depend on the number of processes."""
         rows = (self.total, *like.shape[1:])
         table = torch.randn(rows, generator=self.generator(purpose), dtype=torch.float32)
@@ -62,7 +62,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def all_gather_rows(x: Tensor) -> Tensor:
-    """Rows of `x` (m, ...), the same m on every process, joined in the order of the ranks: (m · world, ...)."""
+    """Rows of `x` (m, ...), the same m on every process, joined in the ranks' order: (m · world, ...)."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]

@@ -1,4 +1,4 @@
-"""Save, load and publish models as Hub-ready folders: JSON, safetensors and a card, read strictly and without code.
+"""Save, load and publish models as Hub-ready folders: JSON, safetensors and a card. Loading is strict, runs no code.
 
 Left out: training state, which `pipelines/` keeps beside its checkpoints, and anything that needs pickle.
 """
@@ -38,7 +38,7 @@ MODEL_FILES = (CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS, *SAMPLES)
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What a model cannot know of itself, for its card: `license` is the SPDX-like id of the Hub, `metrics` maps
+    """What a model cannot know of itself, for its card: `license` is the Hub's id of a licence, `metrics` maps
     names to measured values, `command` is the exact command that trained it."""
 
     title: str = ""
@@ -52,8 +52,8 @@ class CardInfo:
 class HubModel(nn.Module):
     """An `nn.Module` with a `config` dataclass that can be saved, loaded strictly and pushed to the Hub.
 
-    A subclass sets `model_type` and `config_class`, takes its config as the one constructor argument, and may add to
-    `extra_config` (facts for config.json), `preprocessor_config` and `card_fields`.
+    A subclass sets `model_type` and `config_class`, takes its config as the one constructor argument, and may add
+    to `extra_config` (facts for config.json), `preprocessor_config` and `card_fields`.
     """
 
     model_type: ClassVar[str]
@@ -61,7 +61,7 @@ class HubModel(nn.Module):
     config: Any
 
     def extra_config(self) -> dict[str, Any]:
-        """Facts that stand in config.json beside the config itself; checked by `check_extra_config` on loading."""
+        """Facts that stand in config.json beside the config; `check_extra_config` checks them on loading."""
         return {}
 
     def check_extra_config(self, extra: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ class HubModel(nn.Module):
         return {}
 
     def save_pretrained(self, directory: str | Path, card: CardInfo | None = None) -> Path:
-        """Write config.json, model.safetensors, preprocessor_config.json, metrics.json and README.md (the card).
+        """Write config.json, model.safetensors, preprocessor_config.json, metrics.json and the card README.md.
 
         Each file is written beside its final name and renamed, so a file is never half there. Other files in
         the directory are left alone. Returns the directory.
@@ -109,8 +109,8 @@ class HubModel(nn.Module):
     ) -> Self:
         """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode.
 
-        Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an unknown or
-        ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
+        Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an unknown
+        or ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
         """
         directory = fetch(path_or_hub_id, revision=revision, cache_dir=cache_dir, token=token)
         raw = read_json(directory / CONFIG)
@@ -132,7 +132,7 @@ class HubModel(nn.Module):
         return model
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | bool | None = None) -> str:
-        """Upload the model's files, and nothing else, to the Hub repository `repo_id`; returns the commit's URL."""
+        """Upload the model's files, nothing else, to the Hub repository `repo_id`; returns the commit's URL."""
         with tempfile.TemporaryDirectory() as folder:
             return push_folder(self.save_pretrained(folder), repo_id, private=private, token=token)
 
@@ -184,7 +184,7 @@ def fetch(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """The local folder of a saved model, downloaded first if it is a Hub id. `ValueError` if there is none."""
+    """The local folder of a saved model, downloaded first if it is a Hub id; `ValueError` if there is none."""
     path = Path(path_or_hub_id)
     if path.is_dir():
         return path

@@ -1,0 +1,189 @@
+"""Checkpoints: all that an exact resume needs, written beside the final name and renamed when whole. No pickle.
+
+Left out: sharded optimizer states (FSDP, DeepSpeed), whose checkpoints accelerate would have to write.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipelines.training import WeightAverage, seed_layers
+from tokenizer.hub import read_json
+
+logger = logging.getLogger(__name__)
+
+STATE = "state.json"
+
+
+class Checkpoints:
+    """Reads and writes `DIR/checkpoints/step-N/` for one run.
+
+    A checkpoint holds the model, the averaged weights, the optimizers, the bottleneck's training state, the torch
+    RNG of every process, and the step, from which order of data, schedule and keyed noise follow.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        model: nn.Module,
+        average: WeightAverage,
+        optimizers: list[Optimizer],
+        keep: int,
+        seed: int,
+    ) -> None:
+        self.accelerator, self.model, self.average, self.optimizers = accelerator, model, average, optimizers
+        self.folder, self.keep, self.seed = folder / "checkpoints", keep, seed
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` optimizer steps, then delete the oldest checkpoints beyond `keep`.
+
+        Every process must call it: the RNG states are gathered.
+        """
+        rng = gather_object([_rng_state()])
+        if self.accelerator.is_main_process:
+            final = self.folder / f"step-{step}"
+            beside = self.folder / f".step-{step}.{os.getpid()}"
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            try:
+                self._write(beside, step, rng)
+                if final.exists():
+                    shutil.rmtree(final)
+                beside.rename(final)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+            for old in list_checkpoints(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path, step: int, rng: list[dict[str, Tensor]]) -> None:
+        scaler = self.accelerator.scaler
+        state = {
+            "step": step,
+            "processes": len(rng),
+            "threads": torch.get_num_threads(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average.shadow,
+            "optimizers": _optimizer_tensors(self.optimizers),
+            "training_state": _training_state(self.model),
+            "rng": {f"{rank}.{name}": t for rank, states in enumerate(rng) for name, t in states.items()},
+        }
+        for name, values in tensors.items():
+            path = folder / f"{name}.safetensors"
+            save_file({k: v.detach().to("cpu").contiguous().clone() for k, v in values.items()}, path)
+            _sync(path)
+        (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        _sync(folder / STATE)
+
+    def resume(self, wanted: str) -> int:
+        """Load `latest` or the checkpoint at a path; returns its step, 0 if `latest` finds none.
+
+        Raises `ValueError` for a path without a checkpoint and for files that are broken.
+        """
+        path = find_checkpoint(self.folder, wanted)
+        if path is None:
+            logger.info("no checkpoint in %s: starting from the beginning", self.folder)
+            return 0
+        state = read_json(path / STATE)
+        try:
+            files = {p.stem: load_file(p) for p in sorted(path.glob("*.safetensors"))}
+            self.model.load_state_dict(files["model"], strict=True)
+            self.average.load(files["average"])
+            _load_optimizers(self.optimizers, files["optimizers"])
+            _load_training_state(self.model, files["training_state"])
+            self._load_rng(files["rng"], state)
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            step = int(state["step"])
+        except (SafetensorError, OSError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path}: broken checkpoint ({error}); give an older one with --resume PATH") from error
+        if state["threads"] != torch.get_num_threads():
+            logger.warning(
+                "resuming with %d threads instead of %d: results are equal up to rounding, not bit for bit",
+                torch.get_num_threads(),
+                state["threads"],
+            )
+        logger.info("resuming from %s", path)
+        return step
+
+    def _load_rng(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        rank = self.accelerator.process_index
+        mine = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{rank}.")}
+        if state["processes"] == self.accelerator.num_processes and "cpu" in mine:
+            torch.set_rng_state(mine["cpu"])
+            if "cuda" in mine and torch.cuda.is_available():
+                torch.cuda.set_rng_state(mine["cuda"])
+        else:  # another number of processes: only layer dropout draws from this generator
+            seed_layers(self.seed, int(state["step"]), rank)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    found = [p for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and (p / STATE).exists()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def find_checkpoint(folder: Path, wanted: str) -> Path | None:
+    """The checkpoint that `latest` or a path names; None if there is none yet."""
+    if wanted == "latest":
+        return next(iter(list_checkpoints(folder)[::-1]), None)
+    path = Path(wanted)
+    if not (path / STATE).exists():
+        raise ValueError(f"--resume {wanted}: no checkpoint there (no {STATE}); give `latest` or a folder step-N")
+    return path
+
+
+def _rng_state() -> dict[str, Tensor]:
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def _training_state(model: nn.Module) -> dict[str, Tensor]:
+    bottleneck = getattr(model, "bottleneck", None)
+    return bottleneck.training_state() if bottleneck is not None else {}
+
+
+def _load_training_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    if (bottleneck := getattr(model, "bottleneck", None)) is not None:
+        bottleneck.load_training_state(state)
+
+
+def _optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """The states of all parameters as tensors named `optimizer.parameter.name`; rates follow from the step."""
+    return {
+        f"{i}.{p}.{name}": torch.as_tensor(value)
+        for i, optimizer in enumerate(optimizers)
+        for p, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _load_optimizers(optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for key, value in tensors.items():
+        i, p, name = key.split(".", 2)
+        states[int(i)].setdefault(int(p), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,166 @@
+"""Measures of tokenizers and priors on held-out data, and the pictures that show them; used in and after training.
+
+Left out: the command line (`evaluate.py`), and the metrics themselves (`tokenizer.metrics`).
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from pipelines.data import Examples, Splits, held_out_batches, to_float
+from pipelines.report import codebook_plot, loss_plot, reconstruction_sheet
+from pipelines.tokens import TokenInfo, TokenSplit
+from pipelines.training import sum_over_processes
+from prior import Prior
+from tokenizer import Tokenizer
+from tokenizer.bottlenecks.gaussian import GaussianConfig
+from tokenizer.distributed import keyed_generator
+from tokenizer.metrics import CodeUsage, bernoulli_elbo, gaussian_elbo, psnr, ssim
+
+EVAL_BATCH = 128
+# Pictures on the sheet of reconstructions.
+SHEET = 24
+
+
+@torch.no_grad()
+def evaluate_tokenizer(
+    tok: Tokenizer, examples: Examples, accelerator: Accelerator, batch_size: int = EVAL_BATCH
+) -> dict[str, float]:
+    """Means over `examples`, each counted once over all processes; {} if there are none.
+
+    psnr (dB per picture), ssim, l1 and l2 (data in [-1, 1]); with codes also usage, perplexity and bits_per_item;
+    for a VAE elbo_nats (per picture) and elbo_bits_per_dim, from one posterior sample each, and kl_nats. Leaves the
+    tokenizer in eval mode.
+    """
+    tok.eval()
+    sums: dict[str, Tensor] = {}
+    discrete = tok.bottleneck.num_codebooks > 0
+    usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=accelerator.device) if discrete else None
+    codes_per_item = 0
+    for batch in held_out_batches(examples, batch_size, accelerator.process_index, accelerator.num_processes):
+        x = to_float(batch.x.to(accelerator.device))
+        if len(x) == 0:
+            continue
+        if usage is not None:
+            codes = tok.encode(x)
+            usage.update(codes)
+            codes_per_item = codes[0].numel()
+            values = reconstruction_values(tok.decode(codes, size=tuple(x.shape[2:])), x)
+        else:
+            values = vae_values(tok, x, batch.index)
+        for name, value in values.items():
+            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
+    return _reduced(sums, len(examples), usage, codes_per_item, accelerator)
+
+
+def reconstruction_values(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Per item: psnr, ssim, l1, l2."""
+    error = x_hat.float().clamp(-1, 1) - x
+    return {
+        "psnr": psnr(x_hat, x),
+        "ssim": ssim(x_hat, x),
+        "l1": error.abs().flatten(1).mean(1),
+        "l2": error.square().flatten(1).mean(1),
+    }
+
+
+def vae_values(tok: Tokenizer, x: Tensor, index: Tensor) -> dict[str, Tensor]:
+    """Per item: the reconstruction of the posterior's mean, and the ELBO of one sample under the trained likelihood.
+
+    The likelihood is Bernoulli on pictures binarised at 0 if that loss was trained, else the Gaussian with the σ
+    for which the training objective is the ELBO: 2σ² = kl_weight / l2 weight.
+    """
+    posterior = tok.posterior(x)
+    size = tuple(x.shape[2:])
+    values = reconstruction_values(tok.decode_latents(posterior.mode(), size), x)
+    # The noise of an item depends on its index, not on its batch or process.
+    noise = [torch.randn(posterior.mean.shape[1:], generator=keyed_generator(int(i), "elbo")) for i in index]
+    z = posterior.reparameterise(torch.stack(noise).to(posterior.mean))
+    x_hat, kl = tok.decode_latents(z, size), posterior.kl()
+    bottleneck, losses = tok.config.bottleneck, tok.config.losses
+    assert isinstance(bottleneck, GaussianConfig)
+    if losses.get("bernoulli", 0) > 0:
+        elbo = bernoulli_elbo(x_hat, x, kl)
+    else:
+        sigma = math.sqrt(max(bottleneck.kl_weight, 1e-6) / 2 / max(losses.get("l2", 0), 1e-6))
+        elbo = gaussian_elbo(x_hat, x, kl, sigma)
+    dims = math.prod(x.shape[1:])
+    return {**values, "elbo_nats": elbo, "elbo_bits_per_dim": elbo / dims / math.log(2), "kl_nats": kl}
+
+
+def _reduced(
+    sums: dict[str, Tensor], count: int, usage: CodeUsage | None, codes_per_item: int, accelerator: Accelerator
+) -> dict[str, float]:
+    """Sums of all processes as means. A process may have had no item, so names come from those that had."""
+    if count == 0:
+        return {}
+    gathered = gather_object([({k: float(v) for k, v in sums.items()}, codes_per_item)])
+    names = max((part for part, _ in gathered), key=len)
+    metrics = {k: sum(part.get(k, 0.0) for part, _ in gathered) / count for k in names}
+    if usage is not None:
+        usage.reduce()
+        bits = math.log2(usage.codebook_size)
+        metrics["usage"] = float(usage.usage().mean())
+        metrics["perplexity"] = float(usage.perplexity().mean())
+        metrics["bits_per_item"] = max(n for _, n in gathered) * bits
+    return metrics
+
+
+def write_tokenizer_report(tok: Tokenizer, splits: Splits, folder: Path) -> None:
+    """reconstructions.png and sample.png, codebook.png (if there are codes) and loss.png in `folder`."""
+    source = splits.held_out if len(splits.held_out) else splits.train
+    for name in ("reconstructions.png", "sample.png"):
+        write_reconstructions(tok, source, folder / name)
+    if tok.bottleneck.num_codebooks:
+        write_codebook(tok, source, folder / "codebook.png")
+    loss_plot(folder / "metrics.jsonl", folder / "loss.png")
+
+
+@torch.no_grad()
+def write_reconstructions(tok: Tokenizer, examples: Examples, path: Path) -> None:
+    """Some pictures, spread over the examples, above what the tokenizer makes of them."""
+    tok.eval()
+    picked = torch.linspace(0, len(examples) - 1, min(SHEET, len(examples))).round().long().tolist()
+    x = to_float(torch.stack([examples.x(i) for i in picked]).to(tok.device))
+    reconstruction_sheet(x.cpu(), tok(x).x_hat.cpu(), path)
+
+
+def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:
+    """How often each code occurs in the examples, and where the codebook's entries lie."""
+    usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=tok.device)
+    for batch in held_out_batches(examples, EVAL_BATCH):
+        usage.update(tok.encode(to_float(batch.x.to(tok.device))))
+    codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors())
+
+
+@torch.no_grad()
+def evaluate_prior(
+    prior: Prior, info: TokenInfo, split: TokenSplit, accelerator: Accelerator, batch_size: int = EVAL_BATCH
+) -> dict[str, float]:
+    """Exact likelihoods, each item counted once over all processes; {} if there are none.
+
+    bits_per_code with the items' labels, bits_per_code_unconditional without, and bits_per_pixel: the bits of an
+    item's codes over its pixels (or samples), which is lossy, so not comparable with lossless models.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    totals = torch.zeros(2, dtype=torch.float64)
+    mine = np.arange(len(split) * rank // world, len(split) * (rank + 1) // world)
+    for start in range(0, len(mine), batch_size):
+        codes, labels = split.rows(mine[start : start + batch_size])
+        codes, labels = codes.to(accelerator.device), labels.to(accelerator.device)
+        totals[0] += prior.nll(codes, labels).double().sum().cpu()
+        totals[1] += prior.nll(codes).double().sum().cpu()
+    totals = sum_over_processes(accelerator, totals)
+    if not len(split):
+        return {}
+    labelled, unlabelled = (float(t) / math.log(2) / len(split) for t in totals)
+    metrics = {"bits_per_code": labelled / info.codes_per_item}
+    if info.class_names:
+        metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
+    metrics["bits_per_pixel"] = labelled / math.prod(info.item_shape[1:])
+    return metrics

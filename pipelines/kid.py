@@ -1,0 +1,70 @@
+"""The kernel inception distance of reconstructions and samples, in the features of a network of the user's choice.
+
+Left out: any download that was not asked for, and the distance itself (`tokenizer.metrics.kid`).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.data import Examples, held_out_batches, to_float
+from prior import Prior
+from tokenizer import Tokenizer
+from tokenizer.distributed import keyed_generator
+from tokenizer.metrics import kid
+from tokenizer.perceptual import torchvision_network
+
+SUBSETS, SUBSET_SIZE = 100, 1000
+# ImageNet's statistics, which torchvision's weights expect.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Networks whose last layer is called fc, with the input size they were trained at.
+SIZES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}
+
+
+class Features(nn.Module):
+    """Pictures (B, C, H, W) in [-1, 1] → the features (B, d) before a torchvision network's classifier."""
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network, self.size = network.eval(), size
+        self.network.fc = nn.Identity()
+        self.register_buffer("mean", torch.tensor(MEAN).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(-1, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        x = ((x.clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1)
+        x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+        features: Tensor = self.network((x - self.mean) / self.std)
+        return features
+
+
+def load_features(spec: str, download: bool) -> Features:
+    """Features from "torchvision:NETWORK" or "torchvision:NETWORK:WEIGHTS". `ValueError` if it cannot be loaded."""
+    name = (spec.split(":") + [""])[1]
+    if name not in SIZES:
+        raise ValueError(f"--kid {spec}: expected torchvision:NETWORK, NETWORK one of {', '.join(SIZES)}")
+    return Features(torchvision_network(spec, tuple(SIZES), download), SIZES[name])
+
+
+@torch.no_grad()
+def evaluate_kid(
+    network: Features, tok: Tokenizer, prior: Prior | None, examples: Examples, batch_size: int
+) -> dict[str, float]:
+    """KID (mean and spread over subsets) of reconstructions and, with a prior, of as many samples without class."""
+    real, rebuilt, sampled = [], [], []
+    generator = keyed_generator(0, "kid")
+    for batch in held_out_batches(examples, batch_size):
+        x = to_float(batch.x.to(tok.device))
+        real.append(network(x).cpu())
+        rebuilt.append(network(tok(x).x_hat).cpu())
+        if prior is not None:
+            codes = prior.sample(len(x), generator=generator)
+            sampled.append(network(tok.decode(codes, tuple(x.shape[2:]))).cpu())
+    metrics = {}
+    for name, parts in (("kid_reconstructions", rebuilt), ("kid_samples", sampled)):
+        if parts:
+            size = min(SUBSET_SIZE, len(examples))
+            mean, std = kid(torch.cat(parts), torch.cat(real), SUBSETS, size, keyed_generator(0, name))
+            metrics |= {name: float(mean), f"{name}_std": float(std)}
+    return metrics

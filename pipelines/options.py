@@ -1,0 +1,134 @@
+"""The options of the training scripts as frozen dataclasses; tyro turns them into flags and their docs into help.
+
+Left out: the options of scripts that do not train, which stand in those scripts, and the presets (`presets.py`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pipelines.data import DataConfig
+from tokenizer import TokenizerConfig
+from tokenizer.config import require
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What every training script has."""
+
+    output: Path = Path("runs/model")
+    """Folder of the run, and at its end the Hub-ready folder of the model."""
+    max_steps: int = 1000
+    """Optimizer steps of the whole run. May grow when a run is resumed; the schedule follows."""
+    batch_size: int = 64
+    """Examples per optimizer step, over all processes and accumulation steps."""
+    seed: int = 0
+    """Decides initial weights, the order of examples and all noise."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: int = 2
+    """Checkpoints that stay; older ones are deleted once a newer one is whole."""
+    resume: str = ""
+    """`latest`, or the path of a checkpoint. The run's own options are taken from its run.json."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the network's arithmetic; left out, accelerate's config decides."""
+    gradient_accumulation: int = 1
+    """Forward passes per optimizer step; the batch is cut into as many parts."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for hidden matrices with AdamW for the rest, or AdamW for all."""
+    learning_rate: float = 2e-3
+    """Peak rate of AdamW, reached after the warm-up and followed by a cosine to 0."""
+    muon_learning_rate: float = 0.02
+    """Peak rate of Muon, on the same schedule."""
+    warmup_steps: int = 100
+    """Steps over which the rates grow from 0."""
+    weight_decay: float = 0.0
+    """Decay of weight matrices, scaled by the rate."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm. 0: never."""
+    ema_decay: float = 0.99
+    """Decay of the moving average of weights, which is what is saved. 0 saves the last weights."""
+    log_every: int = 20
+    """Steps between log lines."""
+    eval_every: int = 500
+    """Steps between evaluations on held-out data; one more at the end."""
+    tracker: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
+    """Where accelerate sends the logged values, besides metrics.jsonl."""
+    push_to_hub: str = ""
+    """Hub repository (user/name) that the finished model is uploaded to."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "checkpoint_every", "keep_checkpoints", "gradient_accumulation"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("log_every", "eval_every"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "clip_norm", "warmup_steps", "seed"):
+            require(0 <= getattr(self, name) < 2**63, f"{name} is {getattr(self, name)}, expected 0 or more")
+        require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}, expected 0 or more and less than 1")
+
+
+# Options that may change when a run is resumed: none of them changes what is learnt, and max_steps may grow.
+MAY_CHANGE = frozenset(
+    {
+        *("output", "resume", "max_steps", "checkpoint_every", "keep_checkpoints", "log_every", "eval_every"),
+        *("tracker", "push_to_hub", "data.workers"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TokenizerTraining(TrainingOptions):
+    """Options of train_tokenizer.py."""
+
+    output: Path = Path("runs/tokenizer")
+    """Folder of the run, and at its end the Hub-ready folder of the model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the pictures come from."""
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """The tokenizer."""
+    perceptual: str = ""
+    """Feature network of a perceptual loss, e.g. torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty: none."""
+    perceptual_weight: float = 0.1
+    """Weight of the perceptual loss, if there is one."""
+    perceptual_download: bool = False
+    """Allow the feature network's weights to be downloaded."""
+
+
+@dataclass(frozen=True)
+class PriorSize:
+    """Size of the transformer."""
+
+    dim: int = 192
+    """Width."""
+    depth: int = 6
+    """Layers."""
+    heads: int = 6
+    """Attention heads."""
+    dropout: float = 0.1
+    """Dropout in the layers."""
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """Held-out tokens."""
+
+    valid_fraction: float = 0.05
+    """Share held out by content hash, if the tokens have no held-out file of their own."""
+
+
+@dataclass(frozen=True)
+class PriorTraining(TrainingOptions):
+    """Options of train_prior.py."""
+
+    output: Path = Path("runs/prior")
+    """Folder of the run, and at its end the Hub-ready folder of the model."""
+    tokens: Annotated[Path, tyro.conf.arg(aliases=["--data.path"])] = Path("runs/tokens")
+    """Folder of tokens that encode_dataset.py wrote."""
+    data: TokenData = field(default_factory=TokenData)
+    """How tokens are held out."""
+    model: PriorSize = field(default_factory=PriorSize)
+    """The transformer."""
+    label_dropout: float = 0.1
+    """Share of examples whose label is hidden, which classifier-free guidance needs."""

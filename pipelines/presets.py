@@ -1,0 +1,158 @@
+"""The training presets: named sets of options that the first word of a command line chooses.
+
+Left out: sound, and the options themselves (`pipelines.options`). A new preset is one decorated function here.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipelines.cli import Preset
+from pipelines.data import DataConfig
+from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
+from tokenizer import TokenizerConfig
+from tokenizer.bottlenecks.gaussian import GaussianConfig
+from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.losses import default_weights
+from tokenizer.modalities.image import ImageConfig
+
+TOKENIZERS: dict[str, Preset] = {}
+PRIORS: dict[str, Preset] = {}
+
+T = TypeVar("T")
+
+
+def preset(
+    registry: dict[str, Preset], name: str, about: str, cost: str
+) -> Callable[[Callable[[], T]], Callable[[], T]]:
+    """Enter a function that makes options into a registry under `name`."""
+
+    def add(build: Callable[[], T]) -> Callable[[], T]:
+        registry[name] = Preset(build, about, cost)
+        return build
+
+    return add
+
+
+@preset(
+    TOKENIZERS,
+    "emoji",
+    "32 × 32 colour emoji, 64 codes of 9 bits.",
+    "About 4 minutes on 2 CPU cores, 0.6 M parameters.",
+)
+def _emoji() -> TokenizerTraining:
+    return TokenizerTraining(max_steps=1500, data=DataConfig(path="embedded:emoji"))
+
+
+@preset(
+    TOKENIZERS,
+    "digits",
+    "28 × 28 grey digits, 49 codes of 7 bits.",
+    "About 2 minutes on 2 CPU cores.",
+)
+def _digits() -> TokenizerTraining:
+    return TokenizerTraining(
+        max_steps=1000,
+        data=DataConfig(path="embedded:digits"),
+        model=TokenizerConfig(
+            modality=ImageConfig(channels=1, size=(28, 28), widths=(32, 64), blocks=(1, 1)),
+            bottleneck=VQConfig(codebook_size=128, dim=4, codebook_dim=4),
+        ),
+    )
+
+
+@preset(
+    TOKENIZERS,
+    "digits-vae",
+    "28 × 28 grey digits as one Gaussian latent of 32 numbers; sample.py --tokenizer draws new ones.",
+    "About 3 minutes on 2 CPU cores.",
+)
+def _digits_vae() -> TokenizerTraining:
+    return TokenizerTraining(
+        max_steps=2000,
+        data=DataConfig(path="embedded:digits"),
+        model=TokenizerConfig(
+            modality=ImageConfig(
+                channels=1, size=(28, 28), strides=(2, 2, 8), widths=(32, 64, 256), blocks=(0, 1, 1)
+            ),
+            bottleneck=GaussianConfig(dim=32, kl_weight=1.0, kl_warmup_steps=300),
+            losses={**default_weights(), "bernoulli": 1.0},
+        ),
+    )
+
+
+@preset(
+    TOKENIZERS,
+    "image-64",
+    "64 × 64 colour pictures, 256 codes of 10 bits.",
+    "About 1 hour on one GPU for 100 k pictures; 5 M parameters.",
+)
+def _image_64() -> TokenizerTraining:
+    return TokenizerTraining(
+        max_steps=50_000,
+        batch_size=128,
+        checkpoint_every=2000,
+        eval_every=2000,
+        ema_decay=0.999,
+        data=DataConfig(path="my_pictures", workers=4),
+        model=TokenizerConfig(
+            modality=ImageConfig(size=(64, 64), widths=(96, 192), blocks=(2, 3)),
+            bottleneck=VQConfig(codebook_size=1024),
+            losses={**default_weights(), "l1": 0.5, "l2": 1.0, "ms_ssim": 0.1},
+        ),
+    )
+
+
+@preset(
+    TOKENIZERS,
+    "image-256",
+    "256 × 256 colour pictures, 1024 codes of 13 bits.",
+    "About 2 days on one data-centre GPU for 1 M pictures; use bf16 and several GPUs. 40 M parameters.",
+)
+def _image_256() -> TokenizerTraining:
+    return TokenizerTraining(
+        max_steps=200_000,
+        batch_size=128,
+        mixed_precision="bf16",
+        checkpoint_every=5000,
+        eval_every=5000,
+        warmup_steps=1000,
+        ema_decay=0.9995,
+        data=DataConfig(path="my_pictures", workers=8, flip=True),
+        model=TokenizerConfig(
+            modality=ImageConfig(size=(256, 256), strides=(2, 2, 2), widths=(128, 256, 512), blocks=(2, 2, 3)),
+            bottleneck=VQConfig(codebook_size=8192),
+            losses={**default_weights(), "l1": 1.0, "l2": 1.0, "ms_ssim": 0.1},
+        ),
+    )
+
+
+@preset(
+    PRIORS,
+    "small",
+    "Tokens of small pictures (up to some hundred codes).",
+    "About 2 minutes on 2 CPU cores for embedded emoji.",
+)
+def _small() -> PriorTraining:
+    return PriorTraining(max_steps=800, weight_decay=0.1)
+
+
+@preset(
+    PRIORS,
+    "base",
+    "Tokens of larger sets, 1024 codes per picture.",
+    "About 1 day on one data-centre GPU for 1 M pictures; 90 M parameters.",
+)
+def _base() -> PriorTraining:
+    return PriorTraining(
+        max_steps=200_000,
+        batch_size=256,
+        mixed_precision="bf16",
+        optimizer="adamw",
+        learning_rate=6e-4,
+        warmup_steps=2000,
+        weight_decay=0.05,
+        checkpoint_every=5000,
+        eval_every=5000,
+        ema_decay=0.9995,
+        model=PriorSize(dim=768, depth=12, heads=12, dropout=0.1),
+    )

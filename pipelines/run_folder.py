@@ -1,0 +1,144 @@
+"""The folder of a run: its lock, its options in run.json, and its log metrics.jsonl.
+
+Left out: checkpoints (`pipelines.checkpoints`) and the model's own files (`tokenizer.hub`).
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from pipelines.options import MAY_CHANGE, TrainingOptions
+from tokenizer.config import config_to_dict
+from tokenizer.hub import read_json, write_atomically
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+
+
+@contextlib.contextmanager
+def run_folder(accelerator: Accelerator, options: TrainingOptions) -> Iterator[Path]:
+    """The run's folder, locked against a second run, with run.json written or, on a resume, compared.
+
+    The lock is the kernel's (`flock`), so it ends with the process however that ends. Raises `ValueError` for a
+    folder that holds another run, that is in use or cannot be written, and for a resume with other options.
+    """
+    folder = options.output
+    failure: list[str | None] = [None]
+    lock = None
+    if accelerator.is_main_process:
+        try:
+            lock = _lock(folder)
+            _claim(folder, options)
+        except (OSError, ValueError) as error:
+            failure[0] = str(error)
+    # Every process learns of the failure, so that none is left waiting for the others.
+    broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise ValueError(failure[0])
+    try:
+        yield folder
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _lock(folder: Path) -> IO[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"{folder}: another run is writing here; choose another --output or wait for it") from None
+    return file
+
+
+def _claim(folder: Path, options: TrainingOptions) -> None:
+    """Check the folder against `options` and write run.json."""
+    path = folder / RUN_FILE
+    values = options_to_dict(options)
+    if options.resume:
+        if path.exists():
+            _compare(read_json(path), values, path)
+    elif path.exists() or (folder / "config.json").exists():
+        raise ValueError(
+            f"{folder} already holds a run; choose another --output, or continue that run with --resume latest"
+        )
+    write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
+    before, after = flatten(old), flatten(new)
+    for name in sorted(before.keys() | after.keys()):
+        was, now = before.get(name), after.get(name)
+        if name == "max_steps" and isinstance(was, int) and isinstance(now, int) and now != was:
+            if now < was:
+                raise ValueError(f"--max-steps may only grow on a resume: it was {was}, now {now}")
+            logger.info("max_steps grows from %d to %d; the schedule of rates follows", was, now)
+        elif was != now and name not in MAY_CHANGE:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{flag} is {now!r}, but the run in {path.parent} has {was!r}; leave it out to resume that run, "
+                f"or start a new one in another --output"
+            )
+
+
+def options_to_dict(options: Any) -> dict[str, Any]:
+    """`config_to_dict`, with paths as strings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {k: plain(v) for k, v in config_to_dict(options).items()}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+class MetricsLog:
+    """metrics.jsonl, one object per line; on a resume the lines after the checkpoint's step are dropped first."""
+
+    def __init__(self, path: Path, start_step: int, enabled: bool) -> None:
+        self.path, self.enabled = path, enabled
+        if not enabled:
+            return
+        rows = read_metrics(path) if path.exists() else []
+        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= start_step)
+        write_atomically(path, lambda p: p.write_text(kept if start_step else "", encoding="utf-8"))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one row and flush it."""
+        if self.enabled:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a half-written last line, as a killed run leaves it, is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+

@@ -1,0 +1,187 @@
+"""Train a prior over tokens: `accelerate launch pipelines/train_prior.py --tokens DIR --output DIR`.
+
+Left out: making the tokens (`encode_dataset.py`) and drawing from the prior (`sample.py`).
+"""
+
+import logging
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipelines.checkpoints import Checkpoints
+from pipelines.cli import parse, run
+from pipelines.evaluation import evaluate_prior
+from pipelines.optimizers import build_optimizers
+from pipelines.options import PriorTraining
+from pipelines.presets import PRIORS
+from pipelines.report import loss_plot, progress
+from pipelines.run_folder import MetricsLog, run_folder
+from pipelines.tokens import TokenInfo, TokenSplit, read_tokens, token_batches
+from pipelines.training import (
+    WeightAverage,
+    command_line,
+    mean_over_processes,
+    rate_scale,
+    require_finite,
+    seed_layers,
+    set_rates,
+    start_accelerator,
+    start_trackers,
+)
+from prior import Prior, PriorConfig
+from tokenizer.distributed import Step
+from tokenizer.hub import CardInfo, push_folder
+
+logger = logging.getLogger(__name__)
+
+UNCONDITIONAL = -1
+
+
+def main() -> None:
+    """Read the options, check tokens and folder, train."""
+    options = parse(PriorTraining, __doc__ or "", presets=PRIORS, default_preset="small")
+    accelerator = start_accelerator(options)
+    info, splits = read_tokens(options.tokens, options.data.valid_fraction)
+    with run_folder(accelerator, options):
+        train(options, accelerator, info, splits)
+    accelerator.end_training()
+
+
+def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
+    """The prior that the options ask for, for codes of the tokens' kind."""
+    return PriorConfig(
+        codebook_size=info.codebook_size,
+        num_codebooks=info.num_codebooks,
+        grid=info.grid,
+        class_names=info.class_names,
+        dim=options.model.dim,
+        depth=options.model.depth,
+        heads=options.model.heads,
+        dropout=options.model.dropout,
+        tokenizer_id=info.tokenizer,
+        tokenizer_fingerprint=info.fingerprint,
+    )
+
+
+def drop_labels(labels: Tensor, share: float, step: Step) -> Tensor:
+    """labels (b,) with a random `share` hidden, so that one model learns both p(codes | class) and p(codes)."""
+    hidden = step.uniform(len(labels), "labels") < share
+    return torch.where(hidden.to(labels.device), UNCONDITIONAL, labels)
+
+
+def train(
+    options: PriorTraining, accelerator: Accelerator, info: TokenInfo, splits: dict[str, TokenSplit]
+) -> None:
+    """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
+    prior = Prior(prior_config(options, info)).to(accelerator.device)
+    average = WeightAverage(prior, options.ema_decay)
+    optimizers = build_optimizers(
+        prior,
+        options.optimizer,
+        options.learning_rate,
+        options.muon_learning_rate,
+        options.weight_decay,
+        betas=(0.9, 0.95),
+    )
+    # `model` is what trains; `prior` is the same weights unwrapped, for evaluation and saving only.
+    model, *optimizers = accelerator.prepare(prior, *optimizers)
+    checkpoints = Checkpoints(
+        accelerator, options.output, prior, average, optimizers, options.keep_checkpoints, options.seed
+    )
+    seed_layers(options.seed, 0, accelerator.process_index)
+    start = checkpoints.resume(options.resume) if options.resume else 0
+    if options.resume and start >= options.max_steps:
+        logger.info("%s is finished: %d of %d steps are done", options.output, start, options.max_steps)
+        return
+    log = MetricsLog(options.output / "metrics.jsonl", start, accelerator.is_main_process)
+    start_trackers(accelerator, options)
+    bar = progress(options.max_steps, "prior", start, accelerator.is_main_process)
+
+    model.train()
+    for batch in token_batches(
+        splits["train"],
+        batch_size=options.batch_size,
+        micro_batches=options.gradient_accumulation,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        seed=options.seed,
+        start_step=start,
+        stop_step=options.max_steps,
+    ):
+        last = batch.micro == options.gradient_accumulation - 1
+        where = Step(options.seed, batch.step, batch.offset, options.batch_size, last)
+        codes = batch.codes.to(accelerator.device, non_blocking=True)
+        labels = drop_labels(batch.labels.to(accelerator.device), options.label_dropout, where)
+        set_rates(optimizers, rate_scale(batch.step, options.warmup_steps, options.max_steps))
+        with accelerator.accumulate(model):
+            out = model(codes, labels)
+            loss = out.losses["nll"]
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and options.clip_norm:
+                accelerator.clip_grad_norm_(prior.parameters(), options.clip_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        if not last:
+            continue
+        step = batch.step + 1
+        average.update(prior, step)
+        bar.update()
+        if step % options.log_every == 0 or step == options.max_steps:
+            values = mean_over_processes(accelerator, {"loss": loss, **out.stats})
+            require_finite(values, step)
+            rows = {f"train/{k}": v for k, v in values.items()}
+            log.add(step, rows)
+            accelerator.log(rows, step=step)
+            bar.set_postfix(bits=f"{values['bits_per_code']:.3f}")
+        if step % options.eval_every == 0 and step < options.max_steps:
+            with average.applied(prior):
+                metrics = evaluate_prior(prior, info, splits["held_out"], accelerator)
+            rows = {f"valid/{k}": v for k, v in metrics.items()}
+            log.add(step, rows)
+            accelerator.log(rows, step=step)
+            model.train()
+        if step % options.checkpoint_every == 0 or step == options.max_steps:
+            checkpoints.save(step)
+    bar.close()
+    finish(options, accelerator, info, splits, prior, average, log)
+
+
+def finish(
+    options: PriorTraining,
+    accelerator: Accelerator,
+    info: TokenInfo,
+    splits: dict[str, TokenSplit],
+    prior: Prior,
+    average: WeightAverage,
+    log: MetricsLog,
+) -> None:
+    """Evaluate the averaged weights and write model, card, metrics and the plot of losses."""
+    with average.applied(prior):
+        metrics = evaluate_prior(prior, info, splits["held_out"], accelerator)
+        train_metrics = evaluate_prior(prior, info, splits["train"].first(len(splits["held_out"])), accelerator)
+        if "bits_per_code" in train_metrics:
+            metrics["train_bits_per_code"] = train_metrics["bits_per_code"]
+        rows = {f"valid/{k}": v for k, v in metrics.items()}
+        log.add(options.max_steps, rows)
+        accelerator.log(rows, step=options.max_steps)
+        if accelerator.is_main_process:
+            loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
+            card = CardInfo(
+                title=f"Prior over codes of {info.source}",
+                command=command_line(accelerator, "train_prior"),
+                metrics=metrics,
+                notes=f"Trained on {len(splits['train'])} items, measured on {len(splits['held_out'])} held-out "
+                f"items; train_bits_per_code is of as many training items, so the difference is what it memorised.",
+            )
+            prior.save_pretrained(options.output, card)
+            summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+            logger.info("held-out: %s\nsaved to %s", summary, options.output)
+            if options.push_to_hub:
+                logger.info("pushed: %s", push_folder(options.output, options.push_to_hub))
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    run(main)

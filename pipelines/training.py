@@ -1,0 +1,168 @@
+"""What the training scripts share: setting up a run the schedule of rates, averaged weights, reduced values.
+
+Left out: the loops, which stand in the scripts themselves, run folders and checkpoints.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipelines.options import TrainingOptions
+from tokenizer.distributed import keyed_generator
+
+logger = logging.getLogger(__name__)
+
+
+def start_accelerator(options: TrainingOptions) -> Accelerator:
+    """An Accelerator for a run, with equal initial weights to come on every process.
+
+    Buffers are not broadcast: codebooks are kept equal by their own collectives, before and not after they are used.
+    """
+    world = int(Accelerator().num_processes)
+    check_batch(options.batch_size, options.gradient_accumulation, world)
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        log_with=None if options.tracker == "none" else options.tracker,
+        project_dir=str(options.output),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    quiet_logging(accelerator)
+    set_seed(options.seed)
+    return accelerator
+
+
+def quiet_logging(accelerator: Accelerator) -> None:
+    """Messages as plain lines on stderr, from the main process only; errors from all."""
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("httpx", "torch.distributed", "accelerate", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def check_batch(batch_size: int, accumulation: int, world: int) -> None:
+    """`ValueError` unless the global batch divides evenly into processes × accumulation steps."""
+    parts = accumulation * world
+    if batch_size % parts:
+        nearest = max(parts, round(batch_size / parts) * parts)
+        raise ValueError(
+            f"--batch-size {batch_size} does not divide by {world} processes × {accumulation} accumulation steps; "
+            f"the nearest that does is {nearest}"
+        )
+
+
+def rate_scale(step: int, warmup_steps: int, max_steps: int) -> float:
+    """Factor of the learning rates at `step`: linear warm-up, then half a cosine down to 0 at `max_steps`."""
+    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max_steps)))
+
+
+def set_rates(optimizers: list[Optimizer], scale: float) -> None:
+    """Set every group's rate to its peak rate times `scale`; a function of the step needs no state to resume."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("peak_lr", group["lr"])
+            group["lr"] = group["peak_lr"] * scale
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters; buffers such as codebooks are taken as they are."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {n: p.detach().clone() for n, p in model.named_parameters()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """After optimizer step `step`. Early on the average is short, so that it forgets the initial weights."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, p in model.named_parameters():
+            if name in self.shadow:
+                self.shadow[name].lerp_(p, 1 - decay)
+
+    def load(self, shadow: Mapping[str, Tensor]) -> None:
+        """Take over the averages of a checkpoint. `KeyError` if they are not this model's."""
+        if shadow.keys() != self.shadow.keys():
+            raise KeyError("the averaged weights are those of another model")
+        self.shadow = {n: shadow[n].to(v.device) for n, v in self.shadow.items()}
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Within the context the model has the averaged weights."""
+        trained = {n: p.detach().clone() for n, p in model.named_parameters() if n in self.shadow}
+        self._copy(model, self.shadow)
+        try:
+            yield
+        finally:
+            self._copy(model, trained)
+
+    @torch.no_grad()
+    def _copy(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+        for name, p in model.named_parameters():
+            if name in values:
+                p.copy_(values[name])
+
+
+def mean_over_processes(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars averaged over all processes, in one collective."""
+    stacked = torch.stack([v.detach().float().reshape(()) for v in values.values()])
+    reduced = accelerator.reduce(stacked, reduction="mean")
+    return dict(zip(values, (float(v) for v in reduced), strict=True))
+
+
+def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """`values`, on the CPU, summed over all processes."""
+    summed: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
+    return summed.cpu()
+
+
+def require_finite(values: Mapping[str, float], step: int) -> None:
+    """`ValueError` naming the first value that is NaN or infinite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"step {step}: {name} is {value}; the training diverged. Lower --learning-rate and "
+                f"--muon-learning-rate, or train in float32, and continue with --resume latest"
+            )
+
+
+def seed_layers(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generator, which only layer dropout draws from, for one process."""
+    torch.manual_seed(int(torch.randint(1 << 62, (), generator=keyed_generator(seed, step, rank, "layers"))))
+
+
+def short_run(options: Any, log: bool) -> Any:
+    """`options` with warm-ups that fit a run of few steps; says what it changed."""
+    bottleneck = options.model.bottleneck
+    start = getattr(bottleneck, "kmeans_steps", 0)
+    if start and start >= options.max_steps:
+        fitting = max(1, options.max_steps // 2)
+        if log:
+            logger.info("--max-steps %d is short: k-means starts after %d instead of %d steps", options.max_steps, fitting, start)
+        bottleneck = dataclasses.replace(bottleneck, kmeans_steps=fitting)
+        options = dataclasses.replace(options, model=dataclasses.replace(options.model, bottleneck=bottleneck))
+    return options
+
+
+def start_trackers(accelerator: Accelerator, options: TrainingOptions) -> None:
+    """Open the tracker that the options name; its files lie in the run's folder."""
+    if options.tracker != "none":
+        accelerator.init_trackers("logs")
+
+
+def command_line(accelerator: Accelerator, script: str) -> str:
+    """The command of this run as a person would type it, for the model's card."""
+    processes = accelerator.num_processes
+    launch = "accelerate launch" if processes == 1 else f"accelerate launch --num_processes {processes}"
+    return f"{launch} pipelines/{script}.py {shlex.join(sys.argv[1:])}".rstrip()

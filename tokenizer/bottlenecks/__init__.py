@@ -1,0 +1,87 @@
+"""The contract of bottlenecks, what stands between encoder and decoder, and the registry that finds them.
+
+Left out: the bottlenecks themselves. Each is one file beside this one; a new file is found without touching others.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from tokenizer.config import Variant
+from tokenizer.distributed import Step
+
+
+class Bottlenecked(NamedTuple):
+    """What a bottleneck makes of z: `z_q` (B, out_dim, *grid) for the decoder, `codes` (B, K, *grid) int64 (None if
+    it has no codes), `losses` (weighted terms of the objective) and `stats` (unweighted, for people), both scalars."""
+
+    z_q: Tensor
+    codes: Tensor | None
+    losses: dict[str, Tensor]
+    stats: dict[str, Tensor]
+
+
+class Bottleneck(nn.Module):
+    """Base of all bottlenecks. The layout is turned once, at the bottleneck's own boundary.
+
+    `in_dim` channels come from the encoder and `out_dim` go to the decoder. Discrete bottlenecks have
+    `num_codebooks` = K and `codebook_size` = N; for the others both are 0 and `encode`/`decode` raise `TypeError`.
+    """
+
+    in_dim: int
+    out_dim: int
+    num_codebooks: int = 0
+    codebook_size: int = 0
+    # Losses that are sums over one example, in nats; the tokenizer divides them by the elements of x.
+    summed_losses: ClassVar[frozenset[str]] = frozenset()
+    # Names in the state_dict that do not decide which code a z gets (left out of the fingerprint).
+    not_coding: ClassVar[frozenset[str]] = frozenset()
+
+    def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
+        """z: (B, in_dim, *grid). `step` keys the noise of training and says when to update statistics; without it
+        noise comes from torch's generator and every training pass is a whole optimizer step."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def encode(self, z: Tensor) -> Tensor:
+        """z: (B, in_dim, *grid) → codes: (B, K, *grid) int64."""
+        raise TypeError(f"{type(self).__name__} has no codes; use posterior(x) and decode_latents(z)")
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes: (B, K, *grid) int64 → z_q: (B, out_dim, *grid)."""
+        raise TypeError(f"{type(self).__name__} has no codes; use posterior(x) and decode_latents(z)")
+
+    def codebook_vectors(self) -> Tensor | None:
+        """The codebook's entries (N, D) for plots; None where there are several codebooks or none."""
+        return None
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Tensors that an exact resume needs and a saved model does not."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `training_state` gave."""
+
+    def events(self) -> list[str]:
+        """What the bottleneck did by itself since the last call, in sentences for the log."""
+        return []
+
+
+@dataclass(frozen=True)
+class BottleneckConfig(Variant):
+    """Base of the bottlenecks' configs; `--model.bottleneck.*` sets the fields of the preset's choice."""
+
+    def build(self) -> Bottleneck:
+        """The bottleneck that this config describes."""
+        raise TypeError(f"{type(self).__name__} does not define build")
+
+
+def kinds() -> dict[str, Any]:
+    """All registered bottleneck configs by name."""
+    return dict(BottleneckConfig.variants)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,97 @@
+"""The VAE's bottleneck: a diagonal Gaussian posterior, its reparameterised sample and its KL divergence.
+
+Left out: learnt priors over z; new data are decoded from z ~ N(0, I).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
+from tokenizer.config import require
+from tokenizer.distributed import Step
+
+
+@dataclass(frozen=True)
+class GaussianConfig(BottleneckConfig, kind="gaussian"):
+    """A diagonal Gaussian posterior over `dim` channels per grid position."""
+
+    dim: int = 4
+    """Channels of z at every position of the grid."""
+    kl_weight: float = 1.0
+    """Weight of the KL term. With the loss `bernoulli` 1.0 is the ELBO itself; with `l2` it is 2σ² of the Gaussian
+    likelihood that the squared error stands for."""
+    kl_warmup_steps: int = 0
+    """Optimizer steps over which the KL weight grows linearly from 0 to `kl_weight` (against posterior collapse)."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.dim <= 4096, f"dim is {self.dim}, expected 1 to 4096")
+        require(0 <= self.kl_weight < float("inf"), f"kl_weight is {self.kl_weight}, expected 0 or more")
+        require(self.kl_warmup_steps >= 0, f"kl_warmup_steps is {self.kl_warmup_steps}, expected 0 or more")
+
+    def build(self) -> "Gaussian":
+        return Gaussian(self)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(z | x) = N(mean, exp(logvar)), both (B, dim, *grid)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """z = μ + σ ε, ε ~ N(0, I): (B, dim, *grid), differentiable in mean and logvar."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
+        return self.reparameterise(noise)
+
+    def mode(self) -> Tensor:
+        """The most likely z, which is the mean."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """KL(q(z | x) ‖ N(0, I)) in nats per example: (B,). Kingma & Welling 2013, appendix B."""
+        terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
+        return 0.5 * terms.flatten(1).sum(1)
+
+    def reparameterise(self, noise: Tensor) -> Tensor:
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+
+class Gaussian(Bottleneck):
+    """E(x) → μ, log σ²; z = μ + σ ε in training, z = μ in eval mode (Kingma & Welling 2013, arXiv 1312.6114)."""
+
+    summed_losses: ClassVar[frozenset[str]] = frozenset({"kl"})
+
+    def __init__(self, config: GaussianConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.in_dim, self.out_dim = 2 * config.dim, config.dim
+
+    def posterior(self, z: Tensor) -> Posterior:
+        """z: (B, 2 · dim, *grid) from the encoder → Posterior, in at least float32."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        mean, logvar = z.chunk(2, dim=1)
+        # exp(±30) is far outside any useful variance and far inside float32's range.
+        return Posterior(mean, logvar.clamp(-30.0, 20.0))
+
+    def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
+        with torch.autocast(z.device.type, enabled=False):
+            posterior = self.posterior(z)
+            if not self.training:
+                latent = posterior.mode()
+            elif step is None:
+                latent = posterior.sample()
+            else:
+                latent = posterior.reparameterise(step.normal(posterior.mean, "epsilon"))
+            kl = posterior.kl().mean()
+            std = (0.5 * posterior.logvar).exp().mean()
+        losses = {"kl": self.config.kl_weight * self._warmup(step) * kl}
+        return Bottlenecked(latent, None, losses, {"kl": kl.detach(), "posterior_std": std.detach()})
+
+    def _warmup(self, step: Step | None) -> float:
+        if step is None or self.config.kl_warmup_steps == 0:
+            return 1.0
+        return min(1.0, (step.index + 1) / self.config.kl_warmup_steps)

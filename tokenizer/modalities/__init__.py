@@ -1,0 +1,69 @@
+"""The contract of modalities, what the data are (pictures, sound), and the registry that finds them.
+
+Left out: the modalities themselves. Each is one file beside this one; a new file is found without touching others.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tokenizer.config import Variant
+
+
+class Modality:
+    """Knows one kind of data x (B, channels, *size): its networks, and its way from files and back."""
+
+    name: ClassVar[str]
+    pipeline_tag: ClassVar[str | None] = None
+    # How sizes are called in messages, e.g. "height × width"; its length is the number of axes.
+    axes: ClassVar[tuple[str, ...]]
+    channels: int
+    # The size that training data are brought to, one number per axis.
+    size: tuple[int, ...]
+    stride: int
+
+    def build_encoder(self, out_channels: int) -> nn.Module:
+        """A network (B, channels, *size) → (B, out_channels, *grid), each size a multiple of the stride."""
+        raise TypeError(f"{type(self).__name__} does not define build_encoder")
+
+    def build_decoder(self, in_channels: int) -> nn.Module:
+        """A network (B, in_channels, *grid) → (B, channels, *grid · stride)."""
+        raise TypeError(f"{type(self).__name__} does not define build_decoder")
+
+    def pad(self, x: Tensor) -> Tensor:
+        """x (B, channels, *size) extended at its end to multiples of the stride."""
+        raise TypeError(f"{type(self).__name__} does not define pad")
+
+    def fit(self, item: Any) -> NDArray[np.uint8]:
+        """An opened item (a PIL image) as the array (channels, *size) that data sets keep in memory."""
+        raise TypeError(f"{type(self).__name__} does not define fit")
+
+    def preprocess(self, source: Any) -> Tensor:
+        """A file or object as x (1, channels, *size) in [-1, 1]."""
+        raise TypeError(f"{type(self).__name__} does not define preprocess")
+
+    def postprocess(self, x_hat: Tensor) -> list[Any]:
+        """x_hat (B, channels, *size) as one object per item that a person can look at or listen to."""
+        raise TypeError(f"{type(self).__name__} does not define postprocess")
+
+    def preprocessor_config(self) -> dict[str, Any]:
+        """What `preprocess` does, for preprocessor_config.json."""
+        raise TypeError(f"{type(self).__name__} does not define preprocessor_config")
+
+
+@dataclass(frozen=True)
+class ModalityConfig(Variant):
+    """Base of the modalities' configs; `--model.modality.*` sets the fields of the preset's choice."""
+
+    def build(self) -> Modality:
+        """The modality that this config describes."""
+        raise TypeError(f"{type(self).__name__} does not define build")
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
