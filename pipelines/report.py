@@ -1,0 +1,182 @@
+"""What people look at: progress, labelled sheets of pictures, and (from `pipelines.plots`) plots.
+
+Left out: measuring (tokenizer.metrics) and logging (the training scripts and accelerate's trackers).
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.plots import codebook_plot as codebook_plot
+from pipelines.plots import loss_plot as loss_plot
+from pipelines.plots import save_picture
+
+GAP, MARGIN, TYPE, CELL = 2, 16, 18, 112  # pixels: between pictures, round a sheet, of its type, of a picture
+PAPER, INK, FRAME = (255, 255, 255), (40, 40, 40), (205, 205, 205)
+
+
+class PlainProgress:
+    """Progress in whole lines on stderr, for log files: one per `interval` seconds at most, and a last."""
+
+    def __init__(self, total: int, desc: str, initial: int = 0, interval: float = 10.0) -> None:
+        self.total, self.desc, self.initial, self.n = total, desc, initial, initial
+        self._interval, self._start, self._postfix = interval, time.monotonic(), ""
+        self._printed_at, self._printed_n = self._start, initial
+
+    def update(self, n: int = 1) -> None:
+        """Advance by n."""
+        self.n += n
+        if time.monotonic() - self._printed_at >= self._interval:
+            self._print()
+
+    def set_postfix(self, **values: object) -> None:
+        """Show these values at the end of the next lines."""
+        texts = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+        self._postfix = ", ".join(texts)
+
+    def close(self) -> None:
+        """Print a last line, unless it was printed already."""
+        if self.n != self._printed_n:
+            self._print()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _print(self) -> None:
+        self._printed_at, self._printed_n = time.monotonic(), self.n
+        line = tqdm.format_meter(
+            self.n,
+            self.total,
+            self._printed_at - self._start,
+            ncols=0,
+            prefix=self.desc,
+            initial=self.initial,
+            postfix=self._postfix,
+        )
+        print(line, file=sys.stderr, flush=True)
+
+
+def progress(total: int, desc: str, initial: int = 0, enabled: bool = True) -> "tqdm[Any] | PlainProgress":
+    """A bar on stderr with rate and time left: `update(n)`, `set_postfix(**values)`, `close()`, or `with`.
+
+    `enabled=False` (on all processes but the main one) shows nothing. Where stderr is not a terminal, plain
+    lines come instead, at most one every 10 s.
+    """
+    if enabled and not sys.stderr.isatty():
+        return PlainProgress(total, desc, initial)
+    return tqdm(
+        total=total, desc=desc, initial=initial, disable=not enabled, dynamic_ncols=True, file=sys.stderr
+    )
+
+
+def image_grid(x: Tensor, columns: int = 8, scale: int = 1) -> Image.Image:
+    """Pictures (N, C, H, W), uint8 or float in [-1, 1], C 1 or 3, as one RGB picture of rows of `columns`.
+
+    Each is enlarged `scale` times (nearest neighbour) and framed by a thin line. `ValueError` for no picture.
+    """
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns and scale must be at least 1, got {columns} and {scale}")
+    pixels = rearrange(_to_uint8(x), "n c h w -> n h w c").expand(-1, -1, -1, 3).contiguous().numpy()
+    height, width = (side * scale for side in pixels.shape[1:3])
+    across, down = min(columns, len(pixels)), math.ceil(len(pixels) / columns)
+    grid = Image.new("RGB", (across * (width + GAP) + GAP, down * (height + GAP) + GAP), PAPER)
+    for i, picture in enumerate(pixels):
+        left, top = i % columns * (width + GAP), i // columns * (height + GAP)
+        grid.paste(FRAME, (left, top, left + width + 2 * GAP, top + height + 2 * GAP))
+        enlarged = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+        grid.paste(enlarged, (left + GAP, top + GAP))
+    return grid
+
+
+def reconstruction_sheet(x: Tensor, x_hat: Tensor, path: str | Path, title: str | None = None) -> None:
+    """Write a PNG of pictures x (N, C, H, W), each above its reconstruction x_hat.
+
+    Small pictures are enlarged by a whole factor. `ValueError` for unequal shapes or no pictures.
+    """
+    if x.shape != x_hat.shape:
+        raise ValueError(f"x and x_hat must have one shape, got {tuple(x.shape)} and {tuple(x_hat.shape)}")
+    x, x_hat = _to_uint8(x), _to_uint8(x_hat)
+    scale = max(1, CELL // max(x.shape[-2:]))
+    rows = math.ceil(len(x) / max(1, 1200 // (x.shape[-1] * scale)))
+    per_row = math.ceil(len(x) / rows)
+    pairs = zip(x.split(per_row), x_hat.split(per_row), strict=True)
+    lines = [line for above, below in pairs for line in (("original", above), ("rebuilt", below))]
+    _write_sheet(lines, scale, path, title, group=2)
+
+
+def sample_sheet(rows: Sequence[tuple[str, Tensor]], path: str | Path, title: str | None = None) -> None:
+    """Write a PNG with a row of pictures (N, C, H, W) for each name, the name at its left.
+
+    Rows may differ in N, not in size. Small pictures are enlarged by a whole factor. `ValueError` for no
+    pictures.
+    """
+    lines = [(name, _to_uint8(x)) for name, x in rows]
+    sizes = {tuple(x.shape[-2:]) for _, x in lines}
+    if len(sizes) != 1:
+        raise ValueError(f"expected rows of pictures of one size, got {len(lines)} rows of {sorted(sizes)}")
+    height, width = sizes.pop()
+    longest = max(len(x) for _, x in lines)
+    scale = max(1, min(CELL // max(height, width), 1600 // (longest * width)))
+    _write_sheet(lines, scale, path, title, group=1)
+
+
+def _to_uint8(x: Tensor) -> Tensor:
+    """Pictures (N, C, H, W), uint8 or float in [-1, 1], as uint8 on the CPU; `ValueError` for other data."""
+    if x.ndim != 4 or x.numel() == 0 or x.shape[1] not in (1, 3):
+        raise ValueError(f"expected pictures (N, C, H, W) with C 1 or 3, not empty, got {tuple(x.shape)}")
+    x = x.detach().cpu()
+    if x.dtype == torch.uint8:
+        return x
+    if not x.is_floating_point():
+        raise ValueError(f"expected pictures in uint8, or float in [-1, 1], got {x.dtype}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("the pictures hold NaN or infinity; has the model diverged?")
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _write_sheet(
+    lines: Sequence[tuple[str, Tensor]], scale: int, path: str | Path, title: str | None, group: int
+) -> None:
+    """Write labelled lines of pictures below each other, with more space after every `group` lines."""
+    import matplotlib
+
+    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")  # DejaVu: many scripts, and the same everywhere
+    font, bold = (ImageFont.truetype(fonts / f"DejaVuSans{kind}.ttf", TYPE) for kind in ("", "-Bold"))
+    names = [_shorten(name, font) for name, _ in lines]
+    strips = [image_grid(x, len(x), scale) for _, x in lines]
+    left = MARGIN + math.ceil(max(font.getlength(name) for name in names)) + MARGIN // 2
+    steps = [
+        max(strip.height, 2 * TYPE) + (MARGIN if i % group == 0 else GAP) for i, strip in enumerate(strips, 1)
+    ]
+    top = MARGIN + (2 * TYPE if title else 0)
+    width = max(left + max(strip.width for strip in strips), MARGIN + math.ceil(bold.getlength(title or "")))
+    sheet = Image.new("RGB", (width + MARGIN, top + sum(steps)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN + TYPE // 2), title or "", INK, bold, anchor="lm")
+    for name, strip, step in zip(names, strips, steps, strict=True):
+        sheet.paste(strip, (left, top))
+        draw.text((left - MARGIN // 2, top + strip.height // 2), name, INK, font, anchor="rm")
+        top += step
+    save_picture(path, lambda beside: sheet.save(beside, format="png"))
+
+
+def _shorten(name: str, font: ImageFont.FreeTypeFont, pixels: int = 260) -> str:
+    """`name` on one line, its end replaced by "…" where it is wider than `pixels`."""
+    name = " ".join(name.split())
+    if font.getlength(name) <= pixels:
+        return name
+    while font.getlength(name + "…") > pixels:
+        name = name[:-1]
+    return name + "…"

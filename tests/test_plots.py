@@ -1,0 +1,112 @@
+"""Plots are whole PNG files that follow their data, and survive the log of a killed run."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.report import codebook_plot, loss_plot
+
+
+def png(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.width > 300
+        assert len(picture.convert("L").getcolors() or []) > 10
+    return path.read_bytes()
+
+
+def test_codebook_plot_follows_its_data(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    even, skewed = torch.full((1, 64), 10), (1000 / torch.arange(1, 65) ** 3).long()[None]
+    vectors = torch.randn(64, 4, generator=generator)
+    pictures = []
+    for i, (counts, codebook) in enumerate(
+        [
+            (even, None),
+            (skewed, None),
+            (even, vectors),
+            (even, vectors.flip(1) ** 2),
+            (skewed, vectors[:, :1]),
+        ]
+    ):
+        codebook_plot(counts, tmp_path / f"{i}.png", codebook)
+        pictures.append(png(tmp_path / f"{i}.png"))
+    assert len(set(pictures)) == len(pictures)
+    codebook_plot(torch.cat([even, skewed]), tmp_path / "two.png", torch.stack([vectors, vectors]))
+    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "2.png") as one:
+        assert two.height > 1.5 * one.height  # a line of panels for each codebook
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".png"] * 6
+
+
+def test_codebook_plot_refuses_what_it_cannot_show(tmp_path: Path) -> None:
+    for counts, codebook, message in [
+        (torch.zeros(0, 0), None, r"counts \(K, N\), got \(0, 0\)"),
+        (torch.zeros(8), None, r"counts \(K, N\), got \(8,\)"),
+        (torch.zeros(1, 8), None, "are all 0"),
+        (
+            torch.ones(1, 8),
+            torch.zeros(7, 2),
+            r"codebook \(N, D\) or \(K, N, D\) for counts \(1, 8\), got \(7, 2\)",
+        ),
+        (torch.ones(2, 8), torch.zeros(8, 2), r"codebook \(K, N, D\) for counts \(2, 8\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            codebook_plot(counts, tmp_path / "plot.png", codebook)
+
+
+def write_log(path: Path, scale: float = 1.0, tail: str = "") -> Path:
+    rows = [
+        {"step": s, "train/loss": scale / (s + 1), "train/note": "text", "train/ok": True} for s in range(9)
+    ]
+    rows += [{"step": s, "valid/psnr": 20.0 + s, "valid/loss": 1.1 * scale / (s + 1)} for s in (4, 8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
+    return path
+
+
+def test_loss_plot_follows_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one, two = write_log(tmp_path / "one.jsonl"), write_log(tmp_path / "two.jsonl", scale=3)
+    loss_plot(one, tmp_path / "one.png")
+    loss_plot(two, tmp_path / "two.png")
+    assert png(tmp_path / "one.png") != png(tmp_path / "two.png")
+    assert caplog.records == []
+    with Image.open(tmp_path / "one.png") as picture:
+        assert picture.width > 1000 and picture.height < 600  # two panels: loss (train and valid) and psnr
+
+
+def test_loss_plot_ignores_a_half_written_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loss_plot(write_log(tmp_path / "whole.jsonl"), tmp_path / "whole.png")
+    with caplog.at_level(logging.WARNING):
+        loss_plot(write_log(tmp_path / "cut.jsonl", tail='{"step": 9, "train/lo'), tmp_path / "cut.png")
+    assert "cut.jsonl: ignored 1 line" in caplog.text
+    assert png(tmp_path / "whole.png") == png(tmp_path / "cut.png")
+
+
+def test_loss_plot_takes_the_later_of_two_values_for_a_step(tmp_path: Path) -> None:
+    again = '{"step": 8, "train/loss": 0.5}\n'
+    loss_plot(write_log(tmp_path / "a.jsonl", tail=again), tmp_path / "a.png")
+    loss_plot(
+        write_log(tmp_path / "b.jsonl", tail='{"step": 8, "train/loss": 0.9}\n' + again), tmp_path / "b.png"
+    )
+    assert png(tmp_path / "a.png") == png(tmp_path / "b.png")
+
+
+def test_loss_plot_survives_odd_values(tmp_path: Path) -> None:
+    lines = [
+        '{"step": 1, "loss": NaN}',
+        '{"step": 2, "loss": -1.5}',
+        '{"step": 3, "loss": Infinity, "x/l1": 0}',
+    ]
+    (tmp_path / "odd.jsonl").write_text("\n".join(lines))
+    loss_plot(tmp_path / "odd.jsonl", tmp_path / "odd.png")
+    assert png(tmp_path / "odd.png")
+
+
+def test_loss_plot_refuses_empty_and_missing_logs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.jsonl: cannot be read"):
+        loss_plot(tmp_path / "none.jsonl", tmp_path / "plot.png")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="was anything logged"):
+        loss_plot(tmp_path / "empty.jsonl", tmp_path / "plot.png")
