@@ -49,8 +49,8 @@ def check_picture(source: str | Path | bytes, name: str | None = None) -> None:
 def fit_picture(image: Image.Image, size: tuple[int, int] | None, channels: int) -> NDArray[np.uint8]:
     """A picture as an array (C, H, W) with `channels` 1 (grey) or 3 (RGB), and `size` = (H, W) if given.
 
-    A picture of another size is scaled (Lanczos, antialiased) to cover `size` with its aspect kept, and cut to
-    its centre. The cut comes first, in the picture's own pixels: elongated pictures take no more memory.
+    A picture of another size is scaled (Lanczos, antialiased) to cover `size` with its aspect kept, and cut
+    to its centre. The cut comes first, in the picture's own pixels: elongated pictures take no more memory.
     """
     if channels not in _MODES:
         raise ValueError(f"pictures have 1 channel (grey) or 3 (RGB), not {channels}")
