@@ -1,0 +1,212 @@
+"""Examples from tables: Parquet files, data sets of the Hub, and the embedded sets of the project.
+
+Left out: tables of sound, and pictures stored as nested lists of numbers.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.sources import (
+    HELD_OUT_SPLITS,
+    NO_LABELS,
+    DataConfig,
+    Found,
+    choose_splits,
+    number_labels,
+    warn_ignored,
+)
+
+EMBEDDED = "embedded:"
+PICTURE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table's column of pictures: bytes, or structs of bytes and path as `datasets.Image` stores them."""
+
+    split: str
+    column: pa.ChunkedArray
+    labels: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def id(self, i: int) -> str:
+        return f"{self.split}:{i}"
+
+    def raw(self, i: int) -> bytes | Path:
+        cell = self.column[i].as_py()
+        path = None
+        if isinstance(cell, dict):
+            cell, path = cell.get("bytes"), cell.get("path")
+        if cell is not None:
+            return cell
+        if path is None:
+            raise ValueError(f"{self.id(i)}: the row holds no picture; fill it or remove it")
+        if "://" in path:  # a file of a streamed data set
+            import fsspec
+
+            with fsspec.open(path, "rb") as file:
+                return file.read()
+        return Path(path)
+
+
+def read_embedded(config: DataConfig) -> Found:
+    """`embedded:NAME`, read straight from the package."""
+    warn_ignored(config, "embedded data", "config", "streaming")
+    folder = files("pipelines") / "embedded"
+    stems = [f.name.removesuffix(".parquet") for f in folder.iterdir() if f.name.endswith(".parquet")]
+    name = config.path.removeprefix(EMBEDDED)
+    splits = [stem.removeprefix(f"{name}-") for stem in stems if stem.startswith(f"{name}-")]
+    if not splits:
+        known = sorted({EMBEDDED + stem.rpartition("-")[0] for stem in stems})
+        raise ValueError(f"{config.path}: no such embedded data set; there are: {', '.join(known)}")
+    tables = []
+    for split in choose_splits(config, splits, config.path):
+        data = (folder / f"{name}-{split}.parquet").read_bytes() if split else None
+        tables.append(pq.read_table(pa.BufferReader(data)) if data else None)
+    return _from_tables(config, config.path, tables[0], tables[1])
+
+
+def read_parquet(config: DataConfig, root: Path, names: list[str]) -> Found:
+    """Parquet files `names` under `root`; a file is of the splits that its relative path holds as words."""
+    warn_ignored(config, "Parquet files", "config", "streaming")
+    if len(names) == 1:
+        warn_ignored(config, "a single Parquet file", "split", "test_split")
+        chosen = {"train": names}
+    else:
+        chosen = _files_of_splits(config, root, names)
+    paths = {k: [str(root / n) for n in v] for k, v in chosen.items()}
+    problem = f"{config.path}: cannot be read as Parquet files with the same columns"
+    splits = _load_dataset(problem, "parquet", data_files=paths)
+    tables = {k: _to_table(v, config.limit, config.path) for k, v in splits.items()}
+    name = Path(names[0]).stem if len(names) == 1 else root.resolve().name
+    return _from_tables(config, name, tables["train"], tables.get("test"))
+
+
+def _files_of_splits(config: DataConfig, root: Path, names: list[str]) -> dict[str, list[str]]:
+    words = {config.split, config.test_split, "train", "test", *HELD_OUT_SPLITS}
+    # A word ends where letters and digits end: "train-00000-of-00002.parquet", "data/train/a.parquet".
+    of = {
+        n: {w for w in words if re.search(rf"(?<![a-z0-9]){re.escape(w)}(?![a-z0-9])", n.lower())}
+        for n in names
+    }
+    split, held_out = choose_splits(config, set().union(*of.values()), root)
+    train = [n for n in names if (split in of[n] if split else not of[n])]
+    if not train:
+        raise ValueError(f"{root}: no Parquet file for the split {config.split!r}; name it with --data.split")
+    test = [n for n in names if held_out in of[n] and n not in train]
+    return {"train": train, "test": test} if test else {"train": train}
+
+
+def read_hub(config: DataConfig) -> Found:
+    """A data set of the Hub, or of a local folder that `datasets` can load, by its name."""
+    problem = (
+        f"{config.path}: no such folder or file here, and the Hub did not give a data set of this name; "
+        "check the name, --data.config and the network"
+    )
+    splits = _load_dataset(problem, config.path, name=config.config, streaming=config.streaming)
+    split, held_out = choose_splits(config, splits, config.path)
+    if split is None:
+        known = ", ".join(sorted(splits))
+        raise ValueError(f"{config.path}: no split {config.split!r}; there are: {known} (--data.split)")
+    tables = [_to_table(splits[s], config.limit, config.path) if s else None for s in (split, held_out)]
+    return _from_tables(config, config.path, tables[0], tables[1])
+
+
+def _load_dataset(problem: str, path: str, **options: Any) -> dict[str, Any]:
+    """The splits of `datasets.load_dataset` by name."""
+    import datasets  # takes a second, so it waits for data that need it
+
+    try:
+        return datasets.load_dataset(path, **options)
+    except Exception as error:
+        # The libraries below raise a dozen unrelated kinds here: network, cache, schema, Parquet, name.
+        cause = error.__cause__ or error
+        raise ValueError(f"{problem} ({type(cause).__name__}: {cause})") from error
+
+
+def _to_table(split: Any, limit: int | None, where: str) -> pa.Table:
+    """A split of `datasets` as stored: memory-mapped from the disk, or its first `limit` rows if streamed."""
+    if hasattr(split, "num_rows"):
+        return split.with_format("arrow")[:]
+    try:
+        tables = list(split.take(limit).with_format("arrow").iter(batch_size=256))
+    except Exception as error:  # as in _load_dataset
+        raise ValueError(f"{where}: streaming failed ({type(error).__name__}: {error}); try again") from error
+    if not tables:
+        raise ValueError(f"{where}: the split has no examples")
+    return pa.concat_tables(tables)
+
+
+def _from_tables(config: DataConfig, name: str, train: pa.Table, held_out: pa.Table | None) -> Found:
+    splits = {config.split: train} if held_out is None else {config.split: train, "held-out": held_out}
+    column = _picture_column(config, train)
+    label = _label_column(config, train)
+    for split, table in splits.items():
+        if missing := {column, label or column} - set(table.column_names):
+            raise ValueError(f"{config.path}: the {split} split has no column {missing.pop()!r}")
+    tables = {k: t.slice(0, config.limit) for k, t in splits.items()}
+    labels: list[NDArray[np.int64] | None] = [None] * len(tables)
+    class_names: tuple[str, ...] = ()
+    if label is not None:
+        names = [_features(t).get(label, {}).get("names") for t in tables.values()]
+        if names[0] != names[-1]:
+            raise ValueError(f"{config.path}: the splits name the classes of {label!r} differently")
+        values = [t.column(label).to_pylist() for t in tables.values()]
+        labels, class_names = number_labels(values, names[0], f"{config.path}: column {label!r}")
+    rows = [Rows(k, t.column(column), y) for (k, t), y in zip(tables.items(), labels, strict=True)]
+    return Found(name, rows[0], rows[1] if len(rows) > 1 else None, class_names)
+
+
+def _features(table: pa.Table) -> dict[str, dict[str, Any]]:
+    """The types that `datasets` writes into the schema; columns of other writers have none."""
+    stored = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = stored.get("info", {}).get("features") or {}
+    return {k: v for k, v in features.items() if isinstance(v, dict)}
+
+
+def _picture_column(config: DataConfig, table: pa.Table) -> str:
+    kinds = {k: v.get("_type") for k, v in _features(table).items()}
+    columns = table.column_names
+    typed = [c for c in columns if kinds.get(c) == "Image"]
+    named = [c for c in columns if c in PICTURE_NAMES]
+    sound = [c for c in columns if kinds.get(c) == "Audio"]
+    column = config.column or next(iter(typed + named), None)
+    if (column is None and sound) or column in sound:
+        raise ValueError(f"{config.path}: holds sound (column {sound[0]!r}), expected pictures")
+    if column is None or column not in columns:
+        wanted = f"no column {column!r}" if column else "no column of pictures found"
+        raise ValueError(f"{config.path}: {wanted}; there are: {', '.join(columns)} (--data.column)")
+    kind = table.schema.field(column).type
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if not is_bytes and not (pa.types.is_struct(kind) and {f.name for f in kind} & {"bytes", "path"}):
+        raise ValueError(
+            f"{config.path}: column {column!r} holds {kind}, expected pictures (encoded bytes); "
+            f"there are: {', '.join(columns)} (--data.column)"
+        )
+    return column
+
+
+def _label_column(config: DataConfig, table: pa.Table) -> str | None:
+    columns, features = table.column_names, _features(table)
+    if config.label_column == NO_LABELS:
+        return None
+    if config.label_column is not None:
+        if config.label_column not in columns:
+            raise ValueError(
+                f"{config.path}: no column {config.label_column!r}; there are: {', '.join(columns)} "
+                "(--data.label-column)"
+            )
+        return config.label_column
+    typed = [c for c in columns if features.get(c, {}).get("_type") == "ClassLabel"]
+    return next(iter(typed + [c for c in columns if c in LABEL_NAMES]), None)

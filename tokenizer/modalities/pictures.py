@@ -1,0 +1,180 @@
+"""Pictures to arrays: what Pillow or numpy holds becomes 8-bit grey or RGB, then (C, H, W) of a given size.
+
+Left out: the range [-1, 1], tensors and models, and walking through folders; one picture at a time.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from einops import rearrange
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PictureSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
+
+_MODES = {1: "L", 3: "RGB"}
+_WHITE_16 = 65535
+
+
+def open_picture(source: PictureSource, name: str | None = None) -> Image.Image:
+    """Any picture in mode "L" or "RGB", upright (EXIF), on white where transparent; the first of many frames.
+
+    source: a file's path, its bytes, a Pillow picture, or an array (H, W) or (H, W, 1 | 3 | 4) of uint8,
+    uint16 or float in [0, 1]. 16-bit grey is scaled to 8 bits, float grey is read as [0, 1]. CMYK, YCbCr and
+    LAB become RGB; colour profiles are not applied. `name` stands for the picture in messages.
+
+    Raises `ValueError`, naming the picture and the fix, if it is missing, no picture, truncated, empty, over
+    Pillow's limit of pixels, or has values out of range.
+    """
+    name = name or _describe(source)
+    if isinstance(source, np.ndarray):
+        return _flatten(Image.fromarray(_array_to_uint8(source, name)))
+    with _opened(source, name) as image:
+        if 0 in image.size:
+            raise ValueError(f"{name}: the picture is {image.width} x {image.height} and has no pixels")
+        image.load()
+        return _flatten(_grey_to_uint8(ImageOps.exif_transpose(image), name))
+
+
+def check_picture(source: str | Path | bytes, name: str | None = None) -> None:
+    """Raise the `ValueError` of `open_picture` for what header and checksums show, without decoding."""
+    with _opened(source, name or _describe(source)) as image:
+        image.verify()
+
+
+def fit_picture(image: Image.Image, size: tuple[int, int] | None, channels: int) -> NDArray[np.uint8]:
+    """A picture as an array (C, H, W) with `channels` 1 (grey) or 3 (RGB), and `size` = (H, W) if given.
+
+    A picture of another size is scaled (Lanczos, antialiased) to cover `size` with its aspect kept, and cut
+    to its centre. The cut comes first, in the picture's own pixels: elongated pictures take no more memory.
+    """
+    if channels not in _MODES:
+        raise ValueError(f"pictures have 1 channel (grey) or 3 (RGB), not {channels}")
+    if image.mode not in _MODES.values():
+        image = open_picture(image)
+    image = image.convert(_MODES[channels])
+    if size is not None and image.size != (size[1], size[0]):
+        height, width = size
+        if height < 1 or width < 1:
+            raise ValueError(f"size must be at least 1 x 1 pixels (H, W), got {size}")
+        scale = max(height / image.height, width / image.width)
+        box_width, box_height = min(width / scale, image.width), min(height / scale, image.height)
+        left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+        box = (left, top, left + box_width, top + box_height)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    pixels = np.array(image)
+    return rearrange(pixels, "h w -> 1 h w") if channels == 1 else rearrange(pixels, "h w c -> c h w").copy()
+
+
+@contextmanager
+def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[Image.Image]:
+    """The picture with its header read; whatever goes wrong in the `with` block becomes a `ValueError`."""
+    try:
+        opened = source if isinstance(source, Image.Image) else None
+        with nullcontext(opened) if opened else Image.open(_file(source)) as image:
+            _check_pixels(image)
+            yield image
+    except FileNotFoundError as error:
+        raise ValueError(f"{name}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{name}: is a folder, expected a picture file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name}: {error}. {_BOMB_FIX}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name}: not a picture, or of a format Pillow cannot read; remove it or convert it to PNG"
+        ) from error
+    except Exception as error:
+        # Pillow's format readers raise a dozen kinds of exceptions on damaged data, SyntaxError among them.
+        reason = str(error) or type(error).__name__
+        if isinstance(error, ValueError) and reason.startswith(f"{name}: "):
+            raise
+        raise ValueError(f"{name}: cannot be read ({reason}); replace or remove the file") from error
+
+
+_BOMB_FIX = "Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Pillow only warns between one and two times its limit; here the limit is the limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        pixels = image.width * image.height
+        raise Image.DecompressionBombError(f"{pixels} pixels are over the limit of {limit} pixels")
+
+
+def _file(source: Any) -> Any:
+    return BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _describe(source: Any) -> str:
+    if isinstance(source, bytes):
+        return f"picture of {len(source)} bytes"
+    if isinstance(source, np.ndarray):
+        return f"array of shape {source.shape}"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or "picture")
+    if isinstance(source, str | Path):
+        return str(source)
+    raise TypeError(f"expected a path, bytes, a PIL.Image or a numpy array, got {type(source).__name__}")
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Mode "L" or "RGB", with transparent places composited on white."""
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data or image.mode in ("La", "RGBa"):
+        rgba = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
+    return image.convert("L" if grey else "RGB")
+
+
+def _grey_to_uint8(image: Image.Image, name: str) -> Image.Image:
+    """Modes "I;16*", "I" (read as 16 bits) and "F" (read as [0, 1]) as "L"; other modes as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F":
+        return Image.fromarray(_unit_to_uint8(values, name))
+    if values.min() < 0 or values.max() > _WHITE_16:
+        raise ValueError(
+            f"{name}: integer grey values must lie in 0..65535 (16 bits), "
+            f"got {values.min()}..{values.max()}; rescale the picture"
+        )
+    if isinstance(clear := image.info.get("transparency"), int):
+        values = np.where(values == clear, _WHITE_16, values)
+    return Image.fromarray(_uint16_to_uint8(values))
+
+
+def _array_to_uint8(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """An array (H, W) or (H, W, C) of uint8, uint16 or float as uint8, without an axis of one channel."""
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"{name}: expected (H, W) or (H, W, C) with 1, 3 or 4 channels last")
+    if array.size == 0:
+        raise ValueError(f"{name}: the picture has no pixels")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = rearrange(array, "h w 1 -> h w")
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == np.uint16:
+        return _uint16_to_uint8(array)
+    if np.issubdtype(array.dtype, np.floating):
+        return _unit_to_uint8(array, name)
+    raise ValueError(f"{name}: expected uint8, uint16, or float in [0, 1], got {array.dtype}; convert it")
+
+
+def _uint16_to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """0..65535 to 0..255, rounded: 257 = 65535 / 255."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _unit_to_uint8(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0.0 and high <= 1.0):  # false for NaN as well
+        raise ValueError(
+            f"{name}: float pictures must lie in [0, 1], got {low:g}..{high:g}; rescale the values"
+        )
+    return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
