@@ -1,4 +1,5 @@
-"""Checkpoints: all that an exact resume needs, written beside the final name and renamed when whole. No pickle.
+"""Checkpoints: all that an exact resume needs, written beside the final name and renamed when whole. No
+pickle.
 
 Left out: sharded optimizer states (FSDP, DeepSpeed), whose checkpoints accelerate would have to write.
 """
@@ -31,8 +32,8 @@ STATE = "state.json"
 class Checkpoints:
     """Reads and writes `DIR/checkpoints/step-N/` for one run.
 
-    A checkpoint holds the model, the averaged weights, the optimizers, the bottleneck's training state, the torch
-    RNG of every process, and the step, from which order of data, schedule and keyed noise follow.
+    A checkpoint holds the model, the averaged weights, the optimizers, the bottleneck's training state, the
+    torch RNG of every process, and the step, from which order of data, schedule and keyed noise follow.
     """
 
     def __init__(
@@ -113,7 +114,9 @@ class Checkpoints:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             step = int(state["step"])
         except (SafetensorError, OSError, KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{path}: broken checkpoint ({error}); give an older one with --resume PATH") from error
+            raise ValueError(
+                f"{path}: broken checkpoint ({error}); give an older one with --resume PATH"
+            ) from error
         if state["threads"] != torch.get_num_threads():
             logger.warning(
                 "resuming with %d threads instead of %d: results are equal up to rounding, not bit for bit",
@@ -146,7 +149,9 @@ def find_checkpoint(folder: Path, wanted: str) -> Path | None:
         return next(iter(list_checkpoints(folder)[::-1]), None)
     path = Path(wanted)
     if not (path / STATE).exists():
-        raise ValueError(f"--resume {wanted}: no checkpoint there (no {STATE}); give `latest` or a folder step-N")
+        raise ValueError(
+            f"--resume {wanted}: no checkpoint there (no {STATE}); give `latest` or a folder step-N"
+        )
     return path
 
 
@@ -166,7 +171,7 @@ def _load_training_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """The states of all parameters as tensors named `optimizer.parameter.name`; rates follow from the step."""
+    """All parameters' states as tensors named `optimizer.parameter.name`; rates follow from the step."""
     return {
         f"{i}.{p}.{name}": torch.as_tensor(value)
         for i, optimizer in enumerate(optimizers)

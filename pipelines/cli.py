@@ -38,8 +38,8 @@ def parse(
 ) -> O:
     """Options from a command line: defaults < preset (its first word) < `--config FILE` < flags.
 
-    With `--resume` the run's own run.json, if it is there, stands in for a missing `--config`. Raises `ValueError`
-    for an unknown preset, flag or value, and for a config file that does not fit.
+    With `--resume` the run's own run.json, if it is there, stands in for a missing `--config`. Raises
+    `ValueError` for an unknown preset, flag or value, and for a config file that does not fit.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     presets = presets or {}
@@ -110,7 +110,8 @@ def _preset_help(presets: Mapping[str, Preset], default_preset: str) -> str:
     if not presets:
         return ""
     lines = [
-        f"  {name}{' (default)' if name == default_preset else ''}: {p.about} {p.cost}" for name, p in presets.items()
+        f"  {name}{' (default)' if name == default_preset else ''}: {p.about} {p.cost}"
+        for name, p in presets.items()
     ]
     return (
         "\n\nThe first word chooses a preset:\n"

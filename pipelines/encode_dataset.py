@@ -46,9 +46,13 @@ def main() -> None:
     quiet_logging(accelerator)
     tok = Tokenizer.from_pretrained(options.tokenizer).to(accelerator.device)
     if not tok.bottleneck.num_codebooks:
-        raise ValueError(f"{options.tokenizer} is a VAE and has no codes; draw from it with sample.py --tokenizer")
+        raise ValueError(
+            f"{options.tokenizer} is a VAE and has no codes; draw from it with sample.py --tokenizer"
+        )
     if (options.output / TOKENS_FILE).exists():
-        raise ValueError(f"{options.output} already holds tokens; choose another --output or delete that folder")
+        raise ValueError(
+            f"{options.output} already holds tokens; choose another --output or delete that folder"
+        )
     splits = load_splits(options.data, tok.modality.fit)
     first = splits.train.x(0)
     info = TokenInfo(
@@ -74,9 +78,15 @@ def main() -> None:
 
 
 def encode_split(
-    accelerator: Accelerator, tok: Tokenizer, examples: Examples, name: str, info: TokenInfo, options: EncodeOptions
+    accelerator: Accelerator,
+    tok: Tokenizer,
+    examples: Examples,
+    name: str,
+    info: TokenInfo,
+    options: EncodeOptions,
 ) -> None:
-    """Encode this process's contiguous share of a split into one shard; shards in order give the split's order."""
+    """Encode this process's contiguous share of a split into one shard; shards in order give the split's
+    order."""
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = range(len(examples) * rank // world, len(examples) * (rank + 1) // world)
     parts = [torch.zeros((0, info.num_codebooks, *info.grid), dtype=torch.int64)]
@@ -89,7 +99,9 @@ def encode_split(
     bar.close()
     labels = np.full(len(examples), -1, np.int64) if examples.labels is None else examples.labels
     ids = [examples.id(i) for i in mine]
-    write_shard(options.output, name, rank, world, info, torch.cat(parts), labels[mine.start : mine.stop], ids)
+    write_shard(
+        options.output, name, rank, world, info, torch.cat(parts), labels[mine.start : mine.stop], ids
+    )
 
 
 if __name__ == "__main__":

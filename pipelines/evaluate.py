@@ -1,4 +1,5 @@
-"""Measure a tokenizer, and a prior over its codes, on held-out data: `python pipelines/evaluate.py --tokenizer DIR`.
+"""Measure a tokenizer, and a prior over its codes, on held-out data: `python pipelines/evaluate.py
+--tokenizer DIR`.
 
 Left out: training curves, which the training scripts write.
 """
@@ -47,8 +48,9 @@ class EvaluateOptions:
     batch_size: int = 128
     """Items per forward pass and process."""
     kid: str = ""
-    """Also report the kernel inception distance of reconstructions (and of the prior's samples) in the features of
-    this network, e.g. torchvision:inception_v3 or torchvision:inception_v3:WEIGHTS. Needs tokenloom[kid]."""
+    """Also report the kernel inception distance of reconstructions (and of the prior's samples) in the
+    features of this network, e.g. torchvision:inception_v3 or torchvision:inception_v3:WEIGHTS. Needs
+    tokenloom[kid]."""
     kid_download: bool = False
     """Allow the feature network's weights to be downloaded."""
 
@@ -114,7 +116,9 @@ def encode_examples(
         class_names=class_names if known else (),
     )
     if info.grid != prior.config.grid:
-        raise ValueError(f"the data give grids of {info.grid} codes, the prior was trained on {prior.config.grid}")
+        raise ValueError(
+            f"the data give grids of {info.grid} codes, the prior was trained on {prior.config.grid}"
+        )
     return info, TokenSplit(codes, labels)
 
 

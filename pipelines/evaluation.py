@@ -1,4 +1,5 @@
-"""Measures of tokenizers and priors on held-out data, and the pictures that show them; used in and after training.
+"""Measures of tokenizers and priors on held-out data, and the pictures that show them; used in and after
+training.
 
 Left out: the command line (`evaluate.py`), and the metrics themselves (`tokenizer.metrics`).
 """
@@ -20,7 +21,7 @@ from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.distributed import keyed_generator
-from tokenizer.metrics import CodeUsage, bernoulli_elbo, gaussian_elbo, psnr, ssim
+from tokenizer.metrics import CodeUsage, bernoulli_elbo, bits_per_dim, gaussian_elbo, psnr, ssim
 
 EVAL_BATCH = 128
 # Pictures on the sheet of reconstructions.
@@ -33,9 +34,9 @@ def evaluate_tokenizer(
 ) -> dict[str, float]:
     """Means over `examples`, each counted once over all processes; {} if there are none.
 
-    psnr (dB per picture), ssim, l1 and l2 (data in [-1, 1]); with codes also usage, perplexity and bits_per_item;
-    for a VAE elbo_nats (per picture) and elbo_bits_per_dim, from one posterior sample each, and kl_nats. Leaves the
-    tokenizer in eval mode.
+    psnr (dB per picture), ssim, l1 and l2 (data in [-1, 1]); with codes also usage, perplexity and
+    bits_per_item; for a VAE negative_elbo_nats (per picture) and bits_per_dim, from one posterior sample each,
+    and kl_nats. Leaves the tokenizer in eval mode.
     """
     tok.eval()
     sums: dict[str, Tensor] = {}
@@ -70,10 +71,11 @@ def reconstruction_values(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
 
 
 def vae_values(tok: Tokenizer, x: Tensor, index: Tensor) -> dict[str, Tensor]:
-    """Per item: the reconstruction of the posterior's mean, and the ELBO of one sample under the trained likelihood.
+    """Per item: the reconstruction of the posterior's mean, and the ELBO of one sample under the trained
+    likelihood.
 
-    The likelihood is Bernoulli on pictures binarised at 0 if that loss was trained, else the Gaussian with the σ
-    for which the training objective is the ELBO: 2σ² = kl_weight / l2 weight.
+    The likelihood is Bernoulli on pictures binarised at 0 if that loss was trained, else the Gaussian with
+    the σ for which the training objective is the ELBO: 2σ² = kl_weight / l2 weight.
     """
     posterior = tok.posterior(x)
     size = tuple(x.shape[2:])
@@ -84,17 +86,23 @@ def vae_values(tok: Tokenizer, x: Tensor, index: Tensor) -> dict[str, Tensor]:
     x_hat, kl = tok.decode_latents(z, size), posterior.kl()
     bottleneck, losses = tok.config.bottleneck, tok.config.losses
     assert isinstance(bottleneck, GaussianConfig)
+    dims = math.prod(x.shape[1:])
     if losses.get("bernoulli", 0) > 0:
         elbo = bernoulli_elbo(x_hat, x, kl)
+        bits = -elbo / dims / math.log(2)
     else:
         sigma = math.sqrt(max(bottleneck.kl_weight, 1e-6) / 2 / max(losses.get("l2", 0), 1e-6))
         elbo = gaussian_elbo(x_hat, x, kl, sigma)
-    dims = math.prod(x.shape[1:])
-    return {**values, "elbo_nats": elbo, "elbo_bits_per_dim": elbo / dims / math.log(2), "kl_nats": kl}
+        bits = bits_per_dim(elbo, dims)
+    return {**values, "negative_elbo_nats": -elbo, "bits_per_dim": bits, "kl_nats": kl}
 
 
 def _reduced(
-    sums: dict[str, Tensor], count: int, usage: CodeUsage | None, codes_per_item: int, accelerator: Accelerator
+    sums: dict[str, Tensor],
+    count: int,
+    usage: CodeUsage | None,
+    codes_per_item: int,
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     """Sums of all processes as means. A process may have had no item, so names come from those that had."""
     if count == 0:
@@ -104,7 +112,7 @@ def _reduced(
     metrics = {k: sum(part.get(k, 0.0) for part, _ in gathered) / count for k in names}
     if usage is not None:
         usage.reduce()
-        bits = math.log2(usage.codebook_size)
+        bits = math.log2(usage.counts.shape[1])
         metrics["usage"] = float(usage.usage().mean())
         metrics["perplexity"] = float(usage.perplexity().mean())
         metrics["bits_per_item"] = max(n for _, n in gathered) * bits
@@ -144,8 +152,8 @@ def evaluate_prior(
 ) -> dict[str, float]:
     """Exact likelihoods, each item counted once over all processes; {} if there are none.
 
-    bits_per_code with the items' labels, bits_per_code_unconditional without, and bits_per_pixel: the bits of an
-    item's codes over its pixels (or samples), which is lossy, so not comparable with lossless models.
+    bits_per_code with the items' labels, bits_per_code_unconditional without, and bits_per_pixel: the bits
+    of an item's codes over its pixels (or samples), which is lossy, so not comparable with lossless models.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     totals = torch.zeros(2, dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""The kernel inception distance of reconstructions and samples, in the features of a network of the user's choice.
+"""The kernel inception distance of reconstructions and samples, in the features of a network of the user's
+choice.
 
 Left out: any download that was not asked for, and the distance itself (`tokenizer.metrics.kid`).
 """
@@ -40,8 +41,9 @@ class Features(nn.Module):
 
 
 def load_features(spec: str, download: bool) -> Features:
-    """Features from "torchvision:NETWORK" or "torchvision:NETWORK:WEIGHTS". `ValueError` if it cannot be loaded."""
-    name = (spec.split(":") + [""])[1]
+    """Features from "torchvision:NETWORK" or "torchvision:NETWORK:WEIGHTS". `ValueError` if it cannot be
+    loaded."""
+    name = ([*spec.split(":"), ""])[1]
     if name not in SIZES:
         raise ValueError(f"--kid {spec}: expected torchvision:NETWORK, NETWORK one of {', '.join(SIZES)}")
     return Features(torchvision_network(spec, tuple(SIZES), download), SIZES[name])
@@ -51,7 +53,8 @@ def load_features(spec: str, download: bool) -> Features:
 def evaluate_kid(
     network: Features, tok: Tokenizer, prior: Prior | None, examples: Examples, batch_size: int
 ) -> dict[str, float]:
-    """KID (mean and spread over subsets) of reconstructions and, with a prior, of as many samples without class."""
+    """KID (mean and spread over subsets) of reconstructions and, with a prior, of as many samples without
+    class."""
     real, rebuilt, sampled = [], [], []
     generator = keyed_generator(0, "kid")
     for batch in held_out_batches(examples, batch_size):

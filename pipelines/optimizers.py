@@ -1,7 +1,7 @@
 """The optimizers of training: AdamW, and Muon for the matrices inside a network with AdamW for the rest.
 
-Left out: schedules, which are functions of the step (`pipelines.training`), and sharded parameters: Muon needs whole
-matrices, so under FSDP choose AdamW.
+Left out: schedules, which are functions of the step (`pipelines.training`), and sharded parameters: Muon
+needs whole matrices, so under FSDP choose AdamW.
 """
 
 from collections.abc import Iterable
@@ -14,11 +14,14 @@ from torch.optim import AdamW, Optimizer
 class Muon(Optimizer):
     """Momentum whose step is orthogonalised: every direction of a weight matrix moves equally far.
 
-    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A convolution's weight counts as
-    the matrix (out, in · kernel). torch.optim.Muon takes no convolutions and works in bfloat16, which CPUs emulate.
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A convolution's weight
+    counts as the matrix (out, in · kernel). torch.optim.Muon takes no convolutions and works in bfloat16,
+    which CPUs emulate.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -42,7 +45,8 @@ class Muon(Optimizer):
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """matrix (m, n) with its singular values brought near 1 by a quintic Newton-Schulz iteration.
 
-    The coefficients are those of Jordan et al. 2024: they trade an exact 1 for speed (values end in 0.7 to 1.2).
+    The coefficients are those of Jordan et al. 2024: they trade an exact 1 for speed (values end in 0.7 to
+    1.2).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.float()
@@ -66,9 +70,9 @@ def build_optimizers(
 ) -> list[Optimizer]:
     """AdamW over everything (`adamw`), or Muon over hidden matrices and AdamW over the rest (`muon`).
 
-    Hidden are weights of convolutions and linear maps between at least 24 channels, unless their name starts with
-    one of `outer`; first and last layers, embeddings, gains and biases stay with AdamW, as Jordan et al. advise.
-    Weight decay falls on matrices alone.
+    Hidden are weights of convolutions and linear maps between at least 24 channels, unless their name starts
+    with one of `outer`; first and last layers, embeddings, gains and biases stay with AdamW, as Jordan et
+    al. advise. Weight decay falls on matrices alone.
     """
     layers = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     hidden = {n for n, m in layers.items() if min(m.weight.shape[:2]) >= 24 and not n.startswith(outer)}

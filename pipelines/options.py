@@ -1,6 +1,8 @@
-"""The options of the training scripts as frozen dataclasses; tyro turns them into flags and their docs into help.
+"""The options of the training scripts as frozen dataclasses; tyro turns them into flags and their docs into
+help.
 
-Left out: the options of scripts that do not train, which stand in those scripts, and the presets (`presets.py`).
+Left out: the options of scripts that do not train, which stand in those scripts, and the presets
+(`presets.py`).
 """
 
 from dataclasses import dataclass, field
@@ -60,11 +62,24 @@ class TrainingOptions:
     """Hub repository (user/name) that the finished model is uploaded to."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "checkpoint_every", "keep_checkpoints", "gradient_accumulation"):
+        for name in (
+            "max_steps",
+            "batch_size",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "gradient_accumulation",
+        ):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
         for name in ("log_every", "eval_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
-        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "clip_norm", "warmup_steps", "seed"):
+        for name in (
+            "learning_rate",
+            "muon_learning_rate",
+            "weight_decay",
+            "clip_norm",
+            "warmup_steps",
+            "seed",
+        ):
             require(0 <= getattr(self, name) < 2**63, f"{name} is {getattr(self, name)}, expected 0 or more")
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}, expected 0 or more and less than 1")
 
@@ -89,7 +104,8 @@ class TokenizerTraining(TrainingOptions):
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The tokenizer."""
     perceptual: str = ""
-    """Feature network of a perceptual loss, e.g. torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty: none."""
+    """Feature network of a perceptual loss, e.g. torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty: none.
+    """
     perceptual_weight: float = 0.1
     """Weight of the perceptual loss, if there is one."""
     perceptual_download: bool = False

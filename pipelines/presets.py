@@ -1,6 +1,7 @@
 """The training presets: named sets of options that the first word of a command line chooses.
 
-Left out: sound, and the options themselves (`pipelines.options`). A new preset is one decorated function here.
+Left out: sound, and the options themselves (`pipelines.options`). A new preset is one decorated function
+here.
 """
 
 from collections.abc import Callable
@@ -72,7 +73,12 @@ def _digits_vae() -> TokenizerTraining:
         data=DataConfig(path="embedded:digits"),
         model=TokenizerConfig(
             modality=ImageConfig(
-                channels=1, size=(28, 28), strides=(2, 2, 8), widths=(32, 64, 256), blocks=(0, 1, 1)
+                channels=1,
+                size=(28, 28),
+                strides=(2, 2, 8),
+                widths=(32, 64, 256),
+                blocks=(0, 1, 1),
+                output="tanh",
             ),
             bottleneck=GaussianConfig(dim=32, kl_weight=1.0, kl_warmup_steps=300),
             losses={**default_weights(), "bernoulli": 1.0},
@@ -119,7 +125,9 @@ def _image_256() -> TokenizerTraining:
         ema_decay=0.9995,
         data=DataConfig(path="my_pictures", workers=8, flip=True),
         model=TokenizerConfig(
-            modality=ImageConfig(size=(256, 256), strides=(2, 2, 2), widths=(128, 256, 512), blocks=(2, 2, 3)),
+            modality=ImageConfig(
+                size=(256, 256), strides=(2, 2, 2), widths=(128, 256, 512), blocks=(2, 2, 3)
+            ),
             bottleneck=VQConfig(codebook_size=8192),
             losses={**default_weights(), "l1": 1.0, "l2": 1.0, "ms_ssim": 0.1},
         ),

@@ -1,4 +1,5 @@
-"""All of it on embedded data: train a tokenizer, encode, train a prior, sample, evaluate. `python -m pipelines.quickstart`
+"""All of it on embedded data: train a tokenizer, encode, train a prior, sample, evaluate. `python -m
+pipelines.quickstart`
 
 Left out: options of the steps; each step is a command that is printed, to be run again with other flags.
 """
@@ -49,7 +50,9 @@ def main() -> None:
     started = time.monotonic()
     for title, command in commands(options):
         logger.info("\n=== %s\n%s", title, shlex.join(command))
-        subprocess.run([sys.executable, *command[1:]], check=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        subprocess.run(
+            [sys.executable, *command[1:]], check=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
     collect(folder)
     minutes = (time.monotonic() - started) / 60
     logger.info("\nDone in %.1f minutes. Look at:", minutes)
@@ -69,32 +72,23 @@ def commands(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
     """Titles and commands; what trains or encodes goes through accelerate's launcher."""
     threads = options.threads or len(os.sched_getaffinity(0))
     launch = ["python", "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads)]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--num_cpu_threads_per_process", str(threads), "-m"]
     tok, tokens, prior = (str(options.output / name) for name in ("tokenizer", "tokens", "prior"))
+
+    def step(*words: str) -> list[str]:
+        return ["python", "-m", *words]
+
+    samples, evaluation = str(options.output / "samples"), str(options.output / "eval")
+    tokenizer_flags = ["--output", tok, "--max-steps", str(options.tokenizer_steps)]
+    prior_flags = ["--tokens", tokens, "--output", prior, "--max-steps", str(options.prior_steps)]
+    sample_flags = ["--label", "all", "--num", str(options.samples_per_class), "--cfg-scale", "2"]
     return [
-        (
-            "1/5 train the tokenizer",
-            [*launch, "-m", "pipelines.train_tokenizer", "emoji", "--output", tok]
-            + ["--max-steps", str(options.tokenizer_steps)],
-        ),
-        (
-            "2/5 encode the data set",
-            [*launch, "-m", "pipelines.encode_dataset", "--tokenizer", tok, "--output", tokens],
-        ),
-        (
-            "3/5 train the prior",
-            [*launch, "-m", "pipelines.train_prior", "small", "--tokens", tokens, "--output", prior]
-            + ["--max-steps", str(options.prior_steps)],
-        ),
-        (
-            "4/5 sample new pictures",
-            ["python", "-m", "pipelines.sample", "--prior", prior, "--output", str(options.output / "samples")]
-            + ["--label", "all", "--num", str(options.samples_per_class), "--cfg-scale", "2"],
-        ),
-        (
-            "5/5 evaluate on held-out pictures",
-            ["python", "-m", "pipelines.evaluate", "--prior", prior, "--output", str(options.output / "eval")],
-        ),
+        ("1/5 train the tokenizer", [*launch, "pipelines.train_tokenizer", "emoji", *tokenizer_flags]),
+        ("2/5 encode", [*launch, "pipelines.encode_dataset", "--tokenizer", tok, "--output", tokens]),
+        ("3/5 train the prior", [*launch, "pipelines.train_prior", "small", *prior_flags]),
+        ("4/5 sample", step("pipelines.sample", "--prior", prior, "--output", samples, *sample_flags)),
+        ("5/5 evaluate", step("pipelines.evaluate", "--prior", prior, "--output", evaluation)),
     ]
 
 

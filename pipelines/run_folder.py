@@ -27,8 +27,9 @@ RUN_FILE = "run.json"
 def run_folder(accelerator: Accelerator, options: TrainingOptions) -> Iterator[Path]:
     """The run's folder, locked against a second run, with run.json written or, on a resume, compared.
 
-    The lock is the kernel's (`flock`), so it ends with the process however that ends. Raises `ValueError` for a
-    folder that holds another run, that is in use or cannot be written, and for a resume with other options.
+    The lock is the kernel's (`flock`), so it ends with the process however that ends. Raises `ValueError`
+    for a folder that holds another run, that is in use or cannot be written, and for a resume with other
+    options.
     """
     folder = options.output
     failure: list[str | None] = [None]
@@ -57,7 +58,9 @@ def _lock(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ValueError(f"{folder}: another run is writing here; choose another --output or wait for it") from None
+        raise ValueError(
+            f"{folder}: another run is writing here; choose another --output or wait for it"
+        ) from None
     return file
 
 
@@ -70,7 +73,7 @@ def _claim(folder: Path, options: TrainingOptions) -> None:
             _compare(read_json(path), values, path)
     elif path.exists() or (folder / "config.json").exists():
         raise ValueError(
-            f"{folder} already holds a run; choose another --output, or continue that run with --resume latest"
+            f"{folder} already holds a run; choose another --output, or continue it with --resume latest"
         )
     write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
 
@@ -86,8 +89,8 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None
         elif was != now and name not in MAY_CHANGE:
             flag = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{flag} is {now!r}, but the run in {path.parent} has {was!r}; leave it out to resume that run, "
-                f"or start a new one in another --output"
+                f"{flag} is {now!r}, but the run in {path.parent} has {was!r}; leave it out to resume that "
+                f"run, or start a new one in another --output"
             )
 
 
@@ -116,7 +119,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class MetricsLog:
-    """metrics.jsonl, one object per line; on a resume the lines after the checkpoint's step are dropped first."""
+    """metrics.jsonl, one object per line; on a resume the lines after the checkpoint's step are dropped
+    first."""
 
     def __init__(self, path: Path, start_step: int, enabled: bool) -> None:
         self.path, self.enabled = path, enabled
@@ -140,5 +144,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows
-
-

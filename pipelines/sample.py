@@ -30,7 +30,8 @@ class SampleOptions:
     prior: str = ""
     """Folder or Hub id of a prior."""
     tokenizer: str = ""
-    """Folder or Hub id of the tokenizer; left out, the one that the prior names. Alone: a VAE to draw from."""
+    """Folder or Hub id of the tokenizer; left out, the one that the prior names. Alone: a VAE to draw from.
+    """
     output: Path = Path("runs/samples")
     """Folder for the pictures and the sheet samples.png."""
     num: int = 16
@@ -76,7 +77,9 @@ def sample_prior(options: SampleOptions, device: torch.device) -> tuple[Tokenize
     try:
         tok = Tokenizer.from_pretrained(named).to(device)
     except ValueError as error:
-        raise ValueError(f"the prior's tokenizer cannot be loaded; give it with --tokenizer: {error}") from error
+        raise ValueError(
+            f"the prior's tokenizer cannot be loaded; give it with --tokenizer: {error}"
+        ) from error
     prior.check_tokenizer(tok.fingerprint())
     labels = prior.config.class_names if options.label == ("all",) else options.label
     if options.label == ("all",) and not labels:
@@ -118,7 +121,9 @@ def sample_vae(options: SampleOptions, device: torch.device) -> tuple[Tokenizer,
     """The VAE and `num` pictures decoded from z ~ N(0, I)."""
     tok = Tokenizer.from_pretrained(options.tokenizer).to(device)
     if tok.bottleneck.num_codebooks:
-        raise ValueError(f"{options.tokenizer} has codes, and new codes come from a prior: give --prior DIR as well")
+        raise ValueError(
+            f"{options.tokenizer} has codes, and new codes come from a prior: give --prior DIR as well"
+        )
     for name, value, neutral in (
         ("label", options.label, ()),
         ("top-k", options.top_k, None),
@@ -129,7 +134,9 @@ def sample_vae(options: SampleOptions, device: torch.device) -> tuple[Tokenizer,
             raise ValueError(f"--{name} is for priors; a VAE has no classes and no codes to choose from")
     size = tok.modality.size
     shape = (tok.bottleneck.out_dim, *(-(-n // tok.stride) for n in size))
-    latents = options.temperature * torch.randn((options.num, *shape), generator=keyed_generator(options.seed))
+    latents = options.temperature * torch.randn(
+        (options.num, *shape), generator=keyed_generator(options.seed)
+    )
     with torch.no_grad():
         parts = [tok.decode_latents(z.to(device), size).cpu() for z in latents.split(options.batch_size)]
     return tok, [("samples", torch.cat(parts))]

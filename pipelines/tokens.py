@@ -1,4 +1,5 @@
-"""Data sets of tokens: Parquet shards of codes, labels and ids, and tokens.json, which says what the codes mean.
+"""Data sets of tokens: Parquet shards of codes, labels and ids, and tokens.json, which says what the codes
+mean.
 
 Left out: making codes (`encode_dataset.py`) and learning from them (`train_prior.py`).
 """
@@ -45,9 +46,14 @@ class TokenInfo:
     """Name of the data set that was encoded."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.codebook_size <= 1 << 24, f"codebook_size is {self.codebook_size}, expected 1 to 2^24")
+        require(
+            1 <= self.codebook_size <= 1 << 24, f"codebook_size is {self.codebook_size}, expected 1 to 2^24"
+        )
         require(1 <= self.num_codebooks <= 1024, f"num_codebooks is {self.num_codebooks}, expected 1 to 1024")
-        require(bool(self.grid) and all(n >= 1 for n in self.grid), f"grid is {self.grid}, expected 1 or more each")
+        require(
+            bool(self.grid) and all(n >= 1 for n in self.grid),
+            f"grid is {self.grid}, expected 1 or more each",
+        )
 
     @property
     def codes_per_item(self) -> int:
@@ -118,14 +124,19 @@ def write_info(folder: Path, info: TokenInfo) -> None:
 def read_info(folder: Path) -> TokenInfo:
     """tokens.json of a folder. `ValueError` if it is not there or not whole."""
     if not (folder / TOKENS_FILE).exists():
-        raise ValueError(f"{folder}: no tokens there ({TOKENS_FILE} is missing); make them with encode_dataset.py")
+        raise ValueError(
+            f"{folder}: no tokens there ({TOKENS_FILE} is missing); make them with encode_dataset.py"
+        )
     return config_from_dict(TokenInfo, read_json(folder / TOKENS_FILE), str(folder / TOKENS_FILE))
 
 
-def read_tokens(folder: Path, valid_fraction: float = 0.0, seed: int = 0) -> tuple[TokenInfo, dict[str, TokenSplit]]:
+def read_tokens(
+    folder: Path, valid_fraction: float = 0.0, seed: int = 0
+) -> tuple[TokenInfo, dict[str, TokenSplit]]:
     """All tokens of a folder, checked: `ValueError` names a file that is broken or holds codes out of range.
 
-    Without a held-out file the share `valid_fraction` of the items is held out, chosen by a hash of their codes.
+    Without a held-out file the share `valid_fraction` of the items is held out, chosen by a hash of their
+    codes.
     """
     info = read_info(folder)
     splits = {name: _read_split(folder, name, info) for name in SPLITS}
@@ -133,7 +144,9 @@ def read_tokens(folder: Path, valid_fraction: float = 0.0, seed: int = 0) -> tup
         raise ValueError(f"{folder}: no training tokens; make them anew with encode_dataset.py")
     if not len(splits["held_out"]) and valid_fraction > 0:
         train = splits["train"]
-        keys = [int(torch.randint(1 << 31, (), generator=keyed_generator(c.tobytes().hex()))) for c in train.codes]
+        keys = [
+            int(torch.randint(1 << 31, (), generator=keyed_generator(c.tobytes().hex()))) for c in train.codes
+        ]
         held = np.array(keys) < valid_fraction * (1 << 31)
         splits = {
             "train": TokenSplit(train.codes[~held], train.labels[~held]),
@@ -153,9 +166,13 @@ def _read_split(folder: Path, name: str, info: TokenInfo) -> TokenSplit:
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: cannot be read as tokens ({error}); make them anew") from error
         if len(part) != len(label) or (part.size and int(part.max()) >= info.codebook_size):
-            raise ValueError(f"{path}: holds codes beyond the codebook's {info.codebook_size} entries; make them anew")
+            raise ValueError(
+                f"{path}: holds codes beyond the codebook's {info.codebook_size} entries; make them anew"
+            )
         if label.size and (label.min() < -1 or label.max() >= max(1, len(info.class_names))):
-            raise ValueError(f"{path}: holds labels beyond the {len(info.class_names)} classes; make them anew")
+            raise ValueError(
+                f"{path}: holds labels beyond the {len(info.class_names)} classes; make them anew"
+            )
         codes.append(part)
         labels.append(label)
     if not codes:
@@ -175,7 +192,8 @@ def token_batches(
     start_step: int,
     stop_step: int,
 ) -> Iterator[TokenBatch]:
-    """Batches in the endless order of `pipelines.data.order`; see `pipelines.data.batches` for who gets which rows."""
+    """Batches in the endless order of `pipelines.data.order`; see `pipelines.data.batches` for who gets
+    which rows."""
     per_micro, share = batch_size // micro_batches, batch_size // micro_batches // world
     for step in range(start_step, stop_step):
         index = order(len(split), seed, step * batch_size, batch_size)

@@ -65,7 +65,8 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
 
 
 def drop_labels(labels: Tensor, share: float, step: Step) -> Tensor:
-    """labels (b,) with a random `share` hidden, so that one model learns both p(codes | class) and p(codes)."""
+    """labels (b,) with a random `share` hidden, so that one model learns both p(codes | class) and
+    p(codes)."""
     hidden = step.uniform(len(labels), "labels") < share
     return torch.where(hidden.to(labels.device), UNCONDITIONAL, labels)
 
@@ -160,7 +161,9 @@ def finish(
     """Evaluate the averaged weights and write model, card, metrics and the plot of losses."""
     with average.applied(prior):
         metrics = evaluate_prior(prior, info, splits["held_out"], accelerator)
-        train_metrics = evaluate_prior(prior, info, splits["train"].first(len(splits["held_out"])), accelerator)
+        train_metrics = evaluate_prior(
+            prior, info, splits["train"].first(len(splits["held_out"])), accelerator
+        )
         if "bits_per_code" in train_metrics:
             metrics["train_bits_per_code"] = train_metrics["bits_per_code"]
         rows = {f"valid/{k}": v for k, v in metrics.items()}
@@ -172,8 +175,8 @@ def finish(
                 title=f"Prior over codes of {info.source}",
                 command=command_line(accelerator, "train_prior"),
                 metrics=metrics,
-                notes=f"Trained on {len(splits['train'])} items, measured on {len(splits['held_out'])} held-out "
-                f"items; train_bits_per_code is of as many training items, so the difference is what it memorised.",
+                notes=f"Trained on {len(splits['train'])} items, measured on {len(splits['held_out'])}; "
+                "train_bits_per_code is of as many training items: the difference is what it memorised.",
             )
             prior.save_pretrained(options.output, card)
             summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())

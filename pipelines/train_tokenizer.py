@@ -1,4 +1,5 @@
-"""Train a tokenizer (VQ-VAE or VAE) on pictures: `accelerate launch pipelines/train_tokenizer.py [PRESET] [flags]`.
+"""Train a tokenizer (VQ-VAE or VAE) on pictures: `accelerate launch pipelines/train_tokenizer.py [PRESET]
+[flags]`.
 
 Left out: the prior over its codes (`train_prior.py`), which needs tokens (`encode_dataset.py`) first.
 """
@@ -120,7 +121,9 @@ def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) 
                 logger.info("step %d: %s", step, event)
         if step % options.eval_every == 0 and step < options.max_steps:
             with average.applied(tok):
-                rows = {f"valid/{k}": v for k, v in evaluate_tokenizer(tok, splits.held_out, accelerator).items()}
+                rows = {
+                    f"valid/{k}": v for k, v in evaluate_tokenizer(tok, splits.held_out, accelerator).items()
+                }
             log.add(step, rows)
             accelerator.log(rows, step=step)
             model.train()
@@ -152,7 +155,7 @@ def finish(
                 datasets=(splits.name,) if on_hub else (),
                 command=command_line(accelerator, "train_tokenizer"),
                 metrics=metrics,
-                notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held-out items.",
+                notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held out.",
             )
             tok.save_pretrained(options.output, card)
             summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())

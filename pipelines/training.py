@@ -1,4 +1,5 @@
-"""What the training scripts share: setting up a run the schedule of rates, averaged weights, reduced values.
+"""What the training scripts share: setting up a run the schedule of rates, averaged weights, reduced
+values.
 
 Left out: the loops, which stand in the scripts themselves, run folders and checkpoints.
 """
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 def start_accelerator(options: TrainingOptions) -> Accelerator:
     """An Accelerator for a run, with equal initial weights to come on every process.
 
-    Buffers are not broadcast: codebooks are kept equal by their own collectives, before and not after they are used.
+    Buffers are not broadcast: codebooks are kept equal by their own collectives, before and not after they
+    are used.
     """
     world = int(Accelerator().num_processes)
     check_batch(options.batch_size, options.gradient_accumulation, world)
@@ -57,8 +59,8 @@ def check_batch(batch_size: int, accumulation: int, world: int) -> None:
     if batch_size % parts:
         nearest = max(parts, round(batch_size / parts) * parts)
         raise ValueError(
-            f"--batch-size {batch_size} does not divide by {world} processes × {accumulation} accumulation steps; "
-            f"the nearest that does is {nearest}"
+            f"--batch-size {batch_size} does not divide by {world} processes × {accumulation} accumulation "
+            f"steps; the nearest that does is {nearest}"
         )
 
 
@@ -69,7 +71,8 @@ def rate_scale(step: int, warmup_steps: int, max_steps: int) -> float:
 
 
 def set_rates(optimizers: list[Optimizer], scale: float) -> None:
-    """Set every group's rate to its peak rate times `scale`; a function of the step needs no state to resume."""
+    """Set every group's rate to its peak rate times `scale`; a function of the step needs no state to
+    resume."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group.setdefault("peak_lr", group["lr"])
@@ -85,7 +88,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """After optimizer step `step`. Early on the average is short, so that it forgets the initial weights."""
+        """After optimizer step `step`. Early on the average is short, so that it forgets the initial
+        weights."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, p in model.named_parameters():
             if name in self.shadow:
@@ -149,9 +153,11 @@ def short_run(options: Any, log: bool) -> Any:
     if start and start >= options.max_steps:
         fitting = max(1, options.max_steps // 2)
         if log:
-            logger.info("--max-steps %d is short: k-means starts after %d instead of %d steps", options.max_steps, fitting, start)
+            logger.info("--max-steps %d is short: k-means starts after step %d", options.max_steps, fitting)
         bottleneck = dataclasses.replace(bottleneck, kmeans_steps=fitting)
-        options = dataclasses.replace(options, model=dataclasses.replace(options.model, bottleneck=bottleneck))
+        options = dataclasses.replace(
+            options, model=dataclasses.replace(options.model, bottleneck=bottleneck)
+        )
     return options
 
 

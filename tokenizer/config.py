@@ -1,6 +1,7 @@
 """Configs as frozen dataclasses: the registry of their variants, and their strict JSON form.
 
-Left out: the configs of single bottlenecks and modalities; each stands in its own file and registers itself.
+Left out: the configs of single bottlenecks and modalities; each stands in its own file and registers
+itself.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ C = TypeVar("C")
 class Variant:
     """Base of config families whose members are chosen by name, such as the bottlenecks.
 
-    A family is a direct subclass; a member is a dataclass declared with `kind="name"`, which enters it in the
-    family's `variants`. In JSON a member is its fields and its `kind`.
+    A family is a direct subclass; a member is a dataclass declared with `kind="name"`, which enters it in
+    the family's `variants`. In JSON a member is its fields and its `kind`.
     """
 
     kind: ClassVar[str] = ""
@@ -56,8 +57,9 @@ def _plain(value: Any) -> Any:
 
 
 def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:
-    """The inverse of `config_to_dict`, strict: an unknown key or a value of the wrong type is a `ValueError`
-    that names its place. Missing keys take their defaults, so that older files stay readable."""
+    """The inverse of `config_to_dict`, strict: an unknown key or a value of the wrong type is a
+    `ValueError` that names its place. Missing keys take their defaults, so that older files stay readable.
+    """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected an object, got {values!r}")
     values = dict(values)
@@ -74,7 +76,8 @@ def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` read as the type `hint`: lists become tuples, whole numbers floats, strings paths, where asked."""
+    """`value` read as the type `hint`: lists become tuples, whole numbers floats, strings paths, where
+    asked."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in args:

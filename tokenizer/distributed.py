@@ -15,9 +15,10 @@ from torch import Tensor
 class Step:
     """Where a forward pass stands in a training run; keys its noise and places its rows in the global batch.
 
-    `index` is the optimizer step, `offset` the row of the global batch (all processes, all accumulation steps) at
-    which this pass's rows begin, `total` the rows of the global batch, and `last` says whether this is the last
-    accumulation step, after which codebook statistics are summed over all processes and applied.
+    `index` is the optimizer step, `offset` the row of the global batch (all processes, all accumulation
+    steps) at which this pass's rows begin, `total` the rows of the global batch, and `last` says whether
+    this is the last accumulation step, after which codebook statistics are summed over all processes and
+    applied.
     """
 
     seed: int

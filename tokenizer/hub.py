@@ -1,4 +1,5 @@
-"""Save, load and publish models as Hub-ready folders: JSON, safetensors and a card. Loading is strict, runs no code.
+"""Save, load and publish models as Hub-ready folders: JSON, safetensors and a card. Loading is strict, runs
+no code.
 
 Left out: training state, which `pipelines/` keeps beside its checkpoints, and anything that needs pickle.
 """
@@ -38,8 +39,8 @@ MODEL_FILES = (CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS, *SAMPLES)
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What a model cannot know of itself, for its card: `license` is the Hub's id of a licence, `metrics` maps
-    names to measured values, `command` is the exact command that trained it."""
+    """What a model cannot know of itself, for its card: `license` is the Hub's id of a licence, `metrics`
+    maps names to measured values, `command` is the exact command that trained it."""
 
     title: str = ""
     license: str = "apache-2.0"
@@ -52,8 +53,8 @@ class CardInfo:
 class HubModel(nn.Module):
     """An `nn.Module` with a `config` dataclass that can be saved, loaded strictly and pushed to the Hub.
 
-    A subclass sets `model_type` and `config_class`, takes its config as the one constructor argument, and may add
-    to `extra_config` (facts for config.json), `preprocessor_config` and `card_fields`.
+    A subclass sets `model_type` and `config_class`, takes its config as the one constructor argument, and
+    may add to `extra_config` (facts for config.json), `preprocessor_config` and `card_fields`.
     """
 
     model_type: ClassVar[str]
@@ -76,10 +77,11 @@ class HubModel(nn.Module):
         return {}
 
     def save_pretrained(self, directory: str | Path, card: CardInfo | None = None) -> Path:
-        """Write config.json, model.safetensors, preprocessor_config.json, metrics.json and the card README.md.
+        """Write config.json, model.safetensors, preprocessor_config.json, metrics.json and the card
+        README.md.
 
-        Each file is written beside its final name and renamed, so a file is never half there. Other files in
-        the directory are left alone. Returns the directory.
+        Each file is written beside its final name and renamed, so a file is never half there. Other files
+        in the directory are left alone. Returns the directory.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -109,8 +111,8 @@ class HubModel(nn.Module):
     ) -> Self:
         """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode.
 
-        Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an unknown
-        or ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
+        Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an
+        unknown or ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
         """
         directory = fetch(path_or_hub_id, revision=revision, cache_dir=cache_dir, token=token)
         raw = read_json(directory / CONFIG)
@@ -119,7 +121,7 @@ class HubModel(nn.Module):
                 f"{directory / CONFIG}: model_type is {raw.get('model_type')!r}, but {cls.__name__} loads "
                 f"{cls.model_type!r}; is this the folder of another model?"
             )
-        config = config_from_dict(cls.config_class, raw.get("config"), f"{directory / CONFIG}: config")
+        config: Any = config_from_dict(cls.config_class, raw.get("config"), f"{directory / CONFIG}: config")
         # Sizes are compared with the file's header before anything is allocated.
         with torch.device("meta"):
             expected = {k: tuple(v.shape) for k, v in cls(config).state_dict().items()}
@@ -132,7 +134,8 @@ class HubModel(nn.Module):
         return model
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | bool | None = None) -> str:
-        """Upload the model's files, nothing else, to the Hub repository `repo_id`; returns the commit's URL."""
+        """Upload the model's files, nothing else, to the Hub repository `repo_id`; returns the commit's
+        URL."""
         with tempfile.TemporaryDirectory() as folder:
             return push_folder(self.save_pretrained(folder), repo_id, private=private, token=token)
 
@@ -147,7 +150,7 @@ class HubModel(nn.Module):
             metrics=sorted(card.metrics) or None,
         )
         template = files("tokenizer").joinpath("card_template.md").read_text(encoding="utf-8")
-        return ModelCard.from_template(
+        filled: ModelCard = ModelCard.from_template(
             data,
             template_str=template,
             title=card.title or f"tokenloom {self.model_type}",
@@ -159,6 +162,7 @@ class HubModel(nn.Module):
             parameters=sum(p.numel() for p in self.parameters()),
             sample=next((s for s in SAMPLES if (directory / s).exists()), None),
         )
+        return filled
 
 
 def push_folder(
@@ -184,7 +188,7 @@ def fetch(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """The local folder of a saved model, downloaded first if it is a Hub id; `ValueError` if there is none."""
+    """The local folder of a saved model, downloaded first if it is a Hub id. `ValueError` if it is neither."""
     path = Path(path_or_hub_id)
     if path.is_dir():
         return path

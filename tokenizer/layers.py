@@ -1,4 +1,5 @@
-"""Convolutional blocks that encoders and decoders are built of: residual, downsampling and upsampling, in 2-d.
+"""Convolutional blocks that encoders and decoders are built of: residual, downsampling and upsampling, in
+2-d.
 
 Left out: attention, whose cost and codes would depend on the size of the picture.
 """
@@ -8,8 +9,9 @@ from torch.nn import functional as F
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), both 3 × 3. Without normalisation, which would cost a pass over memory per
-    layer and tie positions together; the second convolution starts at zero so that depth is safe instead."""
+    """x + conv(silu(conv(silu(x)))), both 3 × 3. Without normalisation, which would cost a pass over memory
+    per layer and tie positions together; the second convolution starts at zero so that depth is safe
+    instead."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -18,8 +20,8 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.conv1(F.silu(x))
-        return x + self.conv2(F.silu(hidden))
+        y: Tensor = x + self.conv2(F.silu(self.conv1(F.silu(x))))
+        return y
 
 
 class Downsample(nn.Conv2d):
@@ -30,8 +32,8 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(nn.Module):
-    """A 3 × 3 convolution to stride² times the channels, then depth to space (Shi et al. 2016, arXiv 1609.05158):
-    all work happens at the small size, and no checkerboard comes from overlapping strides."""
+    """A 3 × 3 convolution to stride² times the channels, then depth to space (Shi et al. 2016, arXiv
+    1609.05158): all work happens at the small size, and no checkerboard comes from overlapping strides."""
 
     def __init__(self, width: int, channels: int, stride: int) -> None:
         super().__init__()

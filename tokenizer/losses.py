@@ -67,6 +67,16 @@ def l2(x_hat: Tensor, x: Tensor) -> Tensor:
     return F.mse_loss(x_hat, x)
 
 
+@loss("bernoulli", modality="image")
+def bernoulli(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Mean nats per element of x binarised at 0, with (x_hat + 1) / 2 read as the probability of 1.
+
+    Clamped away from 0 and 1 as in `tokenizer.metrics.bernoulli_elbo`; a decoder that ends in tanh stays inside.
+    """
+    p = ((x_hat + 1) / 2).clamp(1e-6, 1 - 1e-6)
+    return F.binary_cross_entropy(p, (x > 0).to(p.dtype))
+
+
 # Weights of the scales, finest first (Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity").
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 

@@ -44,8 +44,8 @@ class TokenizerConfig:
 
 
 class TokenizerOutput(NamedTuple):
-    """What a forward pass gives. `codes` is None for a VAE. The sum of `losses` is the training objective; `stats`
-    are detached, unweighted values for people. All losses and stats are scalars."""
+    """What a forward pass gives. `codes` is None for a VAE. The sum of `losses` is the training objective;
+    `stats` are detached, unweighted values for people. All losses and stats are scalars."""
 
     x_hat: Tensor
     codes: Tensor | None
@@ -56,7 +56,8 @@ class TokenizerOutput(NamedTuple):
 
 
 class Tokenizer(HubModel):
-    """Turns data x (B, C, *size) in [-1, 1] into codes (B, K, *grid) int64 and back; or into a posterior (VAE)."""
+    """Turns data x (B, C, *size) in [-1, 1] into codes (B, K, *grid) int64 and back; or into a posterior
+    (VAE)."""
 
     model_type: ClassVar[str] = "tokenloom-tokenizer"
     config_class: ClassVar[type] = TokenizerConfig
@@ -75,7 +76,8 @@ class Tokenizer(HubModel):
         z_e = self._latents(x)
         z_q, codes, losses, stats = self.bottleneck(z_e, step)
         x_hat = self._crop(self.decoder(z_q), x.shape[2:])
-        # Reconstruction losses are means over the elements of x; sums over an example are brought to that unit.
+        # Reconstruction losses are means over the elements of x; sums over an example are brought to that
+        # unit.
         per_element = 1 / math.prod(x.shape[1:])
         losses = {k: v * per_element if k in self.bottleneck.summed_losses else v for k, v in losses.items()}
         terms = reconstruction_losses(x_hat, x, self.config.losses)
@@ -87,12 +89,14 @@ class Tokenizer(HubModel):
     def encode(self, x: Tensor, lengths: Tensor | None = None, num_codebooks: int | None = None) -> Tensor:
         """x: (B, C, *size) float in [-1, 1] → codes: (B, K, *grid) int64, grid = ceil(size / stride).
 
-        `TypeError` for a VAE (use `posterior`); `ValueError` for x of a wrong shape or type, for `lengths` (padded
-        batches) of a modality that has no lengths, and for more codebooks than there are.
+        `TypeError` for a VAE (use `posterior`); `ValueError` for x of a wrong shape or type, for `lengths`
+        (padded batches) of a modality that has no lengths, and for more codebooks than there are.
         """
         self._require_codes("encode")
         if lengths is not None:
-            raise ValueError(f"lengths are for padded batches of sound, this tokenizer is for {self.modality.name}s")
+            raise ValueError(
+                f"lengths are for padded batches of sound; this tokenizer is for {self.modality.name}s"
+            )
         k = self.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= k <= self.num_codebooks:
             raise ValueError(f"num_codebooks is {k}, this tokenizer has {self.num_codebooks}")
@@ -100,10 +104,11 @@ class Tokenizer(HubModel):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, size: int | tuple[int, ...] | None = None) -> Tensor:
-        """codes: (B, K, *grid) int64 → x_hat: (B, C, *size). `size`: (H, W) to crop to, at most grid · stride.
+        """codes: (B, K, *grid) int64 → x_hat: (B, C, *size). `size`: (H, W) to crop to, at most grid ·
+        stride.
 
-        `TypeError` for a VAE; `ValueError` for codes of a wrong shape, type or range, and for a size that does not
-        fit the grid.
+        `TypeError` for a VAE; `ValueError` for codes of a wrong shape, type or range, and for a size that
+        does not fit the grid.
         """
         self._require_codes("decode")
         self._check_codes(codes)
@@ -118,13 +123,18 @@ class Tokenizer(HubModel):
         size = full if size is None else ((size,) if isinstance(size, int) else tuple(size))
         lowest = tuple(n - self.stride + 1 for n in full)
         if len(size) != len(full) or not all(a <= s <= b for a, s, b in zip(lowest, size, full, strict=True)):
-            raise ValueError(f"size is {size}; a grid of {tuple(z.shape[2:])} decodes to between {lowest} and {full}")
+            raise ValueError(
+                f"size is {size}; a grid of {tuple(z.shape[2:])} decodes to between {lowest} and {full}"
+            )
         return self._crop(self.decoder(z), size)
 
     def posterior(self, x: Tensor) -> Posterior:
-        """x: (B, C, *size) → the VAE's q(z | x) over (B, dim, *grid). `TypeError` for a tokenizer with codes."""
+        """x: (B, C, *size) → the VAE's q(z | x) over (B, dim, *grid). `TypeError` for a tokenizer with
+        codes."""
         if not isinstance(self.bottleneck, Gaussian):
-            raise TypeError("posterior is for a VAE (bottleneck gaussian); this tokenizer has codes: use encode")
+            raise TypeError(
+                "posterior is for a VAE (bottleneck gaussian); this tokenizer has codes: use encode"
+            )
         return self.bottleneck.posterior(self._latents(x))
 
     def preprocess(self, source: Any) -> Tensor:
@@ -186,7 +196,7 @@ class Tokenizer(HubModel):
     def check_extra_config(self, extra: Mapping[str, Any]) -> None:
         if extra.get("fingerprint") != self.fingerprint():
             raise ValueError(
-                f"config.json gives the fingerprint {extra.get('fingerprint')!r}, but config and weights make "
+                f"config.json gives fingerprint {extra.get('fingerprint')!r}, but config and weights make "
                 f"{self.fingerprint()!r}: the files do not belong together; download or save the model again"
             )
 
@@ -201,11 +211,14 @@ class Tokenizer(HubModel):
             'x = tok.preprocess("picture.png")  # (1, C, H, W) in [-1, 1]\n'
         )
         if self.bottleneck.num_codebooks:
-            codes = f"{self.num_codebooks} × log2({self.codebook_size}) = {self.num_codebooks * self.bits_per_code:g}"
-            what = f"discrete codes ({kind}), {codes} bits for every {self.stride} × {self.stride} pixels"
-            usage += "codes = tok.encode(x)  # (1, K, h, w) int64\nx_hat = tok.decode(codes, size=x.shape[2:])\n"
+            bits = f"{self.num_codebooks * self.bits_per_code:g} bits"
+            what = f"discrete codes ({kind}), {bits} for every {self.stride} × {self.stride} pixels"
+            usage += (
+                "codes = tok.encode(x)  # (1, K, h, w) int64\nx_hat = tok.decode(codes, size=x.shape[2:])\n"
+            )
         else:
-            what = f"a Gaussian posterior over {self.bottleneck.out_dim} channels per {self.stride} × {self.stride}"
+            each = f"{self.stride} × {self.stride} pixels"
+            what = f"a Gaussian posterior over {self.bottleneck.out_dim} channels for every {each}"
             usage += "z = tok.posterior(x).sample()\nx_hat = tok.decode_latents(z, size=x.shape[2:])\n"
         return {
             "pipeline_tag": modality.pipeline_tag,
@@ -226,11 +239,13 @@ class Tokenizer(HubModel):
         return latents
 
     def _crop(self, x_hat: Tensor, size: tuple[int, ...]) -> Tensor:
-        return x_hat[(..., *(slice(0, n) for n in size))]
+        for axis, n in enumerate(size):
+            x_hat = x_hat.narrow(2 + axis, 0, n)
+        return x_hat
 
     def _require_codes(self, name: str) -> None:
         if self.bottleneck.num_codebooks == 0:
-            raise TypeError(f"{name}: this tokenizer is a VAE and has no codes; use posterior(x) and decode_latents(z)")
+            raise TypeError(f"{name}: a VAE has no codes; use posterior(x) and decode_latents(z)")
 
     def _check_codes(self, codes: Tensor) -> None:
         k, n = self.num_codebooks, self.codebook_size
@@ -238,7 +253,9 @@ class Tokenizer(HubModel):
             shape = ", ".join(a.lower() for a in self.modality.axes)
             raise ValueError(f"expected codes (B, K, {shape}) int64, got {tuple(codes.shape)} {codes.dtype}")
         if not 1 <= codes.shape[1] <= k or 0 in codes.shape:
-            raise ValueError(f"expected codes of 1 to {k} codebooks and no empty axis, got {tuple(codes.shape)}")
+            raise ValueError(
+                f"expected codes of 1 to {k} codebooks and no empty axis, got {tuple(codes.shape)}"
+            )
         low, high = (int(v) for v in codes.aminmax())
         if low < 0 or high >= n:
             raise ValueError(f"codes range from {low} to {high}, but the codebook has entries 0 to {n - 1}")

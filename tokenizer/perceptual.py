@@ -115,11 +115,20 @@ def load_perceptual(spec: str, download: bool = False) -> Perceptual:
     torch's hub cache; only `download=True` may fetch them into it. Loading is strict and runs no code.
     `ValueError` for an unknown spec, torchvision not installed, weights missing or not fitting.
     """
+    network = torchvision_network(spec, tuple(TORCHVISION_LAYERS), download, part="features")
+    return Perceptual(network, TORCHVISION_LAYERS[spec.split(":")[1]])
+
+
+def torchvision_network(
+    spec: str, known: Sequence[str], download: bool = False, part: str | None = None
+) -> nn.Module:
+    """torchvision's network of `spec` ("torchvision:NETWORK" or "torchvision:NETWORK:FILE") with its
+    weights, or its sub-module `part` alone. Errors and downloads as in `load_perceptual`."""
     library, _, rest = spec.partition(":")
     name, _, file = rest.partition(":")
-    if library != "torchvision" or name not in TORCHVISION_LAYERS:
-        known = ", ".join(f"torchvision:{n}" for n in TORCHVISION_LAYERS)
-        raise ValueError(f"unknown perceptual network {spec!r}; known: {known}, each optionally with :FILE")
+    if library != "torchvision" or name not in known:
+        names = ", ".join(f"torchvision:{n}" for n in known)
+        raise ValueError(f"unknown network {spec!r}; known: {names}, each optionally with :FILE")
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
@@ -138,16 +147,18 @@ def load_perceptual(spec: str, download: bool = False) -> Perceptual:
             f"{spec}: no weights at {path}; name a file (torchvision:{name}:FILE), or allow the download "
             "with download=True"
         )
-    with torch.device("meta"):  # nothing is allocated for the classifier, which is not used
-        features: nn.Module = models.get_model(name, weights=None).features
+    network: nn.Module
+    with torch.device("meta"):  # nothing is allocated for what is not used
+        whole = models.get_model(name, weights=None)
+        network = whole if part is None else whole.get_submodule(part)
     try:
         state = _read_weights(path)
-        prefix = "features." if any(key.startswith("features.") for key in state) else ""
+        prefix = f"{part}." if any(key.startswith(f"{part}.") for key in state) else ""
         state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-        features.load_state_dict(state, strict=True, assign=True)
+        network.load_state_dict(state, strict=True, assign=True)
     except Exception as error:  # whatever is wrong with a file of the user's
         raise ValueError(f"{spec}: the weights in {path} cannot be used: {error}") from error
-    return Perceptual(features, TORCHVISION_LAYERS[name])
+    return network.requires_grad_(False)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Nearest codebook entry: exact, in tiles of bounded memory, ties to the lowest index. Every bottleneck uses it.
+"""Nearest codebook entry: exact, in tiles of bounded memory, ties to the lowest index. Every bottleneck uses
+it.
 
 Left out: approximate search, and anything that would hold the whole (M, N) table of distances.
 """
@@ -15,14 +16,16 @@ ROWS, ENTRIES = 1024, 2048
 def nearest(z: Tensor, codebook: Tensor) -> Tensor:
     """Index of the codebook entry with the smallest squared Euclidean distance to each row of `z`.
 
-    z: (M, D) float, codebook: (N, D) float → codes: (M,) int64. Computed in at least float32, outside autocast,
-    after both are centred by the codebook's mean: ‖z − e‖² = ‖z‖² − 2 z·e + ‖e‖² cancels badly when all entries
-    lie far from the origin. Peak extra memory is O(M + ROWS · ENTRIES).
+    z: (M, D) float, codebook: (N, D) float → codes: (M,) int64. Computed in at least float32, outside
+    autocast, after both are centred by the codebook's mean: ‖z − e‖² = ‖z‖² − 2 z·e + ‖e‖² cancels badly
+    when all entries lie far from the origin. Peak extra memory is O(M + ROWS · ENTRIES).
 
     Raises `ValueError` for shapes that do not fit, an empty codebook, and values that are not finite.
     """
     if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:
-        raise ValueError(f"expected z (M, D) and codebook (N, D), got {tuple(z.shape)} and {tuple(codebook.shape)}")
+        raise ValueError(
+            f"expected z (M, D) and codebook (N, D), got {tuple(z.shape)} and {tuple(codebook.shape)}"
+        )
     if codebook.shape[0] == 0:
         raise ValueError("the codebook has no entries")
     dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
@@ -35,12 +38,15 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
             raise ValueError("z or the codebook holds values that are not finite; the training has diverged")
         codes = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
         for start in range(0, z.shape[0], ROWS):
-            codes[start : start + ROWS] = _nearest_tile(z[start : start + ROWS].to(dtype) - centre, entries, half_norms)
+            codes[start : start + ROWS] = _nearest_tile(
+                z[start : start + ROWS].to(dtype) - centre, entries, half_norms
+            )
     return codes
 
 
 def _nearest_tile(z: Tensor, entries: Tensor, half_norms: Tensor) -> Tensor:
-    """`nearest` for at most ROWS centred rows, over tiles of the codebook; a strict `<` keeps the lowest index."""
+    """`nearest` for at most ROWS centred rows, over tiles of the codebook; a strict `<` keeps the lowest
+    index."""
     best, codes = None, None
     for start in range(0, entries.shape[0], ENTRIES):
         tile = slice(start, start + ENTRIES)

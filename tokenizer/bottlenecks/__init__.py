@@ -1,6 +1,7 @@
 """The contract of bottlenecks, what stands between encoder and decoder, and the registry that finds them.
 
-Left out: the bottlenecks themselves. Each is one file beside this one; a new file is found without touching others.
+Left out: the bottlenecks themselves. Each is one file beside this one; a new file is found without touching
+others.
 """
 
 import importlib
@@ -15,8 +16,9 @@ from tokenizer.distributed import Step
 
 
 class Bottlenecked(NamedTuple):
-    """What a bottleneck makes of z: `z_q` (B, out_dim, *grid) for the decoder, `codes` (B, K, *grid) int64 (None if
-    it has no codes), `losses` (weighted terms of the objective) and `stats` (unweighted, for people), both scalars."""
+    """What a bottleneck makes of z: `z_q` (B, out_dim, *grid) for the decoder, `codes` (B, K, *grid) int64
+    (None if it has no codes), `losses` (weighted terms of the objective) and `stats` (unweighted, for
+    people), both scalars."""
 
     z_q: Tensor
     codes: Tensor | None
@@ -28,7 +30,8 @@ class Bottleneck(nn.Module):
     """Base of all bottlenecks. The layout is turned once, at the bottleneck's own boundary.
 
     `in_dim` channels come from the encoder and `out_dim` go to the decoder. Discrete bottlenecks have
-    `num_codebooks` = K and `codebook_size` = N; for the others both are 0 and `encode`/`decode` raise `TypeError`.
+    `num_codebooks` = K and `codebook_size` = N; for the others both are 0 and `encode`/`decode` raise
+    `TypeError`.
     """
 
     in_dim: int
@@ -41,8 +44,8 @@ class Bottleneck(nn.Module):
     not_coding: ClassVar[frozenset[str]] = frozenset()
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
-        """z: (B, in_dim, *grid). `step` keys the noise of training and says when to update statistics; without it
-        noise comes from torch's generator and every training pass is a whole optimizer step."""
+        """z: (B, in_dim, *grid). `step` keys the noise of training and says when to update statistics;
+        without it noise comes from torch's generator and every training pass is a whole optimizer step."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def encode(self, z: Tensor) -> Tensor:

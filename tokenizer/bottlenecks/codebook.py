@@ -1,4 +1,5 @@
-"""A codebook learnt without gradients: k-means start, moving averages over all processes, revival of dead entries.
+"""A codebook learnt without gradients: k-means start, moving averages over all processes, revival of dead
+entries.
 
 Left out: the search (`tokenizer.search`) and the way to and from the layout of pictures (the bottlenecks).
 """
@@ -21,9 +22,9 @@ KMEANS_ITERATIONS = 10
 class EMACodebook(nn.Module):
     """Entries (N, D) that follow the vectors assigned to them (van den Oord et al. 2017, appendix A.1).
 
-    `update` only gathers until the last accumulation step of an optimizer step; then the sums of all processes
-    are added and applied, so that every process holds the same codebook. Each collective is called on every step by
-    every process, whatever its data are.
+    `update` only gathers until the last accumulation step of an optimizer step; then the sums of all
+    processes are added and applied, so that every process holds the same codebook. Each collective is
+    called on every step by every process, whatever its data are.
     """
 
     entries: Tensor
@@ -48,8 +49,9 @@ class EMACodebook(nn.Module):
 
     @torch.no_grad()
     def update(self, z_e: Tensor, codes: Tensor, examples: int, step: Step | None) -> Tensor:
-        """Take in z_e (M, D) of `examples` examples and their codes (M,). Returns counts (N,): of the whole
-        global batch on the last accumulation step, else of what this process has seen since the last one."""
+        """Take in z_e (M, D) of `examples` examples and their codes (M,). Returns counts (N,): of the
+        whole global batch on the last accumulation step, else of what this process has seen since the last
+        one."""
         step = step or Step(int(torch.randint(1 << 31, ())), 0, 0, examples)
         self._pick(z_e, examples, step)
         ones = z_e.new_ones(z_e.shape[0], 1)
@@ -72,10 +74,11 @@ class EMACodebook(nn.Module):
         return counts
 
     def _pick(self, z_e: Tensor, examples: int, step: Step) -> None:
-        """Copy this pass's share of the step's randomly picked rows of the global batch into `_picked` (P, D).
+        """Copy this pass's share of the step's randomly picked rows of the global batch into `_picked` (P,
+        D).
 
-        The picks are a function of (seed, step); each row lies on one process and is zero on all others, so that a
-        sum over processes gives the same vectors everywhere.
+        The picks are a function of (seed, step); each row lies on one process and is zero on all others, so
+        that a sum over processes gives the same vectors everywhere.
         """
         positions = z_e.shape[0] // examples
         rows, first = step.total * positions, step.offset * positions
@@ -99,7 +102,8 @@ class EMACodebook(nn.Module):
         self.entries.copy_(torch.where(used[:, None], mean, self.entries))
 
     def _revive(self, picked: Tensor, rows: float, step: Step) -> None:
-        """Move dead entries to vectors of the batch, with fresh statistics: stale ones would pull them back."""
+        """Move dead entries to vectors of the batch, with fresh statistics: stale ones would pull them
+        back."""
         uniform = rows / self.entries.shape[0]
         least, index = self.ema_count.topk(picked.shape[0], largest=False)
         dead = least < self.revive_below * uniform
@@ -155,7 +159,8 @@ class EMACodebook(nn.Module):
 def kmeans(x: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from random rows of x (M, D), M ≥ size → centres (size, D), counts (size,).
 
-    A centre that loses all its rows moves to a random row; ten rounds suffice for a start that training refines.
+    A centre that loses all its rows moves to a random row; ten rounds suffice for a start that training
+    refines.
     """
     centres = x[torch.randperm(x.shape[0], generator=generator)[:size].to(x.device)].clone()
     counts = x.new_zeros(size)
@@ -169,6 +174,8 @@ def kmeans(x: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Te
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of a histogram (..., N): the number of entries that would carry as much if used evenly."""
+    """exp of the entropy of a histogram (..., N): the number of entries that would carry as much if used
+    evenly."""
     p = counts / counts.sum(-1, keepdim=True).clamp(min=1e-12)
-    return torch.special.entr(p).sum(-1).exp()
+    entropy: Tensor = torch.special.entr(p).sum(-1)
+    return entropy.exp()

@@ -21,10 +21,11 @@ class GaussianConfig(BottleneckConfig, kind="gaussian"):
     dim: int = 4
     """Channels of z at every position of the grid."""
     kl_weight: float = 1.0
-    """Weight of the KL term. With the loss `bernoulli` 1.0 is the ELBO itself; with `l2` it is 2σ² of the Gaussian
-    likelihood that the squared error stands for."""
+    """Weight of the KL term. With the loss `bernoulli` 1.0 is the ELBO itself; with `l2` it is 2σ² of the
+    Gaussian likelihood that the squared error stands for."""
     kl_warmup_steps: int = 0
-    """Optimizer steps over which the KL weight grows linearly from 0 to `kl_weight` (against posterior collapse)."""
+    """Optimizer steps over which the KL weight grows linearly from 0 to `kl_weight` (against posterior
+    collapse)."""
 
     def __post_init__(self) -> None:
         require(1 <= self.dim <= 4096, f"dim is {self.dim}, expected 1 to 4096")
@@ -61,7 +62,8 @@ class Posterior:
 
 
 class Gaussian(Bottleneck):
-    """E(x) → μ, log σ²; z = μ + σ ε in training, z = μ in eval mode (Kingma & Welling 2013, arXiv 1312.6114)."""
+    """E(x) → μ, log σ²; z = μ + σ ε in training, z = μ in eval mode (Kingma & Welling 2013, arXiv
+    1312.6114)."""
 
     summed_losses: ClassVar[frozenset[str]] = frozenset({"kl"})
 

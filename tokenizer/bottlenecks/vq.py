@@ -27,33 +27,39 @@ class VQConfig(BottleneckConfig, kind="vq"):
     dim: int = 8
     """Channels that the encoder gives and the decoder takes."""
     codebook_dim: int = 8
-    """Dimension of the entries; if it is not `dim`, linear projections lead there and back. 4 to 8 keeps usage
-    high (Yu et al. 2021, arXiv 2110.04627, section 3.2)."""
+    """Dimension of the entries; if it is not `dim`, linear projections lead there and back. 4 to 8 keeps
+    usage high (Yu et al. 2021, arXiv 2110.04627, section 3.2)."""
     beta: float = 0.25
     """Weight β of the commitment loss ‖z_e − sg[e]‖²."""
     decay: float = 0.99
     """Decay of the moving averages, per optimizer step."""
     kmeans_steps: int = 10
-    """First optimizer steps, which pass z through unquantized and fill the reservoir that k-means then starts the
-    codebook from. 0 starts from random entries."""
+    """First optimizer steps, which pass z through unquantized and fill the reservoir that k-means then
+    starts the codebook from. 0 starts from random entries."""
     revive_below: float = 0.03
-    """An entry used less often than this share of uniform use is dead and moves to a vector of the batch. 0: never."""
+    """An entry used less often than this share of uniform use is dead and moves to a vector of the batch.
+    0: never."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.codebook_size <= 1 << 24, f"codebook_size is {self.codebook_size}, expected 1 to 2^24")
+        require(
+            1 <= self.codebook_size <= 1 << 24, f"codebook_size is {self.codebook_size}, expected 1 to 2^24"
+        )
         require(1 <= self.dim <= 4096, f"dim is {self.dim}, expected 1 to 4096")
         require(1 <= self.codebook_dim <= 4096, f"codebook_dim is {self.codebook_dim}, expected 1 to 4096")
         require(0 <= self.beta < float("inf"), f"beta is {self.beta}, expected 0 or more")
         require(0 <= self.decay < 1, f"decay is {self.decay}, expected 0 or more and less than 1")
         require(self.kmeans_steps >= 0, f"kmeans_steps is {self.kmeans_steps}, expected 0 or more")
-        require(0 <= self.revive_below < 1, f"revive_below is {self.revive_below}, expected 0 or more, below 1")
+        require(
+            0 <= self.revive_below < 1, f"revive_below is {self.revive_below}, expected 0 or more, below 1"
+        )
 
     def build(self) -> "VQ":
         return VQ(self)
 
 
 class VQ(Bottleneck):
-    """z_q = e_k, k = argmin_j ‖z_e − e_j‖² (van den Oord et al. 2017, arXiv 1711.00937, equations 1 and 2)."""
+    """z_q = e_k, k = argmin_j ‖z_e − e_j‖² (van den Oord et al. 2017, arXiv 1711.00937, equations 1 and
+    2)."""
 
     not_coding: ClassVar[frozenset[str]] = frozenset(
         {
@@ -79,7 +85,8 @@ class VQ(Bottleneck):
             z_e = self._to_rows(z)
             codes = nearest(z_e, self.codebook.entries)
             e = F.embedding(codes, self.codebook.entries).to(z_e.dtype)
-            # β pulls z_e to its entry and never the entry to z_e: the moving average does that (section 3.2).
+            # β pulls z_e to its entry and never the entry to z_e: the moving average does that (section
+            # 3.2).
             commitment = F.mse_loss(z_e, e)
             counts = torch.bincount(codes, minlength=self.codebook_size)
             z_q, weight = e, self.config.beta

@@ -1,6 +1,7 @@
 """The contract of modalities, what the data are (pictures, sound), and the registry that finds them.
 
-Left out: the modalities themselves. Each is one file beside this one; a new file is found without touching others.
+Left out: the modalities themselves. Each is one file beside this one; a new file is found without touching
+others.
 """
 
 import importlib

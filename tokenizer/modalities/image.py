@@ -28,7 +28,9 @@ class ImageConfig(ModalityConfig, kind="image"):
     channels: int = 3
     """1 for grey, 3 for RGB."""
     size: tuple[int, int] = (32, 32)
-    """Height and width that pictures are resized and cropped to for training. A trained model takes any size."""
+    """Height and width that pictures are resized and cropped to for training. A trained model takes any
+    size.
+    """
     strides: tuple[int, ...] = (2, 2)
     """Reduction per level, each even; their product is pixels per code along each axis."""
     widths: tuple[int, ...] = (32, 96)
@@ -48,8 +50,12 @@ class ImageConfig(ModalityConfig, kind="image"):
             f"strides, widths and blocks need one value per level, got {levels}, {len(self.widths)} and "
             f"{len(self.blocks)}",
         )
-        require(all(s in (2, 4, 8) for s in self.strides), f"strides are {self.strides}, expected 2, 4 or 8 each")
-        require(all(1 <= w <= 8192 for w in self.widths), f"widths are {self.widths}, expected 1 to 8192 each")
+        require(
+            all(s in (2, 4, 8) for s in self.strides), f"strides are {self.strides}, expected 2, 4 or 8 each"
+        )
+        require(
+            all(1 <= w <= 8192 for w in self.widths), f"widths are {self.widths}, expected 1 to 8192 each"
+        )
         require(all(0 <= n <= 64 for n in self.blocks), f"blocks are {self.blocks}, expected 0 to 64 each")
 
     def build(self) -> "ImageModality":
@@ -69,10 +75,13 @@ class ImageModality(Modality):
         self.stride = math.prod(config.strides)
 
     def build_encoder(self, out_channels: int) -> nn.Module:
-        """Per level a strided convolution and residual blocks; then one linear map per position to the code."""
+        """Per level a strided convolution and residual blocks; then one linear map per position to the
+        code."""
         layers: list[nn.Module] = []
         channels = self.channels
-        for stride, width, blocks in zip(self.config.strides, self.config.widths, self.config.blocks, strict=True):
+        for stride, width, blocks in zip(
+            self.config.strides, self.config.widths, self.config.blocks, strict=True
+        ):
             layers += [Downsample(channels, width, stride), *(ResidualBlock(width) for _ in range(blocks))]
             channels = width
         layers += [nn.SiLU(), nn.Conv2d(channels, out_channels, 1)]
@@ -84,7 +93,11 @@ class ImageModality(Modality):
         layers: list[nn.Module] = [nn.Conv2d(in_channels, levels[0][1], 3, padding=1)]
         outputs = [*(width for _, width, _ in levels[1:]), self.channels]
         for (stride, width, blocks), channels in zip(levels, outputs, strict=True):
-            layers += [*(ResidualBlock(width) for _ in range(blocks)), nn.SiLU(), Upsample(width, channels, stride)]
+            layers += [
+                *(ResidualBlock(width) for _ in range(blocks)),
+                nn.SiLU(),
+                Upsample(width, channels, stride),
+            ]
         if self.config.output == "tanh":
             layers.append(nn.Tanh())
         return _channels_last(layers)
@@ -96,13 +109,15 @@ class ImageModality(Modality):
 
     def fit(self, item: Any) -> NDArray[np.uint8]:
         """A PIL image as uint8 (channels, *size): resized to cover the size, cropped in the middle."""
-        return fit_picture(item, self.size, self.channels)
+        return fit_picture(item, self.config.size, self.channels)
 
     def preprocess(self, source: Any) -> Tensor:
-        """A path, PIL image or array (H, W[, C]), or a list of them, as x: (B, channels, *config.size) in [-1, 1].
+        """A path, PIL image or array (H, W[, C]), or a list of them, as x: (B, channels, *config.size) in
+        [-1, 1].
 
-        Any kind of picture is taken (palette, alpha on white, CMYK, 16 bits); it is resized to cover the size and
-        cropped in the middle. Raises `ValueError` naming the file for what is not a readable picture.
+        Any kind of picture is taken (palette, alpha on white, CMYK, 16 bits); it is resized to cover the
+        size and cropped in the middle. Raises `ValueError` naming the file for what is not a readable
+        picture.
         """
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
             if not source:
@@ -131,5 +146,8 @@ class ImageModality(Modality):
 
 def _channels_last(layers: list[nn.Module]) -> nn.Module:
     """Channels last, because oneDNN and cuDNN convolve faster so (about 1.1 × on CPU)."""
-    # The cast keeps mypy: torch types this overload of `to` as returning the module's own type.
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    network = nn.Sequential(*layers)
+    for p in network.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return network
