@@ -1,7 +1,7 @@
 """Checkpoints: all that an exact resume needs, written beside the final name and renamed when whole. No
 pickle.
 
-Left out: sharded optimizer states (FSDP, DeepSpeed), whose checkpoints accelerate would have to write.
+Left out: writing shards side by side; under FSDP the whole tensors are gathered and process 0 writes them.
 """
 
 import json
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipelines.training import WeightAverage, seed_layers
+from pipelines.training import WeightAverage, seed_layers, sharded_like, whole_tensors
 from tokenizer.hub import read_json
 
 logger = logging.getLogger(__name__)
@@ -55,13 +55,20 @@ class Checkpoints:
         Every process must call it: the RNG states are gathered.
         """
         rng = gather_object([_rng_state()])
+        tensors = {
+            "model": whole_tensors(self.model.state_dict()),
+            "average": whole_tensors(self.average.shadow),
+            "optimizers": whole_tensors(_optimizer_tensors(self.optimizers)),
+            "training_state": whole_tensors(_training_state(self.model)),
+            "rng": {f"{rank}.{name}": t for rank, states in enumerate(rng) for name, t in states.items()},
+        }
         if self.accelerator.is_main_process:
             final = self.folder / f"step-{step}"
             beside = self.folder / f".step-{step}.{os.getpid()}"
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             try:
-                self._write(beside, step, rng)
+                self._write(beside, step, len(rng), tensors)
                 if final.exists():
                     shutil.rmtree(final)
                 beside.rename(final)
@@ -71,24 +78,17 @@ class Checkpoints:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path, step: int, rng: list[dict[str, Tensor]]) -> None:
+    def _write(self, folder: Path, step: int, processes: int, tensors: dict[str, dict[str, Tensor]]) -> None:
         scaler = self.accelerator.scaler
         state = {
             "step": step,
-            "processes": len(rng),
+            "processes": processes,
             "threads": torch.get_num_threads(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        tensors = {
-            "model": self.model.state_dict(),
-            "average": self.average.shadow,
-            "optimizers": _optimizer_tensors(self.optimizers),
-            "training_state": _training_state(self.model),
-            "rng": {f"{rank}.{name}": t for rank, states in enumerate(rng) for name, t in states.items()},
-        }
         for name, values in tensors.items():
             path = folder / f"{name}.safetensors"
-            save_file({k: v.detach().to("cpu").contiguous().clone() for k, v in values.items()}, path)
+            save_file({k: v.contiguous().clone() for k, v in values.items()}, path)
             _sync(path)
         (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         _sync(folder / STATE)
@@ -105,7 +105,9 @@ class Checkpoints:
         state = read_json(path / STATE)
         try:
             files = {p.stem: load_file(p) for p in sorted(path.glob("*.safetensors"))}
-            self.model.load_state_dict(files["model"], strict=True)
+            current = self.model.state_dict()
+            model = {k: sharded_like(v, current[k]) for k, v in files["model"].items()}
+            self.model.load_state_dict(model, strict=True)
             self.average.load(files["average"])
             _load_optimizers(self.optimizers, files["optimizers"])
             _load_training_state(self.model, files["training_state"])
@@ -182,9 +184,12 @@ def _optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, Tensor]:
 
 def _load_optimizers(optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) -> None:
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    params = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
     for key, value in tensors.items():
         i, p, name = key.split(".", 2)
-        states[int(i)].setdefault(int(p), {})[name] = value
+        param = params[int(i)][int(p)]
+        fitting = sharded_like(value, param) if value.shape == param.shape else value
+        states[int(i)].setdefault(int(p), {})[name] = fitting
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

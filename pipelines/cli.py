@@ -1,4 +1,5 @@
-"""Command lines: presets, --config and flags merged in that order, and mistakes reported without a traceback.
+"""Command lines: presets, --config and flags merged in that order, and mistakes reported without a
+traceback.
 
 Left out: the options themselves (`pipelines.options`, or the script that has them).
 """

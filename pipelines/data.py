@@ -1,6 +1,8 @@
-"""Batches from a folder, Parquet, the Hub or embedded data, in an order that depends on seed and epoch alone.
+"""Batches from a folder, Parquet, the Hub or embedded data, in an order that depends on seed and epoch
+alone.
 
-Left out: reading and decoding (sources.py, table_sources.py, examples.py), moving batches to devices, sound.
+Left out: reading and decoding (sources.py, table_sources.py, examples.py), moving batches to devices,
+sound.
 """
 
 import logging
@@ -16,12 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipelines.augment import Augment
 from pipelines.examples import Examples, Fit, held_out_mask, scan
 from pipelines.sources import SUFFIXES, DataConfig, Found, default_of, read_folder, walk
 from pipelines.table_sources import EMBEDDED, read_embedded, read_hub, read_parquet
 from tokenizer.distributed import keyed_generator
 
 logger = logging.getLogger(__name__)
+
+NO_VIEWS = Augment()
 
 __all__ = [
     "Batch",
@@ -123,7 +128,8 @@ def find_sources(config: DataConfig) -> Found:
 
 
 def order(num_examples: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
-    """Items `start : start + count` of the endless sequence of epoch permutations: (count,) example numbers.
+    """Items `start : start + count` of the endless sequence of epoch permutations: (count,) example
+    numbers.
 
     Epoch e is a permutation that `(seed, e)` alone decides, so any place is reached without a walk to it.
     """
@@ -145,12 +151,6 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return torch.randperm(num_examples, generator=keyed_generator(seed, epoch, "order")).numpy()
 
 
-@lru_cache(maxsize=2)
-def _mirrored(num_examples: int, seed: int, epoch: int) -> NDArray[np.bool_]:
-    """Which examples an epoch shows mirrored, by their number."""
-    return torch.rand(num_examples, generator=keyed_generator(seed, epoch, "flip")).numpy() < 0.5
-
-
 @dataclass(frozen=True)
 class _Plan(Dataset[Batch]):
     """This rank's batches by (step, micro), each computed from its place alone."""
@@ -161,7 +161,7 @@ class _Plan(Dataset[Batch]):
     rank: int
     world: int
     seed: int
-    flip: bool
+    augment: Augment
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         step, micro = place
@@ -170,11 +170,8 @@ class _Plan(Dataset[Batch]):
         start = step * self.batch_size + offset
         wanted = order(len(self.examples), self.seed, start, rows)
         x, labels, index = self.examples.take(wanted)
-        if self.flip:
-            epochs = np.arange(start, start + rows) // len(self.examples)
-            tables = {e: _mirrored(len(self.examples), self.seed, e) for e in np.unique(epochs).tolist()}
-            mask = torch.tensor([tables[e][i] for e, i in zip(epochs.tolist(), wanted, strict=True)])
-            x = torch.where(mask[:, None, None, None], x.flip(-1), x)
+        epochs = np.arange(start, start + rows) // len(self.examples)
+        x = self.augment.view(x, wanted, epochs, len(self.examples), self.seed)
         return Batch(x, labels, step, micro, offset, index)
 
 
@@ -189,13 +186,15 @@ def batches(
     start_step: int = 0,
     stop_step: int,
     workers: int = 0,
-    flip: bool = False,
+    augment: Augment = NO_VIEWS,
 ) -> Iterator[Batch]:
-    """This rank's training batches of the optimizer steps `start_step` to `stop_step`, `micro_batches` each.
+    """This rank's training batches of the optimizer steps `start_step` to `stop_step`, `micro_batches`
+    each.
 
-    Step s has items [s·B, (s+1)·B) of `order`, B = `batch_size` over all ranks and micro-batches; micro-batch
-    m of A has rows [m·B/A, (m+1)·B/A) of those, and each rank its equal slice. So the data of a step do not
-    depend on ranks, micro-batches or where a run began. Raises `ValueError` unless A·world divides B.
+    Step s has items [s·B, (s+1)·B) of `order`, B = `batch_size` over all ranks and micro-batches;
+    micro-batch m of A has rows [m·B/A, (m+1)·B/A) of those, and each rank its equal slice. So the data of
+    a step do not depend on ranks, micro-batches or where a run began. Raises `ValueError` unless A·world
+    divides B.
     """
     if micro_batches < 1:
         raise ValueError(f"a step has at least 1 micro-batch (accumulation step), got {micro_batches}")
@@ -210,7 +209,7 @@ def batches(
         raise ValueError("there are no examples to train on")
     if batch_size > len(examples):
         logger.warning("a batch of %d repeats examples: there are only %d", batch_size, len(examples))
-    plan = _Plan(examples, batch_size, micro_batches, rank, world, seed, flip)
+    plan = _Plan(examples, batch_size, micro_batches, rank, world, seed, augment)
     places = ((s, m) for s in range(start_step, stop_step) for m in range(micro_batches))
     if workers == 0:
         return (plan[place] for place in places)
@@ -225,7 +224,8 @@ def batches(
 def held_out_batches(examples: Examples, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
     """This rank's part of every example once, in order; `batch_size` counts all ranks.
 
-    Every rank gets the same number of batches, the last ones perhaps of 0 rows, so collectives stay aligned.
+    Every rank gets the same number of batches, the last ones perhaps of 0 rows, so collectives stay
+    aligned.
     """
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")

@@ -1,4 +1,5 @@
-"""Turn a data set into tokens: `accelerate launch pipelines/encode_dataset.py --tokenizer DIR --output DIR`.
+"""Turn a data set into tokens: `accelerate launch pipelines/encode_dataset.py --tokenizer DIR --output
+DIR`.
 
 Left out: VAEs, whose latents are not tokens.
 """

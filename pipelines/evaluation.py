@@ -35,8 +35,8 @@ def evaluate_tokenizer(
     """Means over `examples`, each counted once over all processes; {} if there are none.
 
     psnr (dB per picture), ssim, l1 and l2 (data in [-1, 1]); with codes also usage, perplexity and
-    bits_per_item; for a VAE negative_elbo_nats (per picture) and bits_per_dim, from one posterior sample each,
-    and kl_nats. Leaves the tokenizer in eval mode.
+    bits_per_item; for a VAE negative_elbo_nats (per picture) and bits_per_dim, from one sample of each
+    posterior, and kl_nats. Leaves the tokenizer in eval mode.
     """
     tok.eval()
     sums: dict[str, Tensor] = {}

@@ -167,10 +167,11 @@ def scan(source: Source, fit: Fit, cache_bytes: int, hashed: bool) -> Scan:
 
 
 def held_out_mask(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
-    """Which examples to hold out: those whose digest is below `fraction` of its range, whatever their names.
+    """Which examples to hold out: those whose digest is below `fraction` of its range, whatever their
+    names.
 
-    Equal examples stay on one side. With two or more different ones neither side is left empty: the smallest
-    digest is held out, the largest is trained on. `fraction` 0 holds out nothing.
+    Equal examples stay on one side. With two or more different ones neither side is left empty: the
+    smallest digest is held out, the largest is trained on. `fraction` 0 holds out nothing.
     """
     mask = digests < np.uint64(int(fraction * 2**64))
     distinct = np.unique(digests)

@@ -70,9 +70,9 @@ def build_optimizers(
 ) -> list[Optimizer]:
     """AdamW over everything (`adamw`), or Muon over hidden matrices and AdamW over the rest (`muon`).
 
-    Hidden are weights of convolutions and linear maps between at least 24 channels, unless their name starts
-    with one of `outer`; first and last layers, embeddings, gains and biases stay with AdamW, as Jordan et
-    al. advise. Weight decay falls on matrices alone.
+    Hidden are weights of convolutions and linear maps between at least 24 channels, unless their name
+    starts with one of `outer`; first and last layers, embeddings, gains and biases stay with AdamW, as
+    Jordan et al. advise. Weight decay falls on matrices alone.
     """
     layers = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     hidden = {n for n, m in layers.items() if min(m.weight.shape[:2]) >= 24 and not n.startswith(outer)}

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipelines.augment import Augment
 from pipelines.data import DataConfig
 from tokenizer import TokenizerConfig
 from tokenizer.config import require
@@ -84,7 +85,8 @@ class TrainingOptions:
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}, expected 0 or more and less than 1")
 
 
-# Options that may change when a run is resumed: none of them changes what is learnt, and max_steps may grow.
+# Options that may change when a run is resumed: none of them changes what is learnt, and max_steps may
+# grow.
 MAY_CHANGE = frozenset(
     {
         *("output", "resume", "max_steps", "checkpoint_every", "keep_checkpoints", "log_every", "eval_every"),
@@ -101,10 +103,13 @@ class TokenizerTraining(TrainingOptions):
     """Folder of the run, and at its end the Hub-ready folder of the model."""
     data: DataConfig = field(default_factory=DataConfig)
     """Where the pictures come from."""
+    augment: Augment = field(default_factory=Augment)
+    """Random views of training pictures."""
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The tokenizer."""
     perceptual: str = ""
-    """Feature network of a perceptual loss, e.g. torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty: none.
+    """Feature network of a perceptual loss, e.g. torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty:
+    none.
     """
     perceptual_weight: float = 0.1
     """Weight of the perceptual loss, if there is one."""

@@ -96,8 +96,8 @@ def _plot_vectors(ax: "Axes", count: Tensor, vectors: Tensor) -> None:
 def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:
     """Write a PNG of all numbers in a run's metrics.jsonl by step: a panel per quantity, a curve per split.
 
-    The split is what stands before the last "/" of a key ("train/l1"). Losses that are always positive get a
-    logarithmic axis. Lines that cannot be read, as a killed run leaves, are ignored with a warning.
+    The split is what stands before the last "/" of a key ("train/l1"). Losses that are always positive get
+    a logarithmic axis. Lines that cannot be read, as a killed run leaves, are ignored with a warning.
     `ValueError` if there is nothing to plot.
     """
     panels: dict[str, dict[str, dict[float, float]]] = defaultdict(dict)

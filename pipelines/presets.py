@@ -7,6 +7,7 @@ here.
 from collections.abc import Callable
 from typing import TypeVar
 
+from pipelines.augment import Augment
 from pipelines.cli import Preset
 from pipelines.data import DataConfig
 from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
@@ -123,7 +124,8 @@ def _image_256() -> TokenizerTraining:
         eval_every=5000,
         warmup_steps=1000,
         ema_decay=0.9995,
-        data=DataConfig(path="my_pictures", workers=8, flip=True),
+        data=DataConfig(path="my_pictures", workers=8),
+        augment=Augment(flip=True),
         model=TokenizerConfig(
             modality=ImageConfig(
                 size=(256, 256), strides=(2, 2, 2), widths=(128, 256, 512), blocks=(2, 2, 3)

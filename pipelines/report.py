@@ -84,7 +84,8 @@ def progress(total: int, desc: str, initial: int = 0, enabled: bool = True) -> "
 def image_grid(x: Tensor, columns: int = 8, scale: int = 1) -> Image.Image:
     """Pictures (N, C, H, W), uint8 or float in [-1, 1], C 1 or 3, as one RGB picture of rows of `columns`.
 
-    Each is enlarged `scale` times (nearest neighbour) and framed by a thin line. `ValueError` for no picture.
+    Each is enlarged `scale` times (nearest neighbour) and framed by a thin line. `ValueError` for no
+    picture.
     """
     if columns < 1 or scale < 1:
         raise ValueError(f"columns and scale must be at least 1, got {columns} and {scale}")

@@ -1,6 +1,7 @@
 """The options of data, the contract of a source (undecoded examples with labels), and folders of pictures.
 
-Left out: Parquet and the Hub (table_sources.py), decoding and the split by content (examples.py), and sound.
+Left out: Parquet and the Hub (table_sources.py), decoding and the split by content (examples.py), and
+sound.
 """
 
 import logging
@@ -42,15 +43,15 @@ class DataConfig:
     """The column of labels; found by its type ClassLabel or its name (label, labels) if left out; none: no
     labels."""
     streaming: bool = False
-    """Read the first --data.limit examples of a Hub data set over the network, without downloading it all."""
+    """Read the first --data.limit examples of a Hub data set over the network, without downloading it all.
+    """
     limit: int | None = None
     """Use only the first so many examples of each split."""
     valid_fraction: float = 0.05
-    """Where there is no test split: the fraction to hold out, chosen by a hash of each example's content."""
+    """Where there is no test split: the fraction to hold out, chosen by a hash of each example's content.
+    """
     workers: int = 0
     """Loader processes for each training process; useful where pictures are decoded while training."""
-    flip: bool = False
-    """Mirror half of the training pictures left to right, at random."""
 
     def __post_init__(self) -> None:
         require(
@@ -153,7 +154,8 @@ def walk(root: Path) -> list[str]:
 
 
 def read_folder(config: DataConfig, root: Path, names: list[str]) -> Found:
-    """Picture files `names` under `root`; sub-folders are splits (train/ and test/ or valid/), then classes.
+    """Picture files `names` under `root`; sub-folders are splits (train/ and test/ or valid/), then
+    classes.
 
     There are classes if every picture lies in a sub-folder; the first level counts.
     """

@@ -133,7 +133,8 @@ def read_info(folder: Path) -> TokenInfo:
 def read_tokens(
     folder: Path, valid_fraction: float = 0.0, seed: int = 0
 ) -> tuple[TokenInfo, dict[str, TokenSplit]]:
-    """All tokens of a folder, checked: `ValueError` names a file that is broken or holds codes out of range.
+    """All tokens of a folder, checked: `ValueError` names a file that is broken or holds codes out of
+    range.
 
     Without a held-out file the share `valid_fraction` of the items is held out, chosen by a hash of their
     codes.

@@ -76,7 +76,6 @@ def train(
 ) -> None:
     """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
     prior = Prior(prior_config(options, info)).to(accelerator.device)
-    average = WeightAverage(prior, options.ema_decay)
     optimizers = build_optimizers(
         prior,
         options.optimizer,
@@ -87,6 +86,7 @@ def train(
     )
     # `model` is what trains; `prior` is the same weights unwrapped, for evaluation and saving only.
     model, *optimizers = accelerator.prepare(prior, *optimizers)
+    average = WeightAverage(prior, options.ema_decay)
     checkpoints = Checkpoints(
         accelerator, options.output, prior, average, optimizers, options.keep_checkpoints, options.seed
     )
@@ -137,12 +137,10 @@ def train(
             accelerator.log(rows, step=step)
             bar.set_postfix(bits=f"{values['bits_per_code']:.3f}")
         if step % options.eval_every == 0 and step < options.max_steps:
-            with average.applied(prior):
-                metrics = evaluate_prior(prior, info, splits["held_out"], accelerator)
+            metrics = evaluate_prior(average.averaged(prior), info, splits["held_out"], accelerator)
             rows = {f"valid/{k}": v for k, v in metrics.items()}
             log.add(step, rows)
             accelerator.log(rows, step=step)
-            model.train()
         if step % options.checkpoint_every == 0 or step == options.max_steps:
             checkpoints.save(step)
     bar.close()
@@ -159,30 +157,28 @@ def finish(
     log: MetricsLog,
 ) -> None:
     """Evaluate the averaged weights and write model, card, metrics and the plot of losses."""
-    with average.applied(prior):
-        metrics = evaluate_prior(prior, info, splits["held_out"], accelerator)
-        train_metrics = evaluate_prior(
-            prior, info, splits["train"].first(len(splits["held_out"])), accelerator
+    prior = average.averaged(prior)
+    metrics = evaluate_prior(prior, info, splits["held_out"], accelerator)
+    train_metrics = evaluate_prior(prior, info, splits["train"].first(len(splits["held_out"])), accelerator)
+    if "bits_per_code" in train_metrics:
+        metrics["train_bits_per_code"] = train_metrics["bits_per_code"]
+    rows = {f"valid/{k}": v for k, v in metrics.items()}
+    log.add(options.max_steps, rows)
+    accelerator.log(rows, step=options.max_steps)
+    if accelerator.is_main_process:
+        loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
+        card = CardInfo(
+            title=f"Prior over codes of {info.source}",
+            command=command_line(accelerator, "train_prior"),
+            metrics=metrics,
+            notes=f"Trained on {len(splits['train'])} items, measured on {len(splits['held_out'])}; "
+            "train_bits_per_code is of as many training items: the difference is what it memorised.",
         )
-        if "bits_per_code" in train_metrics:
-            metrics["train_bits_per_code"] = train_metrics["bits_per_code"]
-        rows = {f"valid/{k}": v for k, v in metrics.items()}
-        log.add(options.max_steps, rows)
-        accelerator.log(rows, step=options.max_steps)
-        if accelerator.is_main_process:
-            loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
-            card = CardInfo(
-                title=f"Prior over codes of {info.source}",
-                command=command_line(accelerator, "train_prior"),
-                metrics=metrics,
-                notes=f"Trained on {len(splits['train'])} items, measured on {len(splits['held_out'])}; "
-                "train_bits_per_code is of as many training items: the difference is what it memorised.",
-            )
-            prior.save_pretrained(options.output, card)
-            summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-            logger.info("held-out: %s\nsaved to %s", summary, options.output)
-            if options.push_to_hub:
-                logger.info("pushed: %s", push_folder(options.output, options.push_to_hub))
+        prior.save_pretrained(options.output, card)
+        summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        logger.info("held-out: %s\nsaved to %s", summary, options.output)
+        if options.push_to_hub:
+            logger.info("pushed: %s", push_folder(options.output, options.push_to_hub))
     accelerator.wait_for_everyone()
 
 

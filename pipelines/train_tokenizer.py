@@ -56,12 +56,12 @@ def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) 
     perceptual = None
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
-    average = WeightAverage(tok, options.ema_decay)
     optimizers = build_optimizers(
         tok, options.optimizer, options.learning_rate, options.muon_learning_rate, options.weight_decay
     )
     # `model` is what trains; `tok` is the same weights unwrapped, for evaluation and saving only.
     model, *optimizers = accelerator.prepare(tok, *optimizers)
+    average = WeightAverage(tok, options.ema_decay)
     checkpoints = Checkpoints(
         accelerator, options.output, tok, average, optimizers, options.keep_checkpoints, options.seed
     )
@@ -73,7 +73,6 @@ def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) 
     log = MetricsLog(options.output / "metrics.jsonl", start, accelerator.is_main_process)
     start_trackers(accelerator, options)
     bar = progress(options.max_steps, "tokenizer", start, accelerator.is_main_process)
-    terms: dict[str, torch.Tensor] = {}
 
     model.train()
     for batch in batches(
@@ -86,7 +85,7 @@ def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) 
         start_step=start,
         stop_step=options.max_steps,
         workers=options.data.workers,
-        flip=options.data.flip,
+        augment=options.augment,
     ):
         x = to_float(batch.x.to(accelerator.device, non_blocking=True))
         last = batch.micro == options.gradient_accumulation - 1
@@ -120,13 +119,10 @@ def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) 
             for event in tok.bottleneck.events():
                 logger.info("step %d: %s", step, event)
         if step % options.eval_every == 0 and step < options.max_steps:
-            with average.applied(tok):
-                rows = {
-                    f"valid/{k}": v for k, v in evaluate_tokenizer(tok, splits.held_out, accelerator).items()
-                }
+            metrics = evaluate_tokenizer(average.averaged(tok), splits.held_out, accelerator)
+            rows = {f"valid/{k}": v for k, v in metrics.items()}
             log.add(step, rows)
             accelerator.log(rows, step=step)
-            model.train()
         if step % options.checkpoint_every == 0 or step == options.max_steps:
             checkpoints.save(step)
     bar.close()
@@ -142,26 +138,26 @@ def finish(
     log: MetricsLog,
 ) -> None:
     """Evaluate the averaged weights on all held-out data and write model, card, metrics and pictures."""
-    with average.applied(tok):
-        metrics = evaluate_tokenizer(tok, splits.held_out, accelerator)
-        rows = {f"valid/{k}": v for k, v in metrics.items()}
-        log.add(options.max_steps, rows)
-        accelerator.log(rows, step=options.max_steps)
-        if accelerator.is_main_process:
-            write_tokenizer_report(tok, splits, options.output)
-            on_hub = not options.data.path.startswith(EMBEDDED) and not Path(options.data.path).exists()
-            card = CardInfo(
-                title=f"Tokenizer of {splits.name}",
-                datasets=(splits.name,) if on_hub else (),
-                command=command_line(accelerator, "train_tokenizer"),
-                metrics=metrics,
-                notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held out.",
-            )
-            tok.save_pretrained(options.output, card)
-            summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-            logger.info("held-out: %s\nsaved to %s", summary, options.output)
-            if options.push_to_hub:
-                logger.info("pushed: %s", push_folder(options.output, options.push_to_hub))
+    tok = average.averaged(tok)
+    metrics = evaluate_tokenizer(tok, splits.held_out, accelerator)
+    rows = {f"valid/{k}": v for k, v in metrics.items()}
+    log.add(options.max_steps, rows)
+    accelerator.log(rows, step=options.max_steps)
+    if accelerator.is_main_process:
+        write_tokenizer_report(tok, splits, options.output)
+        on_hub = not options.data.path.startswith(EMBEDDED) and not Path(options.data.path).exists()
+        card = CardInfo(
+            title=f"Tokenizer of {splits.name}",
+            datasets=(splits.name,) if on_hub else (),
+            command=command_line(accelerator, "train_tokenizer"),
+            metrics=metrics,
+            notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held out.",
+        )
+        tok.save_pretrained(options.output, card)
+        summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        logger.info("held-out: %s\nsaved to %s", summary, options.output)
+        if options.push_to_hub:
+            logger.info("pushed: %s", push_folder(options.output, options.push_to_hub))
     accelerator.wait_for_everyone()
 
 

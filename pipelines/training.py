@@ -4,25 +4,28 @@ values.
 Left out: the loops, which stand in the scripts themselves, run folders and checkpoints.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from pipelines.options import TrainingOptions
 from tokenizer.distributed import keyed_generator
+from tokenizer.hub import HubModel
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=HubModel)
 
 
 def start_accelerator(options: TrainingOptions) -> Accelerator:
@@ -40,6 +43,15 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         project_dir=str(options.output),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sharded and options.optimizer == "muon":
+        raise ValueError(
+            "--optimizer muon needs whole matrices, which sharding cuts up; use --optimizer adamw"
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "DeepSpeed is not supported; shard with FSDP (accelerate launch --use_fsdp --fsdp_version 2)"
+        )
     quiet_logging(accelerator)
     set_seed(options.seed)
     return accelerator
@@ -95,27 +107,35 @@ class WeightAverage:
             if name in self.shadow:
                 self.shadow[name].lerp_(p, 1 - decay)
 
+    @torch.no_grad()
     def load(self, shadow: Mapping[str, Tensor]) -> None:
         """Take over the averages of a checkpoint. `KeyError` if they are not this model's."""
         if shadow.keys() != self.shadow.keys():
             raise KeyError("the averaged weights are those of another model")
-        self.shadow = {n: shadow[n].to(v.device) for n, v in self.shadow.items()}
+        for name, value in self.shadow.items():
+            value.copy_(sharded_like(shadow[name], value))
 
-    @contextlib.contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Within the context the model has the averaged weights."""
-        trained = {n: p.detach().clone() for n, p in model.named_parameters() if n in self.shadow}
-        self._copy(model, self.shadow)
-        try:
-            yield
-        finally:
-            self._copy(model, trained)
+    def averaged(self, model: M) -> M:
+        """A copy of a `HubModel` with the averaged weights, whole and in eval mode. Every process must
+        call it."""
+        with torch.random.fork_rng():  # the copy's first weights must not shift the noise of layer dropout
+            copy = type(model)(model.config)
+        copy.load_state_dict({**whole_tensors(model.state_dict()), **whole_tensors(self.shadow)})
+        return copy.to(next(model.parameters()).device).eval()
 
-    @torch.no_grad()
-    def _copy(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
-        for name, p in model.named_parameters():
-            if name in values:
-                p.copy_(values[name])
+
+def whole_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, gathered from all processes if FSDP sharded them (then a collective)."""
+    whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
+    return {k: v.detach().to("cpu") for k, v in whole.items()}
+
+
+def sharded_like(whole: Tensor, pattern: Tensor) -> Tensor:
+    """A whole tensor as `pattern` is: on its device and, under FSDP, this process's shard of it."""
+    whole = whole.to(pattern.device)
+    if isinstance(pattern, DTensor):
+        return distribute_tensor(whole, pattern.device_mesh, pattern.placements)
+    return whole
 
 
 def mean_over_processes(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:

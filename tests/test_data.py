@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.augment import Augment
 from pipelines.data import (
     Batch,
     DataConfig,
@@ -342,8 +343,8 @@ def test_lazily_decoded_equals_cached(tmp_path: Path) -> None:
     cached, lazy = load(root), load(root, cache_bytes=20 * 48 - 1)
     assert torch.equal(cached.train.take(np.arange(5))[0], lazy.train.take(np.arange(5))[0])
     for a, b in zip(
-        batches(cached.train, batch_size=6, seed=1, stop_step=5, flip=True),
-        batches(lazy.train, batch_size=6, seed=1, stop_step=5, flip=True),
+        batches(cached.train, batch_size=6, seed=1, stop_step=5, augment=Augment(flip=True)),
+        batches(lazy.train, batch_size=6, seed=1, stop_step=5, augment=Augment(flip=True)),
         strict=True,
     ):
         assert torch.equal(a.x, b.x) and torch.equal(a.index, b.index)
@@ -414,7 +415,13 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_ranks_and_accumulation_share_one_global_batch(examples: Examples, flip: bool) -> None:
-    arguments = {"batch_size": 8, "seed": 5, "start_step": 1, "stop_step": 7, "flip": flip}
+    arguments = {
+        "batch_size": 8,
+        "seed": 5,
+        "start_step": 1,
+        "stop_step": 7,
+        "augment": Augment(flip, 2 if flip else 0),
+    }
     expected = flattened(list(batches(examples, **arguments)))
     assert len(expected[0]) == 48
     np.testing.assert_array_equal(expected[2], order(21, 5, 8, 48))
@@ -434,15 +441,17 @@ def test_ranks_and_accumulation_share_one_global_batch(examples: Examples, flip:
 
 
 def test_a_resume_gets_the_tail(examples: Examples) -> None:
-    whole = list(batches(examples, batch_size=6, seed=0, stop_step=9, flip=True))
-    tail = list(batches(examples, batch_size=6, seed=0, start_step=4, stop_step=9, flip=True))
+    whole = list(batches(examples, batch_size=6, seed=0, stop_step=9, augment=Augment(flip=True)))
+    tail = list(
+        batches(examples, batch_size=6, seed=0, start_step=4, stop_step=9, augment=Augment(flip=True))
+    )
     for a, b in zip(whole[4:], tail, strict=True):
         assert a.step == b.step and torch.equal(a.x, b.x) and torch.equal(a.index, b.index)
 
 
 def test_flips_depend_on_epoch_and_example(examples: Examples) -> None:
     flipped: dict[int, list[bool]] = {}
-    for batch in batches(examples, batch_size=7, seed=0, stop_step=24, flip=True):
+    for batch in batches(examples, batch_size=7, seed=0, stop_step=24, augment=Augment(flip=True)):
         for x, i in zip(batch.x, batch.index.tolist(), strict=True):
             is_flipped = torch.equal(x, examples.x(i).flip(-1))
             assert is_flipped != torch.equal(x, examples.x(i))
@@ -454,7 +463,13 @@ def test_flips_depend_on_epoch_and_example(examples: Examples) -> None:
 
 def test_workers_give_the_same_batches(tmp_path: Path) -> None:
     train = load(folder_of(tmp_path), cache_bytes=0).train
-    arguments = {"batch_size": 4, "micro_batches": 2, "seed": 2, "stop_step": 6, "flip": True}
+    arguments = {
+        "batch_size": 4,
+        "micro_batches": 2,
+        "seed": 2,
+        "stop_step": 6,
+        "augment": Augment(flip=True),
+    }
     torch.manual_seed(0)
     alone = list(batches(train, **arguments))
     torch.manual_seed(0)

@@ -188,7 +188,7 @@ def fetch(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """The local folder of a saved model, downloaded first if it is a Hub id. `ValueError` if it is neither."""
+    """The local folder of a saved model, downloaded first if it is a Hub id; else `ValueError`."""
     path = Path(path_or_hub_id)
     if path.is_dir():
         return path

@@ -71,7 +71,7 @@ def l2(x_hat: Tensor, x: Tensor) -> Tensor:
 def bernoulli(x_hat: Tensor, x: Tensor) -> Tensor:
     """Mean nats per element of x binarised at 0, with (x_hat + 1) / 2 read as the probability of 1.
 
-    Clamped away from 0 and 1 as in `tokenizer.metrics.bernoulli_elbo`; a decoder that ends in tanh stays inside.
+    Clamped away from 0 and 1 as in `tokenizer.metrics.bernoulli_elbo`; a decoder ending in tanh stays inside.
     """
     p = ((x_hat + 1) / 2).clamp(1e-6, 1 - 1e-6)
     return F.binary_cross_entropy(p, (x > 0).to(p.dtype))

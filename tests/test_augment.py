@@ -1,0 +1,53 @@
+"""Random views of training pictures."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.augment import Augment
+
+
+def pictures(count: int = 6) -> torch.Tensor:
+    return torch.arange(count * 3 * 5 * 7).remainder(251).to(torch.uint8).reshape(count, 3, 5, 7)
+
+
+def test_no_views_leave_pictures_alone() -> None:
+    x = pictures()
+    assert Augment().view(x, np.arange(6), np.zeros(6, np.int64), 6, seed=0) is x
+
+
+def test_a_view_is_a_function_of_seed_epoch_and_example() -> None:
+    x, augment = pictures(), Augment(flip=True, shift=2)
+    epochs = np.array([0, 0, 0, 1, 1, 1])
+    views = augment.view(x, np.arange(6), epochs, 6, seed=3)
+    order = np.array([4, 0, 5])
+    again = augment.view(x[order], order, epochs[order], 6, seed=3)
+    assert torch.equal(again, views[order])
+    other = augment.view(x, np.arange(6), epochs + 1, 6, seed=3)
+    assert not torch.equal(other, views)
+    assert not torch.equal(augment.view(x, np.arange(6), epochs, 6, seed=4), views)
+
+
+def test_shift_moves_and_repeats_the_edge() -> None:
+    x = pictures(200)
+    views = Augment(shift=2).view(x, np.arange(200), np.zeros(200, np.int64), 200, seed=0)
+    found = set()
+    for picture, view in zip(x, views, strict=True):
+        padded = torch.nn.functional.pad(picture.float()[None], (2, 2, 2, 2), mode="replicate")[0].to(
+            torch.uint8
+        )
+        places = [
+            (dy - 2, dx - 2)
+            for dy in range(5)
+            for dx in range(5)
+            if torch.equal(padded[:, dy : dy + 5, dx : dx + 7], view)
+        ]
+        assert len(places) == 1
+        found.add(places[0])
+    assert len(found) == 25
+
+
+@pytest.mark.parametrize("shift", [-1, 5000])
+def test_shift_out_of_range(shift: int) -> None:
+    with pytest.raises(ValueError, match="shift"):
+        Augment(shift=shift)
