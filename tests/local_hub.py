@@ -97,7 +97,7 @@ def serve() -> Iterator[LocalHub]:
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-        do_GET = do_HEAD = do_POST = handle_any  # noqa: N815
+        do_GET = do_HEAD = do_POST = handle_any
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing on stderr."""

@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_by_name(values: Any, message: str) -> None
 
 @pytest.mark.xfail(strict=True, reason="the message says Literal instead of the choices")
 def test_a_wrong_choice_is_told_the_choices() -> None:
-    with pytest.raises(ValueError, match="fast.*exact"):
+    with pytest.raises(ValueError, match=r"fast.*exact"):
         config_from_dict(Everything, {"mode": "slow"})
 
 

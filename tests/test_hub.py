@@ -458,7 +458,9 @@ def test_push_and_load_through_a_hub(hub_session: tuple[LocalHub, str]) -> None:
     hub, output = hub_session
     lines = output.splitlines()
     assert lines[0].startswith(f"{hub.url}/user/scale/commit/")
-    private = ["private" in (c.get("visibility"), *(k for k, v in c.items() if v is True)) for c in hub.created]
+    private = [
+        "private" in (c.get("visibility"), *(k for k, v in c.items() if v is True)) for c in hub.created
+    ]
     assert private == [True, False]
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "metrics.json"}
     assert set(hub.repositories["user/scale"]) == expected

@@ -71,7 +71,10 @@ def test_the_check_of_arrows_sees_every_kind_of_import() -> None:
 def dependencies() -> set[str]:
     """Distributions that pyproject.toml asks for (extras too), and all that these ask for in turn."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    queue = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    queue = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
     found: set[str] = set()
     while queue:
         requirement = queue.pop()
@@ -117,7 +120,16 @@ def test_importing_a_library_is_light(package: str, tmp_path: Path) -> None:
     assert result.stderr == "" and result.stdout.count("\n") == 1
     loaded = set(json.loads(result.stdout))
     assert "torch" in loaded and package in loaded
-    heavy = {"accelerate", "datasets", "matplotlib", "torchvision", "torchmetrics", "pyarrow", "pandas", "tyro"}
+    heavy = {
+        "accelerate",
+        "datasets",
+        "matplotlib",
+        "torchvision",
+        "torchmetrics",
+        "pyarrow",
+        "pandas",
+        "tyro",
+    }
     assert not loaded & heavy
     assert "pipelines" not in loaded and (package == "prior" or "prior" not in loaded)
     assert list(tmp_path.iterdir()) == []
