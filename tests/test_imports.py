@@ -1,0 +1,135 @@
+"""Imports: which package may know which, names that would shadow another module, and a light `import`.
+
+Left out: what the modules do.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("tokenizer", "prior", "pipelines")
+# Importing package → modules of other packages that it may import ("x" stands for x and all in it).
+ALLOWED = {"tokenizer": (), "prior": ("tokenizer.hub",), "pipelines": ("tokenizer", "prior")}
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Every module that `source` imports, anywhere in it; `from a import b` counts as `a.b`, a relative
+    import keeps its dots."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def inside(module: str, parents: Iterable[str]) -> bool:
+    return any(module == parent or module.startswith(f"{parent}.") for parent in parents)
+
+
+def forbidden(package: str, source: str) -> list[str]:
+    """Imports in a module of `package` that no arrow allows."""
+    others = (*(p for p in PACKAGES if p != package), "tests")
+    allowed = ALLOWED[package]
+    return [
+        m
+        for m in imported_modules(source)
+        if m.startswith(".") or (inside(m, others) and not inside(m, allowed))
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arrows_point_one_way(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert len(files) >= 5
+    wrong = {str(f.relative_to(ROOT)): found for f in files if (found := forbidden(package, f.read_text()))}
+    assert not wrong
+
+
+def test_the_check_of_arrows_sees_every_kind_of_import() -> None:
+    assert forbidden("tokenizer", "import prior") == ["prior"]
+    assert forbidden("tokenizer", "def f():\n    from pipelines.data import x") == ["pipelines.data.x"]
+    assert forbidden("tokenizer", "from . import config") == ["..config"]
+    assert forbidden("tokenizer", "import tokenizer.hub, torch") == []
+    assert forbidden("prior", "from tokenizer import hub, Tokenizer") == ["tokenizer.Tokenizer"]
+    assert forbidden("prior", "from tokenizer.hub import HubModel\nimport tokenizer.hub") == []
+    assert forbidden("prior", "from tokenizer.hubs import x") == ["tokenizer.hubs.x"]
+    assert forbidden("prior", "import pipelines.data as d") == ["pipelines.data"]
+    assert forbidden("pipelines", "from prior import Prior\nimport tokenizer.search") == []
+    assert forbidden("pipelines", "from tests.tiny import x") == ["tests.tiny.x"]
+
+
+def dependencies() -> set[str]:
+    """Distributions that pyproject.toml asks for (extras too), and all that these ask for in turn."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    queue = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
+    found: set[str] = set()
+    while queue:
+        requirement = queue.pop()
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+        if "extra ==" in requirement or name in found:
+            continue
+        found.add(name)
+        try:
+            queue += requires(name) or []
+        except PackageNotFoundError:
+            continue  # an extra, or for another system
+    return found
+
+
+def test_no_script_shadows_another_module() -> None:
+    """`python pipelines/x.py` puts pipelines/ first on the path: its names hide all others."""
+    known = dependencies()
+    assert {"torch", "torchvision", "filelock"} <= known  # asked for, by an extra, by a dependency
+    taken = {
+        module
+        for module, distributions in packages_distributions().items()
+        if any(d.lower().replace("_", "-") in known for d in distributions)
+    }
+    assert {"torch", "PIL", "datasets", "tqdm", "yaml"} <= taken
+    taken |= set(sys.stdlib_module_names) | set(PACKAGES) | {"tests"}
+    scripts = {p.stem for p in (ROOT / "pipelines").iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert {"train_tokenizer", "data"} <= scripts
+    assert not scripts & taken
+
+
+@pytest.mark.parametrize("package", ["tokenizer", "prior"])
+def test_importing_a_library_is_light(package: str, tmp_path: Path) -> None:
+    code = f"import {package}, json, sys; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "" and result.stdout.count("\n") == 1
+    loaded = set(json.loads(result.stdout))
+    assert "torch" in loaded and package in loaded
+    heavy = {
+        "accelerate",
+        "datasets",
+        "matplotlib",
+        "torchvision",
+        "torchmetrics",
+        "pyarrow",
+        "pandas",
+        "tyro",
+    }
+    assert not loaded & heavy
+    assert "pipelines" not in loaded and (package == "prior" or "prior" not in loaded)
+    assert list(tmp_path.iterdir()) == []
