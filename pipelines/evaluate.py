@@ -56,12 +56,12 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
-        require(bool(self.prior or self.tokenizer), "give --tokenizer DIR, --prior DIR, or both")
 
 
 def main() -> None:
     """Measure, print one table, write metrics.json and the sheet of reconstructions."""
     options = parse(EvaluateOptions, __doc__ or "")
+    require(bool(options.prior or options.tokenizer), "give --tokenizer DIR, --prior DIR, or both")
     accelerator = Accelerator()
     quiet_logging(accelerator)
     prior = Prior.from_pretrained(options.prior).to(accelerator.device) if options.prior else None

@@ -121,11 +121,11 @@ class TokenizerTraining(TrainingOptions):
 class PriorSize:
     """Size of the transformer."""
 
-    dim: int = 192
+    dim: int = 128
     """Width."""
-    depth: int = 6
+    depth: int = 4
     """Layers."""
-    heads: int = 6
+    heads: int = 4
     """Attention heads."""
     dropout: float = 0.1
     """Dropout in the layers."""

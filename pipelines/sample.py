@@ -54,12 +54,12 @@ class SampleOptions:
     def __post_init__(self) -> None:
         require(self.num >= 1, f"num is {self.num}, expected 1 or more")
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
-        require(bool(self.prior or self.tokenizer), "give --prior DIR, or --tokenizer DIR of a VAE")
 
 
 def main() -> None:
     """Draw, decode, write."""
     options = parse(SampleOptions, __doc__ or "")
+    require(bool(options.prior or options.tokenizer), "give --prior DIR, or --tokenizer DIR of a VAE")
     accelerator = Accelerator()
     quiet_logging(accelerator)
     if options.prior:
