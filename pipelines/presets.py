@@ -86,9 +86,9 @@ def _digits_vae() -> TokenizerTraining:
             modality=ImageConfig(
                 channels=1,
                 size=(28, 28),
-                strides=(2, 2, 8),
-                widths=(32, 64, 256),
-                blocks=(0, 1, 1),
+                strides=(2, 2, 2, 2, 2),
+                widths=(32, 64, 128, 128, 256),
+                blocks=(0, 1, 1, 0, 0),
                 output="tanh",
             ),
             bottleneck=GaussianConfig(dim=32, kl_weight=1.0, kl_warmup_steps=300),

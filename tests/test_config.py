@@ -147,7 +147,6 @@ def test_what_does_not_fit_is_refused_by_name(values: Any, message: str) -> None
         config_from_dict(Everything, values)
 
 
-@pytest.mark.xfail(strict=True, reason="the message says Literal instead of the choices")
 def test_a_wrong_choice_is_told_the_choices() -> None:
     with pytest.raises(ValueError, match=r"fast.*exact"):
         config_from_dict(Everything, {"mode": "slow"})
@@ -156,14 +155,8 @@ def test_a_wrong_choice_is_told_the_choices() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        pytest.param(
-            {"shape": {"kind": ["square"]}},
-            marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="an unhashable kind"),
-        ),
-        pytest.param(
-            {"ratio": 10**400},
-            marks=pytest.mark.xfail(strict=True, raises=OverflowError, reason="an integer beyond floats"),
-        ),
+        {"shape": {"kind": ["square"]}},
+        {"ratio": 10**400},
     ],
 )
 def test_odd_json_is_refused_too(values: Any) -> None:

@@ -124,9 +124,7 @@ def test_load_perceptual_says_what_is_wrong(torchvision: Path, tmp_path: Path) -
     save_file({"0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"(?s)other\.safetensors cannot be used: .*Missing key"):
         load_perceptual(f"torchvision:vgg16:{tmp_path / 'other.safetensors'}")
-    with pytest.raises(
-        ValueError, match="unknown perceptual network 'torchvision:vgg99'; known: torchvision:vgg16"
-    ):
+    with pytest.raises(ValueError, match="unknown network 'torchvision:vgg99'; known: torchvision:vgg16"):
         load_perceptual("torchvision:vgg99")
 
 

@@ -95,11 +95,6 @@ def test_far_from_the_origin_no_code_flips() -> None:
     assert torch.equal(nearest(z - 1000, codebook - 1000), expected)
 
 
-narrow_kernel = pytest.mark.xfail(
-    strict=True, reason="a narrow last tile and a single row go through kernels that round otherwise"
-)
-
-
 @pytest.mark.parametrize("rows", [2, 51, ROWS])
 @pytest.mark.parametrize(
     ("size", "first", "second"),
@@ -109,13 +104,11 @@ def test_of_equal_entries_the_lowest_index_wins(size: int, first: int, second: i
     check_ties(size, first, second, rows)
 
 
-@narrow_kernel
 def test_of_equal_entries_a_single_row_gets_the_lowest_index() -> None:
     for size in (5, 17, 33, 63, 511, 1001):
         check_ties(size, 2, -1, 1)
 
 
-@narrow_kernel
 @pytest.mark.parametrize("size", [ENTRIES + 1, ENTRIES + 3, 2 * ENTRIES + 9])
 def test_of_equal_entries_in_tiles_of_other_widths_the_lowest_index_wins(size: int) -> None:
     for rows in (2, 3, 5, 51):

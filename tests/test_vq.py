@@ -203,9 +203,6 @@ def test_kmeans_starts_after_its_steps_and_finds_the_clusters() -> None:
     assert out.losses["commitment"] < 0.25 * 0.01
 
 
-@pytest.mark.xfail(
-    strict=True, reason="counts after k-means sum to the picks of one step, not to the rows of a global batch"
-)
 def test_counts_after_kmeans_are_those_of_one_global_batch() -> None:
     """Else every entry of a small codebook is called dead right after the start."""
     bottleneck = vq(codebook_size=4, kmeans_steps=4, revive_below=0.1)

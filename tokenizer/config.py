@@ -65,7 +65,7 @@ def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:
     values = dict(values)
     if issubclass(cls, Variant):
         kind = values.pop("kind", None)
-        if kind not in cls.variants:
+        if not isinstance(kind, str) or kind not in cls.variants:
             raise ValueError(f"{where}.kind: unknown {kind!r}; known: {', '.join(sorted(cls.variants))}")
         cls = cast(type[C], cls.variants[kind])
     hints = get_type_hints(cls)
@@ -95,10 +95,11 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return {_typed(args[0], k, where): _typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
     elif origin is Literal and value in args:
         return value
-    elif hint is float and type(value) in (int, float):
+    elif hint is float and (type(value) is float or (type(value) is int and abs(value) <= 2**53)):
         return float(value)
     elif hint is Path and isinstance(value, str):
         return Path(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value
-    raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    wanted = hint.__name__ if isinstance(hint, type) and not args else str(hint).replace("typing.", "")
+    raise ValueError(f"{where}: expected {wanted}, got {value!r}")

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -127,7 +127,18 @@ class HubModel(nn.Module):
             expected = {k: tuple(v.shape) for k, v in cls(config).state_dict().items()}
         check_tensors(directory / WEIGHTS, expected)
         model = cls(config)
-        state = load_file(directory / WEIGHTS)
+        try:
+            state = load_file(directory / WEIGHTS)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{directory / WEIGHTS}: not a whole safetensors file ({error}); save or download it again"
+            ) from error
+        # Integers would be read as weights without a word.
+        for name, value in model.state_dict().items():
+            if state[name].is_floating_point() != value.is_floating_point():
+                raise ValueError(
+                    f"{directory / WEIGHTS}: tensor {name!r} is {state[name].dtype}, expected {value.dtype}"
+                )
         model.load_state_dict(state, strict=True)
         model.eval()
         model.check_extra_config(raw)
@@ -190,6 +201,8 @@ def fetch(
 ) -> Path:
     """The local folder of a saved model, downloaded first if it is a Hub id; else `ValueError`."""
     path = Path(path_or_hub_id)
+    if not str(path_or_hub_id):
+        raise ValueError("no folder or Hub id of a model was given")
     if path.is_dir():
         return path
     name = str(path_or_hub_id)
@@ -201,7 +214,7 @@ def fetch(
                 name, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=list(MODEL_FILES)
             )
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # whatever the Hub's client and its transport raise
         raise ValueError(f"{name}: no such folder, and the Hub did not give it: {error}") from error
 
 
@@ -229,7 +242,10 @@ def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
         data = max((v["data_offsets"][1] for v in header.values()), default=0)
         if 8 + size + data != path.stat().st_size:
             raise ValueError("it is cut short or has extra bytes")
-    except (OSError, struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        *(OSError, struct.error, ValueError, LookupError),
+        *(TypeError, AttributeError, RecursionError),
+    ) as error:
         raise ValueError(
             f"{path}: not a whole safetensors file ({error}); save or download it again"
         ) from error
@@ -249,6 +265,10 @@ def write_atomically(path: Path, write: Any) -> None:
         write(beside)
         with beside.open("rb") as file:
             os.fsync(file.fileno())
+        # safetensors writes files that only their owner may read; give them what other new files get.
+        umask = os.umask(0)
+        os.umask(umask)
+        beside.chmod(0o666 & ~umask)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -235,6 +235,8 @@ class Tokenizer(HubModel):
             raise ValueError(f"expected x {expected} with no empty axis, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"expected x as float in [-1, 1], got {x.dtype}; preprocess() makes it so")
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(next(self.parameters()).dtype)
         latents: Tensor = self.encoder(self.modality.pad(x))
         return latents
 

@@ -1,5 +1,5 @@
-"""Nearest codebook entry: exact, in tiles of bounded memory, ties to the lowest index. Every bottleneck uses
-it.
+"""Nearest codebook entry: exact, in tiles of bounded memory, ties to the lowest index. Every bottleneck
+uses it.
 
 Left out: approximate search, and anything that would hold the whole (M, N) table of distances.
 """
@@ -35,7 +35,9 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
         half_norms = entries.square().sum(1) / 2
         # One reduction tells whether any value is infinite or NaN: such a z would silently become code 0.
         if not bool(torch.isfinite(z.sum(dtype=dtype) + half_norms.sum())):
-            raise ValueError("z or the codebook holds values that are not finite; the training has diverged")
+            raise ValueError(
+                "z or the codebook holds values that are not finite: x does, or the training diverged"
+            )
         codes = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
         for start in range(0, z.shape[0], ROWS):
             codes[start : start + ROWS] = _nearest_tile(
@@ -47,8 +49,15 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
 def _nearest_tile(z: Tensor, entries: Tensor, half_norms: Tensor) -> Tensor:
     """`nearest` for at most ROWS centred rows, over tiles of the codebook; a strict `<` keeps the lowest
     index."""
+    # One row and narrow tiles take other kernels, which round differently: equal distances would no longer
+    # tie,
+    # and a vector could get another code alone than in a batch. So one row becomes two, and the last tile
+    # overlaps.
+    if z.shape[0] == 1:
+        return _nearest_tile(z.expand(2, -1), entries, half_norms)[:1]
     best, codes = None, None
     for start in range(0, entries.shape[0], ENTRIES):
+        start = max(0, min(start, entries.shape[0] - ENTRIES))
         tile = slice(start, start + ENTRIES)
         # ½‖z − e‖² less ½‖z‖², which is the same for every entry
         distances = torch.addmm(half_norms[tile], z, entries[tile].T, alpha=-1)

@@ -70,7 +70,7 @@ class EMACodebook(nn.Module):
         else:
             self._reservoir.append(picked)
             if len(self._reservoir) >= self.kmeans_steps:
-                self._start(step)
+                self._start(step, step.total * z_e.shape[0] / examples)
         return counts
 
     def _pick(self, z_e: Tensor, examples: int, step: Step) -> None:
@@ -113,7 +113,7 @@ class EMACodebook(nn.Module):
         self.ema_count[index] = count
         self._revived = self._revived.to(dead.device) + dead.sum()
 
-    def _start(self, step: Step) -> None:
+    def _start(self, step: Step, rows: float) -> None:
         """k-means over the reservoir, which is equal on all processes; process 0's result counts."""
         reservoir = torch.cat(self._reservoir)
         generator = step.generator("kmeans")
@@ -126,7 +126,7 @@ class EMACodebook(nn.Module):
             reservoir = torch.cat([reservoir, reservoir[again] + scale * jitter])
         entries, counts = kmeans(reservoir, size, generator)
         # Counts in units of one global batch, as the moving average keeps them.
-        counts = counts * (self._reservoir[0].shape[0] / reservoir.shape[0])
+        counts = counts * (rows / reservoir.shape[0])
         self.entries.copy_(broadcast(entries))
         self.ema_count.copy_(broadcast(counts))
         self.ema_sum.copy_(self.entries * self.ema_count[:, None])
