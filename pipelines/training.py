@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -34,8 +34,6 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     Buffers are not broadcast: codebooks are kept equal by their own collectives, before and not after they
     are used.
     """
-    # Before the Accelerator itself, which could not be made a second time with another precision.
-    check_batch(options.batch_size, options.gradient_accumulation, PartialState().num_processes)
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation,
@@ -43,6 +41,7 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         project_dir=str(options.output),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    check_batch(options.batch_size, options.gradient_accumulation, accelerator.num_processes)
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if sharded and options.optimizer == "muon":
         raise ValueError(
