@@ -18,8 +18,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from pipelines.report import progress
 from pipelines.sources import Source
 from tokenizer.modalities.pictures import check_picture, open_picture
 
@@ -155,7 +155,7 @@ def scan(source: Source, fit: Fit, cache_bytes: int, hashed: bool) -> Scan:
     is_main = not dist.is_initialized() or dist.get_rank() == 0
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=count, desc="reading pictures", disable=count <= _BAR_FROM or not is_main, delay=1) as bar,
+        progress(count, "reading pictures", enabled=is_main and count > _BAR_FROM) as bar,
     ):
         for done in pool.map(look_at_span, range(0, count, _SPAN)):
             bar.update(done)

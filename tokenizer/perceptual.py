@@ -145,7 +145,7 @@ def torchvision_network(
     if not path.is_file():
         raise ValueError(
             f"{spec}: no weights at {path}; name a file (torchvision:{name}:FILE), or allow the download "
-            "with download=True"
+            "(--perceptual-download, --kid-download; download=True in Python)"
         )
     network: nn.Module
     with torch.device("meta"):  # nothing is allocated for what is not used
