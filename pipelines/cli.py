@@ -102,8 +102,10 @@ def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for name, value in over.items():
         old = merged.get(name)
-        same_kind = isinstance(value, Mapping) and value.get("kind") == (old or {}).get("kind")
-        merged[name] = _overlay(old, value) if same_kind and isinstance(old, Mapping) else value
+        # A variant of another kind replaces the old one whole: their fields have nothing in common.
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        together = both and value.get("kind", old.get("kind")) == old.get("kind")
+        merged[name] = _overlay(old, value) if together else value
     return merged
 
 
@@ -129,7 +131,7 @@ def run(main: Callable[[], None]) -> None:
     rank = os.environ.get("RANK", "0")
     try:
         main()
-    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("TOKENLOOM_DEBUG"):
             raise
         where = "" if rank == "0" else f" (process {rank})"

@@ -53,7 +53,7 @@ class TrainingOptions:
     """Gradients are scaled down to this global norm. 0: never."""
     ema_decay: float = 0.99
     """Decay of the moving average of weights, which is what is saved. 0 saves the last weights."""
-    log_every: int = 20
+    log_every: int = 50
     """Steps between log lines."""
     eval_every: int = 500
     """Steps between evaluations on held-out data; one more at the end."""

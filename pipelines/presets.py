@@ -80,14 +80,14 @@ def _digits() -> TokenizerTraining:
 )
 def _digits_vae() -> TokenizerTraining:
     return TokenizerTraining(
-        max_steps=2000,
+        max_steps=1500,
         data=DataConfig(path="embedded:digits"),
         model=TokenizerConfig(
             modality=ImageConfig(
                 channels=1,
                 size=(28, 28),
                 strides=(2, 2, 2, 2, 2),
-                widths=(32, 64, 128, 128, 256),
+                widths=(32, 48, 64, 96, 128),
                 blocks=(0, 1, 1, 0, 0),
                 output="tanh",
             ),

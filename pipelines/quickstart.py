@@ -85,6 +85,7 @@ def commands(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
     tokenizer_flags += ["--model.bottleneck.codebook-size", "512"]
     prior_flags = ["--tokens", tokens, "--output", prior, "--max-steps", str(options.prior_steps)]
     sample_flags = ["--label", "all", "--num", str(options.samples_per_class), "--cfg-scale", "2"]
+    sample_flags += ["--temperature", "0.9"]
     return [
         ("1/5 train the tokenizer", [*launch, "pipelines.train_tokenizer", "emoji", *tokenizer_flags]),
         ("2/5 encode", [*launch, "pipelines.encode_dataset", "--tokenizer", tok, "--output", tokens]),

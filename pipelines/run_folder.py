@@ -40,6 +40,8 @@ def run_folder(accelerator: Accelerator, options: TrainingOptions) -> Iterator[P
             _claim(folder, options)
         except (OSError, ValueError) as error:
             failure[0] = str(error)
+            if lock is not None:
+                lock.close()
     # Every process learns of the failure, so that none is left waiting for the others.
     broadcast_object_list(failure)
     if failure[0] is not None:

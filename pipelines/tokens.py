@@ -158,7 +158,7 @@ def read_tokens(
 
 def _read_split(folder: Path, name: str, info: TokenInfo) -> TokenSplit:
     codes, labels = [], []
-    for path in sorted(folder.glob(f"{name}-*-of-*.parquet")):
+    for path in _shards(folder, name):
         try:
             table = pq.read_table(path, columns=["codes", "label"], memory_map=True).combine_chunks()
             flat = table["codes"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -170,7 +170,7 @@ def _read_split(folder: Path, name: str, info: TokenInfo) -> TokenSplit:
             raise ValueError(
                 f"{path}: holds codes beyond the codebook's {info.codebook_size} entries; make them anew"
             )
-        if label.size and (label.min() < -1 or label.max() >= max(1, len(info.class_names))):
+        if label.size and (label.min() < -1 or label.max() >= len(info.class_names)):
             raise ValueError(
                 f"{path}: holds labels beyond the {len(info.class_names)} classes; make them anew"
             )
@@ -180,6 +180,20 @@ def _read_split(folder: Path, name: str, info: TokenInfo) -> TokenSplit:
         empty = np.zeros((0, info.num_codebooks, *info.grid), np.uint16)
         return TokenSplit(empty, np.zeros(0, np.int64))
     return TokenSplit(np.concatenate(codes), np.concatenate(labels))
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    """The split's shards in order; `ValueError` if one is missing or two encodings are mixed."""
+    found = sorted(folder.glob(f"{name}-*-of-*.parquet"))
+    counts = {path.stem.rpartition("-of-")[2] for path in found}
+    if len(counts) > 1:
+        both = f"{found[0].name} and {found[-1].name}"
+        raise ValueError(f"{folder}: shards of two encodings ({both}); delete the folder and make them anew")
+    wanted = [folder / f"{name}-{i:05d}-of-{total}.parquet" for total in counts for i in range(int(total))]
+    for path in wanted:
+        if not path.exists():
+            raise ValueError(f"{path}: this shard is missing; make the tokens anew with encode_dataset.py")
+    return wanted
 
 
 def token_batches(

@@ -25,11 +25,11 @@ class PriorConfig:
     """Positions along each axis: rows and columns for pictures, frames for sound."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, in the order of their labels; empty for a prior without classes."""
-    dim: int = 192
+    dim: int = 128
     """Width of the transformer."""
-    depth: int = 6
+    depth: int = 4
     """Number of transformer blocks."""
-    heads: int = 6
+    heads: int = 4
     """Attention heads; each has dim / heads channels, in which every axis of the grid needs whole pairs."""
     ffn: float = 8 / 3
     """Hidden width of the SwiGLU layers as a multiple of dim, rounded up to a multiple of 16."""

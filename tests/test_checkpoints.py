@@ -1,0 +1,343 @@
+"""Resuming: a run that was stopped and resumed ends in the same bytes as one that was not, or says why not.
+
+Left out: resuming with another number of processes, which is equal up to rounding only.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environment, without_plots
+from safetensors.torch import load_file, save_file
+
+from pipelines.checkpoints import find_checkpoint, list_checkpoints
+
+STEPS = ("--max-steps", 12, "--checkpoint-every", 4, "--keep-checkpoints", 9, "--eval-every", 5)
+# Wide enough for Muon, with a k-means start after step 6: the first checkpoint holds half a reservoir.
+TOKENIZER = (
+    *("emoji", *TINY_TOKENIZER, "--model.modality.widths", 24, 32),
+    *("--model.bottleneck.kmeans-steps", 6),
+)
+
+Train = Callable[..., Finished]
+
+
+@pytest.fixture(params=["train_tokenizer", "train_prior"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def train(name: str, script: Script, no_plots: None) -> Train:
+    """`train("--output", DIR, …)` runs the script of this test."""
+    return lambda *words, **expected: script(name, *words, **expected)
+
+
+@pytest.fixture
+def options(name: str, tiny_tokens: Path) -> tuple[Any, ...]:
+    """The words of a tiny run, but for its output."""
+    return (*TOKENIZER, *STEPS) if name == "train_tokenizer" else prior_words(tiny_tokens)
+
+
+def prior_words(tokens: Path) -> tuple[Any, ...]:
+    return ("small", *TINY_PRIOR, "--tokens", tokens, *STEPS)
+
+
+@pytest.fixture(scope="session")
+def whole_runs(script: Script, workspace: Path, tiny_tokens: Path) -> dict[str, Path]:
+    """By script, the folder of a run of 12 steps that was never stopped."""
+    runs = {"train_tokenizer": (*TOKENIZER, *STEPS), "train_prior": prior_words(tiny_tokens)}
+    for script_name, words in runs.items():
+        with without_plots():
+            script(script_name, *words, "--output", workspace / f"whole-{script_name}")
+    return {script_name: workspace / f"whole-{script_name}" for script_name in runs}
+
+
+@pytest.fixture
+def whole(name: str, whole_runs: dict[str, Path]) -> Path:
+    return whole_runs[name]
+
+
+def stopped_at(step: int, whole: Path, folder: Path) -> Path:
+    """The folder of the same run, killed while it logged the second step after its checkpoint at `step`."""
+    folder.mkdir()
+    shutil.copy(whole / "run.json", folder)
+    for checkpoint in list_checkpoints(whole / "checkpoints"):
+        if int(checkpoint.name.removeprefix("step-")) <= step:
+            shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name)
+    rows = [row for row in rows_of(whole) if row["step"] <= step + 1]
+    if step == 12:  # before the model is measured for the last time
+        rows.pop()
+    half = json.dumps(rows[-1])[:20]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + half)
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Equal models, logs and last checkpoints, to the byte."""
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert rows_of(folder) == rows_of(whole)
+    last = whole / "checkpoints" / "step-12"
+    for path in last.iterdir():
+        assert (folder / "checkpoints" / "step-12" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+# Exact resume
+
+
+def test_a_whole_run_logs_every_step_once(whole: Path) -> None:
+    rows = rows_of(whole)
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 13))
+    assert [row["step"] for row in rows if any(k.startswith("valid/") for k in row)] == [5, 10, 12]
+
+
+def test_a_checkpoint_is_json_and_safetensors(name: str, whole: Path) -> None:
+    folder = whole / "checkpoints" / "step-4"
+    files = {"model", "average", "optimizers", "rng", "training_state"}
+    assert {p.name for p in folder.iterdir()} == {"state.json", *(f"{f}.safetensors" for f in files)}
+    state = json.loads((folder / "state.json").read_text())
+    assert (state["step"], state["processes"], state["scaler"]) == (4, 1, None)
+    states = load_file(folder / "optimizers.safetensors")
+    assert {k.split(".")[0] for k in states} == {"0", "1"}  # AdamW and Muon
+    reservoir = load_file(folder / "training_state.safetensors")
+    assert {k: len(v) for k, v in reservoir.items()} == (
+        {"reservoir": 4} if name == "train_tokenizer" else {}
+    )
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_resumed_run_ends_in_the_same_bytes(step: int, train: Train, whole: Path, tmp_path: Path) -> None:
+    folder = stopped_at(step, whole, tmp_path / "run")
+    finished = train("--output", folder, "--resume", "latest")
+    assert f"resuming from {folder / 'checkpoints' / f'step-{step}'}" in finished.err
+    assert_same_run(folder, whole)
+
+
+def test_a_checkpoint_may_be_named_by_its_path(train: Train, whole: Path, tmp_path: Path) -> None:
+    folder = stopped_at(8, whole, tmp_path / "run")
+    finished = train("--output", folder, "--resume", folder / "checkpoints" / "step-4")
+    assert f"resuming from {folder / 'checkpoints' / 'step-4'}" in finished.err
+    assert_same_run(folder, whole)
+
+
+def test_the_same_words_again_may_resume(
+    train: Train, options: tuple[Any, ...], whole: Path, tmp_path: Path
+) -> None:
+    folder = stopped_at(8, whole, tmp_path / "run")
+    train(*options, "--output", folder, "--resume", "latest")
+    assert_same_run(folder, whole)
+
+
+# Kills its own process in the midst of writing the second checkpoint, whose files are the 6th to the 10th.
+KILL = """
+import itertools, os, signal
+from pipelines import checkpoints, cli, train_tokenizer
+
+saved = itertools.count(1)
+save_file = checkpoints.save_file
+
+def save_or_die(*arguments):
+    save_file(*arguments)
+    if next(saved) == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints.save_file = save_or_die
+cli.run(train_tokenizer.main)
+"""
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
+    script: Script, whole_runs: dict[str, Path], no_plots: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", KILL, *map(str, (*TOKENIZER, *STEPS)), "--output", str(folder)]
+    killed = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-4"]
+    assert len(list((folder / "checkpoints").iterdir())) == 2  # beside it the half of another
+    assert max(row["step"] for row in rows_of(folder)) == 8
+    finished = script("train_tokenizer", "--output", folder, "--resume", "latest")
+    assert "step-4" in finished.err
+    assert_same_run(folder, whole_runs["train_tokenizer"])
+
+
+def test_max_steps_may_grow(train: Train, whole: Path, tmp_path: Path) -> None:
+    folder = stopped_at(8, whole, tmp_path / "run")
+    finished = train("--output", folder, "--resume", "latest", "--max-steps", 14)
+    assert "max_steps grows from 12 to 14" in finished.err
+    rows = [row for row in rows_of(folder) if "train/loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 15))
+    assert rows[:8] == [row for row in rows_of(whole) if "train/loss" in row][:8]
+    assert (folder / "checkpoints" / "step-14").is_dir()
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(
+    train: Train, options: tuple[Any, ...], whole: Path, tmp_path: Path
+) -> None:
+    finished = train(*options, "--output", tmp_path / "run", "--resume", "latest")
+    assert f"no checkpoint in {tmp_path / 'run' / 'checkpoints'}: starting from the beginning" in finished.err
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_resume_of_a_finished_run_says_so(train: Train, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.json"}
+    finished = train("--output", folder, "--resume", "latest", code=0)
+    assert f"{folder} is finished: 12 of 12 steps are done" in finished.err
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_run_killed_after_its_last_checkpoint_still_gets_its_model(
+    train: Train, whole: Path, tmp_path: Path
+) -> None:
+    folder = stopped_at(12, whole, tmp_path / "run")
+    train("--output", folder, "--resume", "latest")
+    assert_same_run(folder, whole)
+    assert (folder / "README.md").exists() and (folder / "metrics.json").exists()
+
+
+def test_a_warning_tells_of_another_number_of_threads(
+    script: Script, no_plots: None, whole_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = stopped_at(8, whole_runs["train_tokenizer"], tmp_path / "run")
+    path = folder / "checkpoints" / "step-8" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threads": 99}))
+    finished = script("train_tokenizer", "--output", folder, "--resume", "latest")
+    assert f"resuming with {torch.get_num_threads()} threads instead of 99" in finished.err
+
+
+# What stays
+
+
+def test_only_the_newest_checkpoints_stay(train: Train, options: tuple[Any, ...], tmp_path: Path) -> None:
+    words = ("--max-steps", 5, "--checkpoint-every", 1, "--keep-checkpoints", 2, "--eval-every", 9)
+    train(*options, "--output", tmp_path / "run", *words)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-4", "step-5"]
+
+
+def test_checkpoints_are_found_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for step in ("9", "10", "100", "x", "8-old"):
+        (tmp_path / f"step-{step}").mkdir()
+    for step in ("9", "10", "x", "8-old"):
+        (tmp_path / f"step-{step}" / "state.json").write_text("{}")
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-9", "step-10"]  # 100 has no state.json
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "step-10"
+    assert find_checkpoint(tmp_path, str(tmp_path / "step-9")) == tmp_path / "step-9"
+    assert find_checkpoint(tmp_path / "nowhere", "latest") is None
+
+
+# Mistakes
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_a_tensor(path: Path) -> None:
+    tensors = load_file(path)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, path)
+
+
+BREAKAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "cut model": ("model.safetensors", cut),
+    "no model": ("model.safetensors", Path.unlink),
+    "part of a model": ("model.safetensors", without_a_tensor),
+    "part of the averages": ("average.safetensors", without_a_tensor),
+    "cut optimizers": ("optimizers.safetensors", cut),
+    "part of the optimizers": ("optimizers.safetensors", without_a_tensor),
+    "optimizers of another run": (
+        "optimizers.safetensors",
+        lambda path: save_file({"7.0.momentum": torch.zeros(1)}, path),
+    ),
+    "no noise": ("rng.safetensors", Path.unlink),
+    "cut state": ("state.json", cut),
+    "empty state": ("state.json", lambda path: path.write_text("{}") and None),
+    "state without threads": (
+        "state.json",
+        lambda path: path.write_text('{"step": 8, "processes": 1, "scaler": null}') and None,
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_checkpoint_is_named_and_an_older_one_still_serves(
+    breakage: str, script: Script, no_plots: None, whole_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = whole_runs["train_tokenizer"]
+    folder = stopped_at(8, whole, tmp_path / "run")
+    broken, (file, spoil) = folder / "checkpoints" / "step-8", BREAKAGES[breakage]
+    spoil(broken / file)
+    log = (folder / "metrics.jsonl").read_bytes()
+    finished = script("train_tokenizer", "--output", folder, "--resume", "latest", code=2)
+    assert finished.err.startswith("Error: ") and str(broken) in finished.err
+    assert "Traceback" not in finished.err
+    assert (folder / "metrics.jsonl").read_bytes() == log
+    if breakage == "cut model":
+        script("train_tokenizer", "--output", folder, "--resume", folder / "checkpoints" / "step-4")
+        assert_same_run(folder, whole)
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    script: Script, whole_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    other = whole_runs["train_tokenizer"] / "checkpoints" / "step-4"
+    words = ("emoji", *TINY_TOKENIZER, "--max-steps", 6, "--output", tmp_path / "run")
+    finished = script("train_tokenizer", *words, "--resume", other, code=2)
+    assert finished.err.count("Error: ") == 1 and str(other) in finished.err
+
+
+def test_a_path_without_a_checkpoint_names_the_fix(script: Script, tmp_path: Path) -> None:
+    words = ("emoji", *TINY_TOKENIZER, "--output", tmp_path / "run", "--resume", tmp_path / "nowhere")
+    finished = script("train_tokenizer", *words, code=2)
+    assert f"Error: --resume {tmp_path / 'nowhere'}: no checkpoint there" in finished.err
+    assert "`latest`" in finished.err
+
+
+def test_a_resume_with_another_option_is_refused(train: Train, whole: Path, tmp_path: Path) -> None:
+    folder = stopped_at(8, whole, tmp_path / "run")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    finished = train("--output", folder, "--resume", "latest", "--learning-rate", 0.5, code=2)
+    assert f"Error: --learning-rate is 0.5, but the run in {folder} has 0.002; " in finished.err
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_run_is_not_written_over(
+    train: Train, options: tuple[Any, ...], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    finished = train(*options, "--output", folder, code=2)
+    assert f"Error: {folder} already holds a run; choose another --output" in finished.err
+    assert {p: p.read_bytes() for p in before} == before
+
+
+# Gradient accumulation
+
+
+def test_accumulated_gradients_equal_the_whole_batch(
+    train: Train, options: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """Dropout is off: its noise is the one thing that depends on how a batch is cut."""
+    words = ("--max-steps", 5, "--keep-checkpoints", 1, "--eval-every", 9)
+    if "--tokens" in options:
+        words += ("--model.dropout", 0)
+    else:
+        words += ("--model.bottleneck.kmeans-steps", 3)
+    train(*options, *words, "--output", tmp_path / "one")
+    train(*options, *words, "--output", tmp_path / "two", "--gradient-accumulation", 2)
+    one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+    torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,92 @@
+"""The README: its Python blocks run in order, and its commands fit the scripts they name."""
+
+import re
+import shlex
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, read_command
+from PIL import Image
+
+from pipelines.presets import TOKENIZERS
+from tokenizer.bottlenecks import BottleneckConfig
+from tokenizer.modalities import ModalityConfig
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language in README.md."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """All single commands of the shell blocks as words, without variables set before them."""
+    found = []
+    for line in "".join(blocks("sh")).replace("\\\n", " ").splitlines():
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if set(word) <= set(";&|"):
+                found += [command] if command else []
+                command = []
+            elif command or not re.match(r"\w+=", word):
+                command.append(word)
+    return found
+
+
+@pytest.fixture
+def in_a_folder_with_models(
+    tiny_tokenizer: Path, tiny_prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A working directory with what the quickstart leaves behind, and a picture."""
+    for folder in (tiny_tokenizer, tiny_prior):
+        shutil.copytree(folder, tmp_path / "runs" / "quickstart" / folder.name)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    # A bottleneck that the README adds must not be there for other tests.
+    for family in (BottleneckConfig, ModalityConfig):
+        monkeypatch.setattr(family, "variants", dict(family.variants))
+
+
+def test_python_blocks_run(in_a_folder_with_models: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", module)
+    found = blocks("python")
+    assert found
+    for number, block in enumerate(found, start=1):
+        exec(compile(block, f"README.md, Python block {number}", "exec"), module.__dict__)
+
+
+def test_commands_fit_their_scripts() -> None:
+    seen = set()
+    for words in commands():
+        program = Path(words[0]).name
+        if program == "accelerate" and words[1] == "config":
+            continue
+        if program == "accelerate" or program.startswith("python"):
+            if words[1:2] == ["-m"] and words[2] in ("venv", "pip", "pytest"):
+                continue
+            try:
+                seen.add(read_command([program, *words[1:]]).script)
+            except (ValueError, SystemExit) as error:
+                pytest.fail(f"README.md: {shlex.join(words)}\n{error}")
+    scripts = {"quickstart", "train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate"}
+    assert seen >= scripts
+
+
+def test_the_first_block_is_the_two_commands_that_set_up() -> None:
+    first, second = blocks("sh")[0].splitlines()
+    assert first.endswith("-m pipelines.quickstart") and "venv" in first and "pip install" in first
+    # .ci/run finds the second by its last word.
+    assert second.endswith("pytest") and "venv" in second and "pip install" in second
+
+
+def test_every_preset_is_named() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in TOKENIZERS if f"`{name}`" not in text] == []

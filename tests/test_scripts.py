@@ -1,0 +1,356 @@
+"""The scripts from end to end on tiny models: what they write, and what they measure.
+
+Left out: command lines (test_cli.py), bad input (test_bad_input.py), resuming (test_checkpoints.py), and
+several processes (test_two_processes.py).
+"""
+
+import json
+import math
+import shutil
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import EMOJI, MODEL, ROOT, TINY_TOKENIZER, Script, assert_refused, names_in, read, size_of
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from pipelines.tokens import read_tokens
+from prior import Prior
+from tokenizer import Tokenizer
+
+RUN = {"run.json", "metrics.jsonl", "loss.png", "checkpoints", "logs"}
+
+
+# Training
+
+
+def test_a_trained_tokenizer_is_a_folder_for_the_hub(tiny_tokenizer: Path) -> None:
+    pictures = {"reconstructions.png", "codebook.png", "sample.png"}
+    assert names_in(tiny_tokenizer) == MODEL | RUN | pictures
+    assert all(min(size_of(tiny_tokenizer / name)) > 50 for name in (*pictures, "loss.png"))
+    assert list((tiny_tokenizer / "logs").glob("**/events.out.tfevents*"))
+    tok = Tokenizer.from_pretrained(tiny_tokenizer)
+    assert (tok.codebook_size, tok.num_codebooks, tok.stride) == (32, 1, 4)
+    assert read(tiny_tokenizer / "config.json")["fingerprint"] == tok.fingerprint()
+
+
+def test_what_a_tokenizer_measures_is_in_range(tiny_tokenizer: Path) -> None:
+    metrics = read(tiny_tokenizer / "metrics.json")
+    assert metrics.keys() == {"psnr", "ssim", "l1", "l2", "usage", "perplexity", "bits_per_item"}
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert 3 < metrics["psnr"] < 40 and -1 <= metrics["ssim"] <= 1
+    assert 0 < metrics["l2"] < 4 and 0 < metrics["l1"] < 2
+    assert 0 < metrics["usage"] <= 1 <= metrics["perplexity"] <= 32
+    assert metrics["bits_per_item"] == 8 * 8 * 5
+    rows = [json.loads(line) for line in (tiny_tokenizer / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1] == {"step": 6, **{f"valid/{k}": v for k, v in metrics.items()}}
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize("kind", ["tiny_tokenizer", "tiny_prior"])
+def test_the_card_tells_command_and_metrics(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    card = ModelCard.load(folder / "README.md")
+    metrics = read(folder / "metrics.json")
+    assert card.data.library_name == "tokenloom" and card.data.license == "apache-2.0"
+    assert card.data.metrics == sorted(metrics)
+    script = "train_tokenizer" if kind == "tiny_tokenizer" else "train_prior"
+    assert f"accelerate launch pipelines/{script}.py " in card.text and f"--output {folder}" in card.text
+    for name, value in metrics.items():
+        assert name in card.text and f"{value:.6g}" in card.text
+
+
+def test_a_trained_prior_is_a_folder_for_the_hub(tiny_prior: Path, tiny_tokenizer: Path) -> None:
+    assert names_in(tiny_prior) == MODEL | RUN
+    config = Prior.from_pretrained(tiny_prior).config
+    assert config.tokenizer_id == str(tiny_tokenizer)
+    assert config.tokenizer_fingerprint == Tokenizer.from_pretrained(tiny_tokenizer).fingerprint()
+    assert (config.codebook_size, config.grid, config.dim) == (32, (8, 8), 24)
+    assert config.class_names == EMOJI
+
+
+def test_what_a_prior_measures_is_in_range(tiny_prior: Path) -> None:
+    metrics = read(tiny_prior / "metrics.json")
+    names = {"bits_per_code", "bits_per_code_unconditional", "bits_per_pixel", "train_bits_per_code"}
+    assert metrics.keys() == names
+    assert 0 < metrics["bits_per_code"] < 5.2  # an untrained one has log2(32) = 5
+    assert metrics["bits_per_pixel"] == pytest.approx(metrics["bits_per_code"] * 64 / 1024)
+
+
+def test_training_beats_its_beginning(tiny_prior: Path) -> None:
+    rows = [json.loads(line) for line in (tiny_prior / "metrics.jsonl").read_text().splitlines()]
+    bits = [row["train/bits_per_code"] for row in rows if "train/bits_per_code" in row]
+    assert bits[0] == pytest.approx(5) and bits[-1] < bits[0] - 0.05
+
+
+def test_a_vae_measures_its_elbo(tiny_vae: Path) -> None:
+    assert names_in(tiny_vae) == MODEL | RUN | {"reconstructions.png", "sample.png"}
+    metrics = read(tiny_vae / "metrics.json")
+    names = {"psnr", "ssim", "l1", "l2", "negative_elbo_nats", "bits_per_dim", "kl_nats"}
+    assert metrics.keys() == names and all(math.isfinite(value) for value in metrics.values())
+    # A Bernoulli likelihood, so nats of 784 bits; without learning log 2 each and no KL.
+    assert 0 <= metrics["kl_nats"] < metrics["negative_elbo_nats"] < 2 * 784
+    bits = metrics["negative_elbo_nats"] / 784 / math.log(2)
+    assert metrics["bits_per_dim"] == pytest.approx(bits)
+
+
+def test_mixed_precision_trains(script: Script, no_plots: None, tmp_path: Path) -> None:
+    words = ("--output", tmp_path, "--max-steps", 4, "--mixed-precision", "bf16", "--tracker", "none")
+    script("train_tokenizer", "emoji", *TINY_TOKENIZER, *words)
+    metrics = read(tmp_path / "metrics.json")
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert all(v.dtype != torch.bfloat16 for v in Tokenizer.from_pretrained(tmp_path).state_dict().values())
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_short_run_says_that_k_means_starts_early(script: Script, no_plots: None, tmp_path: Path) -> None:
+    words = ("--model.bottleneck.kmeans-steps", 10, "--max-steps", 2, "--output", tmp_path)
+    finished = script("train_tokenizer", "emoji", *TINY_TOKENIZER, *words)
+    assert "k-means starts after step 1" in finished.err and "k-means placed 32 entries" in finished.err
+    assert read(tmp_path / "run.json")["model"]["bottleneck"]["kmeans_steps"] == 1
+
+
+# Tokens
+
+
+def test_tokens_are_the_tokenizers_codes(tiny_tokens: Path, tiny_tokenizer: Path) -> None:
+    assert names_in(tiny_tokens) == {
+        *("tokens.json", "train-00000-of-00001.parquet", "held_out-00000-of-00001.parquet"),
+    }
+    info, splits = read_tokens(tiny_tokens)
+    tok = Tokenizer.from_pretrained(tiny_tokenizer)
+    assert (info.tokenizer, info.fingerprint) == (str(tiny_tokenizer), tok.fingerprint())
+    assert (info.codebook_size, info.num_codebooks, info.grid) == (32, 1, (8, 8))
+    assert (info.item_shape, info.class_names, info.source) == ((3, 32, 32), EMOJI, "embedded:emoji")
+    assert len(splits["train"]) == len(splits["held_out"]) == 48
+    table = pq.read_table(ROOT / "pipelines" / "embedded" / "emoji-train.parquet")[:48]
+    x = torch.cat([tok.preprocess(picture_of(row)) for row in table["image"].to_pylist()])
+    assert torch.equal(splits["train"].rows(slice(None))[0], tok.encode(x))
+    assert splits["train"].labels.tolist() == table["label"].to_pylist()
+
+
+def picture_of(cell: dict[str, Any]) -> Image.Image:
+    return Image.open(BytesIO(cell["bytes"]))
+
+
+def test_tokens_are_not_written_over(script: Script, tiny_tokens: Path, tiny_tokenizer: Path) -> None:
+    before = {p: p.read_bytes() for p in tiny_tokens.iterdir()}
+    finished = script("encode_dataset", "--tokenizer", tiny_tokenizer, "--output", tiny_tokens, code=2)
+    assert_refused(finished, tiny_tokens, "already holds tokens", "choose another --output")
+    assert {p: p.read_bytes() for p in tiny_tokens.iterdir()} == before
+
+
+def test_a_vae_has_no_tokens(script: Script, tiny_vae: Path, tmp_path: Path) -> None:
+    finished = script("encode_dataset", "--tokenizer", tiny_vae, "--output", tmp_path / "t", code=2)
+    assert_refused(finished, tiny_vae, "is a VAE and has no codes", "sample.py --tokenizer")
+
+
+# Sampling
+
+
+@pytest.fixture(scope="module")
+def samples(script: Script, tiny_prior: Path, workspace: Path) -> Path:
+    """Two samples of each class."""
+    words = ("--label", "all", "--num", 2, "--output", workspace / "samples", "--seed", 3)
+    script("sample", "--prior", tiny_prior, *words)
+    return workspace / "samples"
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_all_labels_give_a_row_each(samples: Path) -> None:
+    files = {f"{name}-{i:04d}.png" for name in EMOJI for i in range(2)}
+    assert names_in(samples) == {"samples.png", *files}
+    assert all(size_of(samples / name) == (32, 32) for name in files)
+    width, height = size_of(samples / "samples.png")
+    assert width > 2 * 32 and height > 9 * 32
+    assert len({pixels(samples / name) for name in files}) > 9  # noise, but not one and the same
+
+
+def test_labels_are_names_or_numbers_and_depend_on_nothing_else(
+    script: Script, samples: Path, tiny_prior: Path, tmp_path: Path
+) -> None:
+    words = ("--prior", tiny_prior, "--output", tmp_path, "--seed", 3, "--num", 3, "--batch-size", 1)
+    script("sample", *words, "--label", "flags", "8")
+    assert names_in(tmp_path) == {
+        "samples.png",
+        *(f"{name}-{i:04d}.png" for name in ("flags", "travel") for i in range(3)),
+    }
+    # The same pictures whatever the other labels, their number and the size of the batches.
+    for name in ("flags-0000.png", "flags-0001.png", "travel-0001.png"):
+        assert pixels(tmp_path / name) == pixels(samples / name)
+
+
+def test_another_seed_gives_other_samples(
+    script: Script, samples: Path, tiny_prior: Path, tmp_path: Path
+) -> None:
+    script("sample", "--prior", tiny_prior, "--label", "food", "--num", 2, "--seed", 4, "--output", tmp_path)
+    assert pixels(tmp_path / "food-0000.png") != pixels(samples / "food-0000.png")
+
+
+def test_without_a_label_there_is_no_class(script: Script, tiny_prior: Path, tmp_path: Path) -> None:
+    words = ("--temperature", 0.5, "--top-k", 5, "--top-p", 0.9)
+    script("sample", "--prior", tiny_prior, "--num", 2, "--output", tmp_path, *words)
+    assert names_in(tmp_path) == {"samples.png", "no-class-0000.png", "no-class-0001.png"}
+
+
+def test_temperature_0_takes_the_likeliest_codes(script: Script, tiny_prior: Path, tmp_path: Path) -> None:
+    words = ("--label", "food", "--temperature", 0, "--cfg-scale", 2, "--num", 2, "--output", tmp_path)
+    script("sample", "--prior", tiny_prior, *words)
+    assert pixels(tmp_path / "food-0000.png") == pixels(tmp_path / "food-0001.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--label", "cheese"), ("'cheese'", *EMOJI)),
+        (("--label", "9"), ("9", "to 8")),
+        (("--label", "food", "--temperature", "-1"), ("temperature", "-1")),
+        (("--top-k", "33"), ("top_k", "33", "32")),
+        (("--top-p", "0"), ("top_p",)),
+        (("--cfg-scale", "3"), ("cfg_scale=3.0 needs a label",)),
+        (("--num", "0"), ("num is 0",)),
+    ],
+)
+def test_options_of_sampling_that_do_not_fit_are_named(
+    words: tuple[str, ...], named: tuple[str, ...], script: Script, tiny_prior: Path, tmp_path: Path
+) -> None:
+    finished = script("sample", "--prior", tiny_prior, "--output", tmp_path / "s", *words, code=2)
+    assert_refused(finished, *named)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_vae_is_sampled_without_a_prior(script: Script, tiny_vae: Path, tmp_path: Path) -> None:
+    words = ("--tokenizer", tiny_vae, "--num", 5)
+    script("sample", *words, "--output", tmp_path / "a")
+    script("sample", *words, "--output", tmp_path / "b", "--batch-size", 2)
+    files = {f"samples-{i:04d}.png" for i in range(5)}
+    assert names_in(tmp_path / "a") == {"samples.png", *files}
+    for name in files:
+        assert size_of(tmp_path / "a" / name) == (28, 28)
+        with Image.open(tmp_path / "a" / name) as a, Image.open(tmp_path / "b" / name) as b:
+            assert a.mode == "L"
+            assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+    assert len({pixels(tmp_path / "a" / name) for name in files}) == 5
+
+
+@pytest.mark.parametrize(
+    "words", [("--label", "3"), ("--top-k", "4"), ("--top-p", "0.5"), ("--cfg-scale", "2")]
+)
+def test_options_for_priors_are_refused_for_a_vae(
+    words: tuple[str, ...], script: Script, tiny_vae: Path, tmp_path: Path
+) -> None:
+    finished = script("sample", "--tokenizer", tiny_vae, "--output", tmp_path / "s", *words, code=2)
+    assert_refused(finished, words[0], "is for priors")
+
+
+def test_a_tokenizer_with_codes_needs_a_prior(script: Script, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    finished = script("sample", "--tokenizer", tiny_tokenizer, "--output", tmp_path / "s", code=2)
+    assert_refused(finished, tiny_tokenizer, "--prior DIR")
+
+
+def test_scripts_without_a_model_say_what_they_need(script: Script) -> None:
+    assert_refused(script("sample", code=2), "--prior DIR", "--tokenizer DIR")
+    assert_refused(script("evaluate", code=2), "--prior DIR", "--tokenizer DIR")
+
+
+# Evaluating
+
+
+def test_a_prior_and_its_tokenizer_are_measured_together(
+    script: Script, tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    finished = script("evaluate", "--prior", tiny_prior, "--output", tmp_path, "--data.limit", 32)
+    assert names_in(tmp_path) == {"metrics.json", "reconstructions.png", "codebook.png"}
+    metrics = read(tmp_path / "metrics.json")
+    assert metrics["items"] == 32
+    # On the data that training held out, so with the same results.
+    for name, value in read(tiny_tokenizer / "metrics.json").items():
+        assert metrics[name] == pytest.approx(value, rel=1e-4)
+    assert 0 < metrics["prior_bits_per_code"] < 5.2
+    assert metrics["prior_bits_per_pixel"] == pytest.approx(metrics["prior_bits_per_code"] / 16)
+    for name, value in metrics.items():
+        assert f"{name:28} {value:.6g}\n" in finished.out
+
+
+def test_the_priors_measure_is_that_of_its_training(script: Script, tiny_prior: Path, tmp_path: Path) -> None:
+    script("evaluate", "--prior", tiny_prior, "--output", tmp_path, "--data.limit", 48, "--batch-size", 7)
+    metrics, trained = read(tmp_path / "metrics.json"), read(tiny_prior / "metrics.json")
+    for name in ("bits_per_code", "bits_per_code_unconditional", "bits_per_pixel"):
+        assert metrics[f"prior_{name}"] == pytest.approx(trained[name], rel=1e-4)
+
+
+def test_a_vae_is_measured_as_in_training(script: Script, tiny_vae: Path, tmp_path: Path) -> None:
+    words = ("--data.path", "embedded:digits", "--data.limit", 32, "--batch-size", 9)
+    script("evaluate", "--tokenizer", tiny_vae, "--output", tmp_path, *words)
+    assert names_in(tmp_path) == {"metrics.json", "reconstructions.png"}
+    metrics = read(tmp_path / "metrics.json")
+    for name, value in read(tiny_vae / "metrics.json").items():
+        assert metrics[name] == pytest.approx(value, rel=1e-3)
+
+
+def test_data_without_held_out_pictures_or_classes_are_measured_whole(
+    script: Script, tiny_prior: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ("--data.path", pictures, "--data.valid-fraction", 0, "--output", tmp_path)
+    finished = script("evaluate", "--prior", tiny_prior, *words)
+    assert "nothing is held out" in finished.err
+    metrics = read(tmp_path / "metrics.json")
+    assert metrics["items"] == 12 and "prior_bits_per_code" in metrics
+    assert "prior_bits_per_code_unconditional" not in metrics
+
+
+def test_other_classes_than_the_priors_are_measured_without_labels(
+    script: Script, tiny_prior: Path, tmp_path: Path
+) -> None:
+    words = ("--data.path", "embedded:digits", "--data.limit", 8, "--output", tmp_path)
+    finished = script("evaluate", "--prior", tiny_prior, *words)
+    assert "classes are not the prior's" in finished.err
+    assert "prior_bits_per_code_unconditional" not in read(tmp_path / "metrics.json")
+
+
+# Another tokenizer
+
+
+@pytest.fixture(scope="module")
+def other_tokenizer(tiny_tokenizer: Path, workspace: Path) -> Path:
+    """The same tokenizer with two entries of its codebook exchanged."""
+    tok = Tokenizer.from_pretrained(tiny_tokenizer)
+    entries = tok.bottleneck.get_buffer("codebook.entries")
+    entries[[0, 1]] = entries[[1, 0]]
+    return tok.save_pretrained(workspace / "other")
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_a_prior_refuses_another_tokenizer_with_both_fingerprints(
+    name: str, script: Script, tiny_prior: Path, tiny_tokenizer: Path, other_tokenizer: Path, tmp_path: Path
+) -> None:
+    words = ("--prior", tiny_prior, "--tokenizer", other_tokenizer, "--output", tmp_path / "out")
+    finished = script(name, *words, code=2)
+    both = [Tokenizer.from_pretrained(folder).fingerprint() for folder in (tiny_tokenizer, other_tokenizer)]
+    assert_refused(finished, *both)
+    assert both[0] != both[1] and not (tmp_path / "out").exists()
+
+
+def test_a_prior_whose_tokenizer_moved_says_how_to_give_it(
+    script: Script, tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    prior = Prior.from_pretrained(tiny_prior)
+    shutil.copytree(tiny_prior, tmp_path / "prior")
+    config = read(tmp_path / "prior" / "config.json")
+    config["config"]["tokenizer_id"] = str(tmp_path / "gone")
+    (tmp_path / "prior" / "config.json").write_text(json.dumps(config))
+    assert prior.config.tokenizer_fingerprint == config["config"]["tokenizer_fingerprint"]
+    words = ("--prior", tmp_path / "prior", "--num", 1, "--output", tmp_path / "out")
+    assert_refused(script("sample", *words, code=2), tmp_path / "gone", "--tokenizer")
+    script("sample", *words, "--tokenizer", tiny_tokenizer)
+    words = ("--prior", tmp_path / "prior", "--output", tmp_path / "eval", "--data.limit", 4)
+    assert_refused(script("evaluate", *words, code=2), tmp_path / "gone", "--tokenizer")

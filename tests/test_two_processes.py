@@ -1,0 +1,172 @@
+"""Two processes, started by accelerate's own launcher: the same result as one, and no hang on a mistake.
+
+Left out: GPUs; the processes share the CPU and talk through gloo.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environment, without_plots
+from safetensors.torch import load_file
+
+from pipelines.tokens import read_tokens
+
+# k-means after the second of three steps; a batch of 16 is 8 for each process.
+TRAIN = ("emoji", *TINY_TOKENIZER, "--max-steps", 3, "--keep-checkpoints", 1, "--tracker", "none")
+ENCODE = ("--data.limit", 33, "--batch-size", 7)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def launch(*words: object) -> Finished:
+    """What `words` name, a script or `-m` and a module, in two processes; all are gone when this returns."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", str(free_port()), *map(str, words)]
+    env = {**environment(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        launcher,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=180)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == 0, err
+    return Finished(process.returncode, out, err)
+
+
+# Several scripts in one launch, because most of the time of a launch goes into imports.
+SEVERAL = """
+import importlib, json, sys
+from accelerate import Accelerator
+from pipelines import cli, train_prior
+
+Accelerator.end_training = lambda self: None  # the processes stay connected
+train_prior.loss_plot = lambda *paths: None
+for name, *words in json.loads(sys.argv[1]):
+    sys.argv = [f"{name}.py", *words]
+    try:
+        cli.run(importlib.import_module(f"pipelines.{name}").main)
+    except SystemExit as stop:
+        print(f"{name} ended with {stop.code}", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def one(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer trained by one process."""
+    folder = tmp_path_factory.mktemp("processes") / "one"
+    with without_plots():
+        script("train_tokenizer", *TRAIN, "--output", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, trained by two."""
+    folder = tmp_path_factory.mktemp("processes") / "two"
+    launch("-m", "pipelines.train_tokenizer", *TRAIN, "--output", folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class More:
+    """What two processes did in a second launch."""
+
+    folder: Path
+    prior_words: tuple[object, ...]
+    finished: Finished
+
+
+@pytest.fixture(scope="module")
+def more(one: Path, tiny_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> More:
+    """Encoding, a prior, and last a tokenizer in a folder that holds one."""
+    folder = tmp_path_factory.mktemp("more")
+    prior = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, "--max-steps", 3, "--tracker", "none")
+    prior += ("--model.dropout", 0)  # the one noise that differs between processes
+    scripts = [
+        ("encode_dataset", "--tokenizer", one, "--output", folder / "tokens", *ENCODE),
+        ("train_prior", *prior, "--output", folder / "prior"),
+        ("train_tokenizer", *TRAIN, "--output", one),
+    ]
+    (folder / "several.py").write_text(SEVERAL)
+    words = json.dumps([[str(word) for word in script] for script in scripts])
+    return More(folder, prior, launch(folder / "several.py", words))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_really_ran(two: Path) -> None:
+    assert json.loads((two / "checkpoints" / "step-3" / "state.json").read_text())["processes"] == 2
+    noise = load_file(two / "checkpoints" / "step-3" / "rng.safetensors")
+    assert {key.split(".")[0] for key in noise} == {"0", "1"}
+    assert "--num_processes 2" in (two / "README.md").read_text()  # the card's command
+
+
+def test_two_processes_learn_what_one_learns(one: Path, two: Path) -> None:
+    expected, found = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    assert bool(found["bottleneck.codebook.started"])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_two_processes_log_once_and_the_same(one: Path, two: Path) -> None:
+    assert [row["step"] for row in rows(two)] == [row["step"] for row in rows(one)] == [1, 2, 3, 3]
+    for expected, found in zip(rows(one), rows(two), strict=True):
+        assert found == {key: pytest.approx(value, abs=1e-3, rel=1e-3) for key, value in expected.items()}
+
+
+def test_two_processes_encode_the_same_tokens_in_the_same_order(
+    more: More, one: Path, script: Script, tmp_path: Path
+) -> None:
+    script("encode_dataset", "--tokenizer", one, "--output", tmp_path / "one", *ENCODE)
+    for split in ("train", "held_out"):
+        (alone,) = tmp_path.glob(f"one/{split}-*.parquet")
+        shards = sorted(more.folder.glob(f"tokens/{split}-*.parquet"))
+        assert [p.name for p in shards] == [f"{split}-0000{i}-of-00002.parquet" for i in range(2)]
+        tables = [pq.read_table(shard) for shard in shards]
+        assert sorted(map(len, tables)) == [16, 17]
+        expected = pq.read_table(alone)
+        for column in ("id", "label", "codes"):
+            assert [v for t in tables for v in t[column].to_pylist()] == expected[column].to_pylist()
+    info, splits = read_tokens(more.folder / "tokens")
+    assert info == read_tokens(tmp_path / "one")[0] and len(splits["train"]) == 33
+
+
+def test_two_processes_train_the_prior_that_one_trains(more: More, script: Script, tmp_path: Path) -> None:
+    with without_plots():
+        script("train_prior", *more.prior_words, "--output", tmp_path)
+    state = json.loads((more.folder / "prior" / "checkpoints" / "step-3" / "state.json").read_text())
+    assert state["processes"] == 2
+    expected = load_file(tmp_path / "model.safetensors")
+    found = load_file(more.folder / "prior" / "model.safetensors")
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mistake_that_only_the_main_process_sees_ends_both(more: More, one: Path) -> None:
+    assert f"Error: {one} already holds a run" in more.finished.err
+    assert f"Error (process 1): {one} already holds a run" in more.finished.err
+    assert more.finished.out.splitlines().count("train_tokenizer ended with 2") == 2
