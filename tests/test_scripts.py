@@ -15,12 +15,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import EMOJI, MODEL, ROOT, TINY_TOKENIZER, Script, assert_refused, names_in, read, size_of
+from accelerate import Accelerator
+from conftest import (
+    EMOJI,
+    MODEL,
+    ROOT,
+    TINY_TOKENIZER,
+    Script,
+    as_a_new_process,
+    assert_refused,
+    names_in,
+    read,
+    size_of,
+)
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from pipelines.evaluation import evaluate_prior
 from pipelines.tokens import read_tokens
-from prior import Prior
+from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 
 RUN = {"run.json", "metrics.jsonl", "loss.png", "checkpoints", "logs"}
@@ -286,6 +299,49 @@ def test_the_priors_measure_is_that_of_its_training(script: Script, tiny_prior: 
     metrics, trained = read(tmp_path / "metrics.json"), read(tiny_prior / "metrics.json")
     for name in ("bits_per_code", "bits_per_code_unconditional", "bits_per_pixel"):
         assert metrics[f"prior_{name}"] == pytest.approx(trained[name], rel=1e-4)
+
+
+def test_a_tokenizers_measures_by_hand(tiny_tokenizer: Path) -> None:
+    """The metrics.json of its training, recomputed picture by picture from what was saved."""
+    tok = Tokenizer.from_pretrained(tiny_tokenizer)
+    table = pq.read_table(ROOT / "pipelines" / "embedded" / "emoji-test.parquet")[:32]
+    psnr, l1, l2, codes = [], [], [], []
+    for cell in table["image"].to_pylist():
+        x = tok.preprocess(picture_of(cell))
+        codes.append(tok.encode(x).numpy())
+        error = tok.decode(torch.from_numpy(codes[-1])).clamp(-1, 1).numpy() - x.numpy()
+        l1.append(np.abs(error).mean())
+        l2.append(np.square(error).mean())
+        psnr.append(10 * np.log10(4 / l2[-1]))  # the range of values is 2
+    share = np.bincount(np.concatenate(codes).ravel(), minlength=32) / (32 * 64)
+    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+    metrics = read(tiny_tokenizer / "metrics.json")
+    assert metrics["psnr"] == pytest.approx(np.mean(psnr), rel=1e-4)
+    assert metrics["l1"] == pytest.approx(np.mean(l1), rel=1e-4)
+    assert metrics["l2"] == pytest.approx(np.mean(l2), rel=1e-4)
+    assert metrics["usage"] == pytest.approx((share > 0).mean())
+    assert metrics["perplexity"] == pytest.approx(np.exp(entropy), rel=1e-4)
+
+
+def test_a_priors_measures_by_hand(tiny_tokens: Path) -> None:
+    torch.manual_seed(0)
+    info, splits = read_tokens(tiny_tokens)
+    split = splits["held_out"].first(7)
+    config = PriorConfig(codebook_size=32, grid=(8, 8), class_names=EMOJI, dim=24, depth=1, heads=2)
+    prior = Prior(config)
+    for parameter in prior.parameters():  # what a fresh prior predicts depends on nothing
+        torch.nn.init.normal_(parameter, std=0.5)
+    with as_a_new_process():
+        metrics = evaluate_prior(prior, info, split, Accelerator(cpu=True), batch_size=3)
+    codes, labels = split.rows(slice(None))
+    bits = [float(prior.nll(codes[i : i + 1], labels[i : i + 1])) / math.log(2) for i in range(7)]
+    without = [float(prior.nll(codes[i : i + 1])) / math.log(2) for i in range(7)]
+    assert metrics == {
+        "bits_per_code": pytest.approx(sum(bits) / 7 / 64, rel=1e-5),
+        "bits_per_code_unconditional": pytest.approx(sum(without) / 7 / 64, rel=1e-5),
+        "bits_per_pixel": pytest.approx(sum(bits) / 7 / 1024, rel=1e-5),
+    }
+    assert abs(sum(bits) - sum(without)) > 1
 
 
 def test_a_vae_is_measured_as_in_training(script: Script, tiny_vae: Path, tmp_path: Path) -> None:
