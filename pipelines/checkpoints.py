@@ -115,15 +115,16 @@ class Checkpoints:
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             step = int(state["step"])
-        except (SafetensorError, OSError, KeyError, RuntimeError, TypeError) as error:
+            threads = int(state["threads"])
+        except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: broken checkpoint ({error}); give an older one with --resume PATH"
             ) from error
-        if state["threads"] != torch.get_num_threads():
+        if threads != torch.get_num_threads():
             logger.warning(
                 "resuming with %d threads instead of %d: results are equal up to rounding, not bit for bit",
                 torch.get_num_threads(),
-                state["threads"],
+                threads,
             )
         logger.info("resuming from %s", path)
         return step
@@ -190,7 +191,10 @@ def _load_optimizers(optimizers: list[Optimizer], tensors: Mapping[str, Tensor])
         param = params[int(i)][int(p)]
         fitting = sharded_like(value, param) if value.shape == param.shape else value
         states[int(i)].setdefault(int(p), {})[name] = fitting
-    for optimizer, state in zip(optimizers, states, strict=True):
+    for optimizer, ours, state in zip(optimizers, params, states, strict=True):
+        # Every parameter has stepped, or none has.
+        if len({frozenset(state.get(p, {})) for p in range(len(ours))}) > 1:
+            raise KeyError("the optimizer's state is incomplete")
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

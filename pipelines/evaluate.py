@@ -23,6 +23,7 @@ from pipelines.evaluation import (
     write_reconstructions,
 )
 from pipelines.kid import evaluate_kid, load_features
+from pipelines.models import load_models
 from pipelines.tokens import TokenInfo, TokenSplit
 from pipelines.training import quiet_logging
 from prior import Prior
@@ -61,14 +62,9 @@ class EvaluateOptions:
 def main() -> None:
     """Measure, print one table, write metrics.json and the sheet of reconstructions."""
     options = parse(EvaluateOptions, __doc__ or "")
-    require(bool(options.prior or options.tokenizer), "give --tokenizer DIR, --prior DIR, or both")
     accelerator = Accelerator()
     quiet_logging(accelerator)
-    prior = Prior.from_pretrained(options.prior).to(accelerator.device) if options.prior else None
-    named = options.tokenizer or (prior.config.tokenizer_id if prior else "")
-    tok = Tokenizer.from_pretrained(named).to(accelerator.device)
-    if prior is not None:
-        prior.check_tokenizer(tok.fingerprint())
+    prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
     network = load_features(options.kid, options.kid_download).to(accelerator.device) if options.kid else None
     splits = load_splits(options.data, tok.modality.fit)
     examples = splits.held_out if len(splits.held_out) else splits.train

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.cli import parse, run
+from pipelines.models import load_models
 from pipelines.report import progress, sample_sheet
 from pipelines.training import quiet_logging
 from prior import Prior
@@ -59,28 +60,16 @@ class SampleOptions:
 def main() -> None:
     """Draw, decode, write."""
     options = parse(SampleOptions, __doc__ or "")
-    require(bool(options.prior or options.tokenizer), "give --prior DIR, or --tokenizer DIR of a VAE")
     accelerator = Accelerator()
     quiet_logging(accelerator)
-    if options.prior:
-        rows = sample_prior(options, accelerator.device)
-    else:
-        rows = sample_vae(options, accelerator.device)
+    prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
+    rows = sample_prior(options, prior, tok) if prior is not None else sample_vae(options, tok)
     if accelerator.is_main_process:
-        write_samples(options.output, *rows)
+        write_samples(options.output, tok, rows)
 
 
-def sample_prior(options: SampleOptions, device: torch.device) -> tuple[Tokenizer, list[tuple[str, Tensor]]]:
-    """The tokenizer and, per label, its name and pictures (num, C, *size) in [-1, 1]."""
-    prior = Prior.from_pretrained(options.prior).to(device)
-    named = options.tokenizer or prior.config.tokenizer_id
-    try:
-        tok = Tokenizer.from_pretrained(named).to(device)
-    except ValueError as error:
-        raise ValueError(
-            f"the prior's tokenizer cannot be loaded; give it with --tokenizer: {error}"
-        ) from error
-    prior.check_tokenizer(tok.fingerprint())
+def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[tuple[str, Tensor]]:
+    """Per label its name and pictures (num, C, *size) in [-1, 1]."""
     labels = prior.config.class_names if options.label == ("all",) else options.label
     if options.label == ("all",) and not labels:
         raise ValueError("--label all: this prior has no classes")
@@ -107,7 +96,7 @@ def sample_prior(options: SampleOptions, device: torch.device) -> tuple[Tokenize
             bar.update(count)
         rows.append((name, torch.cat(parts)))
     bar.close()
-    return tok, rows
+    return rows
 
 
 def label_number(prior: Prior, label: str) -> int:
@@ -117,12 +106,11 @@ def label_number(prior: Prior, label: str) -> int:
     return prior.label_index(int(label))
 
 
-def sample_vae(options: SampleOptions, device: torch.device) -> tuple[Tokenizer, list[tuple[str, Tensor]]]:
-    """The VAE and `num` pictures decoded from z ~ N(0, I)."""
-    tok = Tokenizer.from_pretrained(options.tokenizer).to(device)
+def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor]]:
+    """`num` pictures decoded from z ~ N(0, I)."""
     if tok.bottleneck.num_codebooks:
         raise ValueError(
-            f"{options.tokenizer} has codes, and new codes come from a prior: give --prior DIR as well"
+            f"{options.tokenizer} has codes; new codes come from a prior: give --prior DIR as well"
         )
     for name, value, neutral in (
         ("label", options.label, ()),
@@ -138,8 +126,8 @@ def sample_vae(options: SampleOptions, device: torch.device) -> tuple[Tokenizer,
         (options.num, *shape), generator=keyed_generator(options.seed)
     )
     with torch.no_grad():
-        parts = [tok.decode_latents(z.to(device), size).cpu() for z in latents.split(options.batch_size)]
-    return tok, [("samples", torch.cat(parts))]
+        parts = [tok.decode_latents(z.to(tok.device), size).cpu() for z in latents.split(options.batch_size)]
+    return [("samples", torch.cat(parts))]
 
 
 def write_samples(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -> None:

@@ -31,7 +31,7 @@ from pipelines.training import (
 )
 from prior import Prior, PriorConfig
 from tokenizer.distributed import Step
-from tokenizer.hub import CardInfo, push_folder
+from tokenizer.hub import WEIGHTS, CardInfo, push_folder
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,8 @@ def train(
     )
     seed_layers(options.seed, 0, accelerator.process_index)
     start = checkpoints.resume(options.resume) if options.resume else 0
-    if options.resume and start >= options.max_steps:
+    # A run that was stopped between its last checkpoint and its model still gets the model.
+    if options.resume and start >= options.max_steps and (options.output / WEIGHTS).exists():
         logger.info("%s is finished: %d of %d steps are done", options.output, start, options.max_steps)
         return
     log = MetricsLog(options.output / "metrics.jsonl", start, accelerator.is_main_process)

@@ -33,7 +33,7 @@ from pipelines.training import (
 )
 from tokenizer import Tokenizer
 from tokenizer.distributed import Step
-from tokenizer.hub import CardInfo, push_folder
+from tokenizer.hub import WEIGHTS, CardInfo, push_folder
 from tokenizer.perceptual import load_perceptual
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) 
     )
     seed_layers(options.seed, 0, accelerator.process_index)
     start = checkpoints.resume(options.resume) if options.resume else 0
-    if options.resume and start >= options.max_steps:
+    # A run that was stopped between its last checkpoint and its model still gets the model.
+    if options.resume and start >= options.max_steps and (options.output / WEIGHTS).exists():
         logger.info("%s is finished: %d of %d steps are done", options.output, start, options.max_steps)
         return
     log = MetricsLog(options.output / "metrics.jsonl", start, accelerator.is_main_process)

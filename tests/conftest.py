@@ -38,7 +38,7 @@ TINY_PRIOR = (
     *("--batch-size", "16", "--log-every", "1", "--warmup-steps", "2"),
 )
 TINY_VAE = (
-    *("--model.modality.widths", "4", "8", "16", "--model.modality.blocks", "0", "0", "0"),
+    *("--model.modality.widths", *"44888", "--model.modality.blocks", *"00000"),
     *("--model.bottleneck.dim", "4", "--batch-size", "16", "--data.limit", "32", "--log-every", "1"),
 )
 

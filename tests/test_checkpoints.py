@@ -309,8 +309,9 @@ def test_a_path_without_a_checkpoint_names_the_fix(script: Script, tmp_path: Pat
 def test_a_resume_with_another_option_is_refused(train: Train, whole: Path, tmp_path: Path) -> None:
     folder = stopped_at(8, whole, tmp_path / "run")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    was = json.loads((folder / "run.json").read_text())["learning_rate"]
     finished = train("--output", folder, "--resume", "latest", "--learning-rate", 0.5, code=2)
-    assert f"Error: --learning-rate is 0.5, but the run in {folder} has 0.002; " in finished.err
+    assert f"Error: --learning-rate is 0.5, but the run in {folder} has {was}; " in finished.err
     assert {p: p.read_bytes() for p in before} == before
 
 
