@@ -23,6 +23,9 @@ from tokenizer.distributed import keyed_generator
 
 logger = logging.getLogger(__name__)
 
+# Pictures in a line of the sheet; a class with more takes several lines.
+COLUMNS = 12
+
 
 @dataclass(frozen=True)
 class SampleOptions:
@@ -133,7 +136,8 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor
 def write_samples(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -> None:
     """samples.png (a row per class) and every picture as a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    sample_sheet(rows, folder / "samples.png")
+    lines = [(name if i == 0 else "", part) for name, x in rows for i, part in enumerate(x.split(COLUMNS))]
+    sample_sheet(lines, folder / "samples.png")
     for name, x in rows:
         stem = re.sub(r"[^\w-]+", "-", name)
         for i, picture in enumerate(tok.postprocess(x)):
