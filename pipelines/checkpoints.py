@@ -4,6 +4,7 @@ pickle.
 Left out: writing shards side by side; under FSDP the whole tensors are gathered and process 0 writes them.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipelines.training import WeightAverage, seed_layers, sharded_like, whole_tensors
-from tokenizer.hub import read_json
+from tokenizer.hub import WEIGHTS, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Checkpoints:
             try:
                 self._write(beside, step, len(rng), tensors)
                 if final.exists():
-                    shutil.rmtree(final)
+                    set_aside(final)
                 beside.rename(final)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -127,7 +128,22 @@ class Checkpoints:
                 threads,
             )
         logger.info("resuming from %s", path)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            for later in list_checkpoints(self.folder):
+                if int(later.name.removeprefix("step-")) > step:
+                    logger.info(
+                        "%s belongs to the course that is left here: kept as %s", later, set_aside(later)
+                    )
         return step
+
+    def model_is_written(self, step: int, max_steps: int) -> bool:
+        """Whether a run that stands at `step` is finished: all steps done, and the model written after
+        them."""
+        model, state = self.folder.parent / WEIGHTS, self.folder / f"step-{step}" / STATE
+        if step < max_steps or not model.exists() or not state.exists():
+            return False
+        return model.stat().st_mtime >= state.stat().st_mtime
 
     def _load_rng(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         rank = self.accelerator.process_index
@@ -138,6 +154,12 @@ class Checkpoints:
                 torch.cuda.set_rng_state(mine["cuda"])
         else:  # another number of processes: only layer dropout draws from this generator
             seed_layers(self.seed, int(state["step"]), rank)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint so that it stays but is neither resumed from nor pruned; returns its new path."""
+    names = (folder.with_name(f"{folder.name}.left-{i}") for i in itertools.count(1))
+    return folder.rename(next(name for name in names if not name.exists()))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

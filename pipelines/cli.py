@@ -49,12 +49,9 @@ def parse(
         name = words.pop(0)
         if name not in presets:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets)}")
-        chosen = True
-    else:
-        chosen = False
     default: Any = presets[name].build() if name else cls()
     config = _take(words, "--config")
-    if config is None and not chosen and _peek(words, "--resume"):
+    if config is None and _peek(words, "--resume"):
         beside = Path(_peek(words, "--output") or str(default.output)) / "run.json"
         config = str(beside) if beside.exists() else None
     if config is not None:
@@ -138,5 +135,5 @@ def run(main: Callable[[], None]) -> None:
         print(f"Error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("Interrupted. Continue with --resume latest.", file=sys.stderr, flush=True)
+        print("Interrupted. A training run continues with --resume latest.", file=sys.stderr, flush=True)
         sys.exit(130)

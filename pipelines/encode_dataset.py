@@ -91,18 +91,17 @@ def encode_split(
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = range(len(examples) * rank // world, len(examples) * (rank + 1) // world)
     parts = [torch.zeros((0, info.num_codebooks, *info.grid), dtype=torch.int64)]
+    labels, ids = [np.zeros(0, np.int64)], list[str]()
     bar = progress(len(mine), f"encode {name}", 0, accelerator.is_main_process)
     for start in range(mine.start, mine.stop, options.batch_size):
-        index = range(start, min(start + options.batch_size, mine.stop))
-        x = to_float(torch.stack([examples.x(i) for i in index]).to(accelerator.device))
-        parts.append(tok.encode(x).cpu())
+        # Labels and ids of what was read: a picture that turns out unreadable is replaced by its neighbour.
+        x, label, index = examples.take(np.arange(start, min(start + options.batch_size, mine.stop)))
+        parts.append(tok.encode(to_float(x.to(accelerator.device))).cpu())
+        labels.append(label.numpy())
+        ids += [examples.id(i) for i in index.tolist()]
         bar.update(len(index))
     bar.close()
-    labels = np.full(len(examples), -1, np.int64) if examples.labels is None else examples.labels
-    ids = [examples.id(i) for i in mine]
-    write_shard(
-        options.output, name, rank, world, info, torch.cat(parts), labels[mine.start : mine.stop], ids
-    )
+    write_shard(options.output, name, rank, world, info, torch.cat(parts), np.concatenate(labels), ids)
 
 
 if __name__ == "__main__":

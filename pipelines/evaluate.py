@@ -96,12 +96,15 @@ def encode_examples(
     tok: Tokenizer, examples: Examples, class_names: tuple[str, ...], prior: Prior
 ) -> tuple[TokenInfo, TokenSplit]:
     """The examples' codes, with labels where the data's class names are the prior's."""
-    parts = [tok.encode(to_float(b.x.to(tok.device))).cpu() for b in held_out_batches(examples, EVAL_BATCH)]
+    parts, found = [], []
+    for batch in held_out_batches(examples, EVAL_BATCH):
+        parts.append(tok.encode(to_float(batch.x.to(tok.device))).cpu())
+        found.append(batch.labels.numpy())
     codes = torch.cat(parts).numpy()
     known = class_names == prior.config.class_names and examples.labels is not None
     if class_names and not known:
         logger.warning("the data's classes are not the prior's: measuring without labels")
-    labels = examples.labels if known and examples.labels is not None else np.full(len(codes), -1, np.int64)
+    labels = np.concatenate(found) if known else np.full(len(codes), -1, np.int64)
     info = TokenInfo(
         tokenizer=prior.config.tokenizer_id,
         fingerprint=prior.config.tokenizer_fingerprint,

@@ -5,6 +5,7 @@ Left out: the command line (`evaluate.py`), and the metrics themselves (`tokeniz
 """
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,14 +88,17 @@ def vae_values(tok: Tokenizer, x: Tensor, index: Tensor) -> dict[str, Tensor]:
     bottleneck, losses = tok.config.bottleneck, tok.config.losses
     assert isinstance(bottleneck, GaussianConfig)
     dims = math.prod(x.shape[1:])
+    values = {**values, "kl_nats": kl}
     if losses.get("bernoulli", 0) > 0:
         elbo = bernoulli_elbo(x_hat, x, kl)
         bits = -elbo / dims / math.log(2)
-    else:
-        sigma = math.sqrt(max(bottleneck.kl_weight, 1e-6) / 2 / max(losses.get("l2", 0), 1e-6))
+    elif losses.get("l2", 0) > 0 and bottleneck.kl_weight > 0:
+        sigma = math.sqrt(bottleneck.kl_weight / 2 / losses["l2"])
         elbo = gaussian_elbo(x_hat, x, kl, sigma)
         bits = bits_per_dim(elbo, dims)
-    return {**values, "negative_elbo_nats": -elbo, "bits_per_dim": bits, "kl_nats": kl}
+    else:
+        return values  # the objective is no ELBO of any likelihood
+    return {**values, "negative_elbo_nats": -elbo, "bits_per_dim": bits}
 
 
 def _reduced(
@@ -122,8 +126,8 @@ def _reduced(
 def write_tokenizer_report(tok: Tokenizer, splits: Splits, folder: Path) -> None:
     """reconstructions.png and sample.png, codebook.png (if there are codes) and loss.png in `folder`."""
     source = splits.held_out if len(splits.held_out) else splits.train
-    for name in ("reconstructions.png", "sample.png"):
-        write_reconstructions(tok, source, folder / name)
+    write_reconstructions(tok, source, folder / "reconstructions.png")
+    shutil.copyfile(folder / "reconstructions.png", folder / "sample.png")
     if tok.bottleneck.num_codebooks:
         write_codebook(tok, source, folder / "codebook.png")
     loss_plot(folder / "metrics.jsonl", folder / "loss.png")

@@ -55,6 +55,8 @@ def evaluate_kid(
 ) -> dict[str, float]:
     """KID (mean and spread over subsets) of reconstructions and, with a prior, of as many samples without
     class."""
+    if len(examples) < 4:
+        raise ValueError(f"--kid needs 4 pictures or more, there are {len(examples)}")
     real, rebuilt, sampled = [], [], []
     generator = keyed_generator(0, "kid")
     for batch in held_out_batches(examples, batch_size):
@@ -67,7 +69,7 @@ def evaluate_kid(
     metrics = {}
     for name, parts in (("kid_reconstructions", rebuilt), ("kid_samples", sampled)):
         if parts:
-            size = min(SUBSET_SIZE, len(examples))
+            size = min(SUBSET_SIZE, len(examples) // 2)  # half at most, so that subsets differ
             mean, std = kid(torch.cat(parts), torch.cat(real), SUBSETS, size, keyed_generator(0, name))
             metrics |= {name: float(mean), f"{name}_std": float(std)}
     return metrics

@@ -3,6 +3,8 @@
 Left out: loading a model alone, which is `from_pretrained`.
 """
 
+from pathlib import Path
+
 import torch
 
 from prior import Prior
@@ -21,7 +23,7 @@ def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior
         tok = Tokenizer.from_pretrained(tokenizer).to(device)
     else:
         try:
-            tok = Tokenizer.from_pretrained(loaded.config.tokenizer_id).to(device)
+            tok = Tokenizer.from_pretrained(_tokenizer_of(prior, loaded)).to(device)
         except ValueError as error:
             raise ValueError(
                 f"the prior's tokenizer cannot be loaded; give it with --tokenizer: {error}"
@@ -29,3 +31,11 @@ def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior
     if loaded is not None:
         loaded.check_tokenizer(tok.fingerprint())
     return loaded, tok
+
+
+def _tokenizer_of(prior: str, loaded: Prior) -> str | Path:
+    """The tokenizer that a prior names, or a folder of that name beside the prior's own: the two may have
+    been moved together, as those of the quickstart are easily."""
+    named = loaded.config.tokenizer_id
+    beside = Path(prior).parent / Path(named).name
+    return beside if named and not Path(named).is_dir() and beside.is_dir() else named

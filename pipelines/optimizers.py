@@ -66,16 +66,15 @@ def build_optimizers(
     muon_learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.99),
-    outer: tuple[str, ...] = (),
 ) -> list[Optimizer]:
     """AdamW over everything (`adamw`), or Muon over hidden matrices and AdamW over the rest (`muon`).
 
-    Hidden are weights of convolutions and linear maps between at least 24 channels, unless their name
-    starts with one of `outer`; first and last layers, embeddings, gains and biases stay with AdamW, as
-    Jordan et al. advise. Weight decay falls on matrices alone.
+    Hidden are weights of convolutions and linear maps between at least 24 channels, which leaves layers
+    that touch pixels or codes, embeddings, gains and biases to AdamW, as Jordan et al. advise. Weight
+    decay falls on matrices alone.
     """
     layers = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    hidden = {n for n, m in layers.items() if min(m.weight.shape[:2]) >= 24 and not n.startswith(outer)}
+    hidden = {n for n, m in layers.items() if min(m.weight.shape[:2]) >= 24}
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     muon = {n: p for n, p in trained.items() if kind == "muon" and n in hidden}
     rest = {n: p for n, p in trained.items() if n not in muon}

@@ -34,7 +34,8 @@ class TrainingOptions:
     keep_checkpoints: int = 2
     """Checkpoints that stay; older ones are deleted once a newer one is whole."""
     resume: str = ""
-    """`latest`, or the path of a checkpoint. The run's own options are taken from its run.json."""
+    """`latest`, or the path of a checkpoint. Options come from the run's own run.json, whatever the preset.
+    """
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Precision of the network's arithmetic; left out, accelerate's config decides."""
     gradient_accumulation: int = 1
@@ -59,6 +60,8 @@ class TrainingOptions:
     """Steps between evaluations on held-out data; one more at the end."""
     tracker: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
     """Where accelerate sends the logged values, besides metrics.jsonl."""
+    license: str = "apache-2.0"
+    """Licence of the model, as the Hub names it; mind the licence of your data."""
     push_to_hub: str = ""
     """Hub repository (user/name) that the finished model is uploaded to."""
 
@@ -90,7 +93,7 @@ class TrainingOptions:
 MAY_CHANGE = frozenset(
     {
         *("output", "resume", "max_steps", "checkpoint_every", "keep_checkpoints", "log_every", "eval_every"),
-        *("tracker", "push_to_hub", "data.workers"),
+        *("tracker", "license", "push_to_hub", "data.workers"),
     }
 )
 
@@ -137,6 +140,11 @@ class TokenData:
 
     valid_fraction: float = 0.05
     """Share held out by content hash, if the tokens have no held-out file of their own."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.valid_fraction < 1, f"valid_fraction is {self.valid_fraction}, expected 0 to below 1"
+        )
 
 
 @dataclass(frozen=True)

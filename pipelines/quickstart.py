@@ -27,7 +27,7 @@ class QuickstartOptions:
     output: Path = Path("runs/quickstart")
     """Folder for everything; must not hold a quickstart already."""
     threads: int = 0
-    """CPU threads per process; 0: one per core that this process may use."""
+    """CPU threads per process; 0: one per core."""
     tokenizer_steps: int = 1000
     """Training steps of the tokenizer."""
     prior_steps: int = 450
@@ -37,6 +37,7 @@ class QuickstartOptions:
 
     def __post_init__(self) -> None:
         require(self.tokenizer_steps >= 1 and self.prior_steps >= 1, "steps: expected 1 or more")
+        require(self.threads >= 0, f"threads is {self.threads}, expected 0 or more")
         require(self.samples_per_class >= 1, "samples_per_class: expected 1 or more")
 
 
@@ -52,7 +53,11 @@ def main() -> None:
     environment = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     for title, command in commands(options):
         logger.info("\n=== %s\n%s", title, shlex.join(command))
-        subprocess.run([sys.executable, *command[1:]], check=True, env={**environment, **os.environ})
+        done = subprocess.run([sys.executable, *command[1:]], env={**environment, **os.environ})
+        if done.returncode:
+            raise ValueError(
+                f"step {title} failed with exit code {done.returncode}; its message stands above"
+            )
     collect(folder)
     minutes = (time.monotonic() - started) / 60
     logger.info("\nDone in %.1f minutes. Look at:", minutes)
@@ -70,8 +75,9 @@ def main() -> None:
 
 def commands(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
     """Titles and commands; what trains or encodes goes through accelerate's launcher."""
-    threads = options.threads or len(os.sched_getaffinity(0))
+    threads = options.threads or os.cpu_count() or 1
     launch = ["python", "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    launch += ["--quiet"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--num_cpu_threads_per_process", str(threads), "-m"]
     tok, tokens, prior = (str(options.output / name) for name in ("tokenizer", "tokens", "prior"))

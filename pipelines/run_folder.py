@@ -7,6 +7,8 @@ import contextlib
 import fcntl
 import json
 import logging
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +23,7 @@ from tokenizer.hub import read_json, write_atomically
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+COMMAND_FILE = "command.txt"
 
 
 @contextlib.contextmanager
@@ -37,7 +40,7 @@ def run_folder(accelerator: Accelerator, options: TrainingOptions) -> Iterator[P
     if accelerator.is_main_process:
         try:
             lock = _lock(folder)
-            _claim(folder, options)
+            _claim(folder, options, accelerator.num_processes)
         except (OSError, ValueError) as error:
             failure[0] = str(error)
             if lock is not None:
@@ -66,8 +69,8 @@ def _lock(folder: Path) -> IO[str]:
     return file
 
 
-def _claim(folder: Path, options: TrainingOptions) -> None:
-    """Check the folder against `options` and write run.json."""
+def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
+    """Check the folder against `options`; write run.json and, for a new run, its command."""
     path = folder / RUN_FILE
     values = options_to_dict(options)
     if options.resume:
@@ -78,6 +81,17 @@ def _claim(folder: Path, options: TrainingOptions) -> None:
             f"{folder} already holds a run; choose another --output, or continue it with --resume latest"
         )
     write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+    if not (options.resume and (folder / COMMAND_FILE).exists()):
+        launch = ["accelerate", "launch"]
+        if processes > 1:
+            launch += ["--num_processes", str(processes)]
+        command = shlex.join([*launch, f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        write_atomically(folder / COMMAND_FILE, lambda p: p.write_text(command + "\n", encoding="utf-8"))
+
+
+def command_line(folder: Path) -> str:
+    """The command that began the run in `folder`, for the model's card."""
+    return (folder / COMMAND_FILE).read_text(encoding="utf-8").strip()
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Pictures in a line of the sheet; a class with more takes several lines.
 COLUMNS = 12
+SHEET = "samples.png"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ def main() -> None:
     options = parse(SampleOptions, __doc__ or "")
     accelerator = Accelerator()
     quiet_logging(accelerator)
+    if (options.output / SHEET).exists():
+        raise ValueError(
+            f"{options.output} already holds samples; choose another --output or delete that folder"
+        )
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
     rows = sample_prior(options, prior, tok) if prior is not None else sample_vae(options, tok)
     if accelerator.is_main_process:
@@ -95,7 +100,7 @@ def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[t
                 cfg_scale=options.cfg_scale,
                 generator=generator,
             )
-            parts.append(tok.decode(codes).cpu())
+            parts.append(tok.decode(codes, tok.modality.size).cpu())
             bar.update(count)
         rows.append((name, torch.cat(parts)))
     bar.close()
@@ -137,13 +142,16 @@ def write_samples(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) 
     """samples.png (a row per class) and every picture as a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [(name if i == 0 else "", part) for name, x in rows for i, part in enumerate(x.split(COLUMNS))]
-    sample_sheet(lines, folder / "samples.png")
-    for name, x in rows:
+    sample_sheet(lines, folder / SHEET)
+    used = set[str]()
+    for row, (name, x) in enumerate(rows):
         stem = re.sub(r"[^\w-]+", "-", name)
+        stem = f"{stem}-{row}" if stem in used else stem
+        used.add(stem)
         for i, picture in enumerate(tok.postprocess(x)):
             picture.save(folder / f"{stem}-{i:04d}.png")
     count = sum(len(x) for _, x in rows)
-    logger.info("%d samples in %s; look at %s", count, folder, folder / "samples.png")
+    logger.info("%d samples in %s; look at %s", count, folder, folder / SHEET)
 
 
 if __name__ == "__main__":

@@ -130,9 +130,7 @@ def read_info(folder: Path) -> TokenInfo:
     return config_from_dict(TokenInfo, read_json(folder / TOKENS_FILE), str(folder / TOKENS_FILE))
 
 
-def read_tokens(
-    folder: Path, valid_fraction: float = 0.0, seed: int = 0
-) -> tuple[TokenInfo, dict[str, TokenSplit]]:
+def read_tokens(folder: Path, valid_fraction: float = 0.0) -> tuple[TokenInfo, dict[str, TokenSplit]]:
     """All tokens of a folder, checked: `ValueError` names a file that is broken or holds codes out of
     range.
 

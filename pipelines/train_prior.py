@@ -16,11 +16,10 @@ from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorTraining
 from pipelines.presets import PRIORS
 from pipelines.report import loss_plot, progress
-from pipelines.run_folder import MetricsLog, run_folder
+from pipelines.run_folder import MetricsLog, command_line, run_folder
 from pipelines.tokens import TokenInfo, TokenSplit, read_tokens, token_batches
 from pipelines.training import (
     WeightAverage,
-    command_line,
     mean_over_processes,
     rate_scale,
     require_finite,
@@ -30,12 +29,11 @@ from pipelines.training import (
     start_trackers,
 )
 from prior import Prior, PriorConfig
+from prior.inputs import UNCONDITIONAL
 from tokenizer.distributed import Step
-from tokenizer.hub import WEIGHTS, CardInfo, push_folder
+from tokenizer.hub import CardInfo, push_folder
 
 logger = logging.getLogger(__name__)
-
-UNCONDITIONAL = -1
 
 
 def main() -> None:
@@ -43,8 +41,10 @@ def main() -> None:
     options = parse(PriorTraining, __doc__ or "", presets=PRIORS, default_preset="small")
     accelerator = start_accelerator(options)
     info, splits = read_tokens(options.tokens, options.data.valid_fraction)
+    # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
+    prior = Prior(prior_config(options, info)).to(accelerator.device)
     with run_folder(accelerator, options):
-        train(options, accelerator, info, splits)
+        train(options, accelerator, info, splits, prior)
     accelerator.end_training()
 
 
@@ -72,10 +72,13 @@ def drop_labels(labels: Tensor, share: float, step: Step) -> Tensor:
 
 
 def train(
-    options: PriorTraining, accelerator: Accelerator, info: TokenInfo, splits: dict[str, TokenSplit]
+    options: PriorTraining,
+    accelerator: Accelerator,
+    info: TokenInfo,
+    splits: dict[str, TokenSplit],
+    prior: Prior,
 ) -> None:
     """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
-    prior = Prior(prior_config(options, info)).to(accelerator.device)
     optimizers = build_optimizers(
         prior,
         options.optimizer,
@@ -93,7 +96,7 @@ def train(
     seed_layers(options.seed, 0, accelerator.process_index)
     start = checkpoints.resume(options.resume) if options.resume else 0
     # A run that was stopped between its last checkpoint and its model still gets the model.
-    if options.resume and start >= options.max_steps and (options.output / WEIGHTS).exists():
+    if options.resume and checkpoints.model_is_written(start, options.max_steps):
         logger.info("%s is finished: %d of %d steps are done", options.output, start, options.max_steps)
         return
     log = MetricsLog(options.output / "metrics.jsonl", start, accelerator.is_main_process)
@@ -143,6 +146,7 @@ def train(
             log.add(step, rows)
             accelerator.log(rows, step=step)
         if step % options.checkpoint_every == 0 or step == options.max_steps:
+            require_finite({"loss": loss.item()}, step)
             checkpoints.save(step)
     bar.close()
     finish(options, accelerator, info, splits, prior, average, log)
@@ -169,8 +173,9 @@ def finish(
     if accelerator.is_main_process:
         loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
         card = CardInfo(
+            license=options.license,
             title=f"Prior over codes of {info.source}",
-            command=command_line(accelerator, "train_prior"),
+            command=command_line(options.output),
             metrics=metrics,
             notes=f"Trained on {len(splits['train'])} items, measured on {len(splits['held_out'])}; "
             "train_bits_per_code is of as many training items: the difference is what it memorised.",

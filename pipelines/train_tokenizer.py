@@ -18,10 +18,9 @@ from pipelines.optimizers import build_optimizers
 from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
 from pipelines.report import progress
-from pipelines.run_folder import MetricsLog, run_folder
+from pipelines.run_folder import MetricsLog, command_line, run_folder
 from pipelines.training import (
     WeightAverage,
-    command_line,
     mean_over_processes,
     rate_scale,
     require_finite,
@@ -33,8 +32,8 @@ from pipelines.training import (
 )
 from tokenizer import Tokenizer
 from tokenizer.distributed import Step
-from tokenizer.hub import WEIGHTS, CardInfo, push_folder
-from tokenizer.perceptual import load_perceptual
+from tokenizer.hub import CardInfo, push_folder
+from tokenizer.perceptual import Perceptual, load_perceptual
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +44,24 @@ def main() -> None:
     accelerator = start_accelerator(options)
     options = short_run(options, log=accelerator.is_main_process)
     splits = load_splits(options.data, options.model.modality.build().fit)
-    with run_folder(accelerator, options):
-        train(options, accelerator, splits)
-    accelerator.end_training()
-
-
-def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) -> None:
-    """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
+    # Made before the folder is claimed, so that a mistake in their options leaves no run behind.
     tok = Tokenizer(options.model).to(accelerator.device)
     perceptual = None
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
+    with run_folder(accelerator, options):
+        train(options, accelerator, splits, tok, perceptual)
+    accelerator.end_training()
+
+
+def train(
+    options: TokenizerTraining,
+    accelerator: Accelerator,
+    splits: Splits,
+    tok: Tokenizer,
+    perceptual: Perceptual | None,
+) -> None:
+    """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
     optimizers = build_optimizers(
         tok, options.optimizer, options.learning_rate, options.muon_learning_rate, options.weight_decay
     )
@@ -68,7 +74,7 @@ def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) 
     seed_layers(options.seed, 0, accelerator.process_index)
     start = checkpoints.resume(options.resume) if options.resume else 0
     # A run that was stopped between its last checkpoint and its model still gets the model.
-    if options.resume and start >= options.max_steps and (options.output / WEIGHTS).exists():
+    if options.resume and checkpoints.model_is_written(start, options.max_steps):
         logger.info("%s is finished: %d of %d steps are done", options.output, start, options.max_steps)
         return
     log = MetricsLog(options.output / "metrics.jsonl", start, accelerator.is_main_process)
@@ -125,6 +131,7 @@ def train(options: TokenizerTraining, accelerator: Accelerator, splits: Splits) 
             log.add(step, rows)
             accelerator.log(rows, step=step)
         if step % options.checkpoint_every == 0 or step == options.max_steps:
+            require_finite({"loss": loss.item()}, step)
             checkpoints.save(step)
     bar.close()
     finish(options, accelerator, splits, tok, average, log)
@@ -146,11 +153,14 @@ def finish(
     accelerator.log(rows, step=options.max_steps)
     if accelerator.is_main_process:
         write_tokenizer_report(tok, splits, options.output)
-        on_hub = not options.data.path.startswith(EMBEDDED) and not Path(options.data.path).exists()
+        on_hub = (
+            not options.data.path.startswith(EMBEDDED) and not Path(options.data.path).expanduser().exists()
+        )
         card = CardInfo(
+            license=options.license,
             title=f"Tokenizer of {splits.name}",
             datasets=(splits.name,) if on_hub else (),
-            command=command_line(accelerator, "train_tokenizer"),
+            command=command_line(options.output),
             metrics=metrics,
             notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held out.",
         )

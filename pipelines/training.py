@@ -1,5 +1,4 @@
-"""What the training scripts share: setting up a run the schedule of rates, averaged weights, reduced
-values.
+"""What the training scripts share: setting up a run, the schedule of rates, averaged weights.
 
 Left out: the loops, which stand in the scripts themselves, run folders and checkpoints.
 """
@@ -7,7 +6,6 @@ Left out: the loops, which stand in the scripts themselves, run folders and chec
 import dataclasses
 import logging
 import math
-import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -50,6 +48,15 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
             "DeepSpeed is not supported; shard with FSDP (accelerate launch --use_fsdp --fsdp_version 2)"
+        )
+    if accelerator.mixed_precision == "fp16" and options.optimizer == "muon":
+        # One gradient scaler cannot serve two optimizers: accelerate updates it after each of them.
+        raise ValueError(
+            "--optimizer muon does not work in fp16; use --mixed-precision bf16 or --optimizer adamw"
+        )
+    if options.tracker != "none" and not accelerator.log_with:
+        raise ValueError(
+            f"--tracker {options.tracker} is not installed; pip install {options.tracker}, or --tracker none"
         )
     quiet_logging(accelerator)
     set_seed(options.seed)
@@ -117,7 +124,8 @@ class WeightAverage:
     def averaged(self, model: M) -> M:
         """A copy of a `HubModel` with the averaged weights, whole and in eval mode. Every process must
         call it."""
-        with torch.random.fork_rng():  # the copy's first weights must not shift the noise of layer dropout
+        # The copy's first weights must not shift the noise of layer dropout.
+        with torch.random.fork_rng(devices=[]):
             copy = type(model)(model.config)
         copy.load_state_dict({**whole_tensors(model.state_dict()), **whole_tensors(self.shadow)})
         return copy.to(next(model.parameters()).device).eval()
@@ -155,8 +163,8 @@ def require_finite(values: Mapping[str, float], step: int) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(
-                f"step {step}: {name} is {value}; the training diverged. Lower --learning-rate and "
-                f"--muon-learning-rate, or train in float32, and continue with --resume latest"
+                f"step {step}: {name} is {value}; the training diverged. Start a new run with lower "
+                f"--learning-rate and --muon-learning-rate, or in float32; the last checkpoint is intact"
             )
 
 
@@ -181,13 +189,6 @@ def short_run(options: Any, log: bool) -> Any:
 
 
 def start_trackers(accelerator: Accelerator, options: TrainingOptions) -> None:
-    """Open the tracker that the options name; its files lie in the run's folder."""
+    """Open the tracker that the options name; TensorBoard's files lie in the run's folder, under logs/."""
     if options.tracker != "none":
         accelerator.init_trackers("logs")
-
-
-def command_line(accelerator: Accelerator, script: str) -> str:
-    """The command of this run as a person would type it, for the model's card."""
-    processes = accelerator.num_processes
-    launch = "accelerate launch" if processes == 1 else f"accelerate launch --num_processes {processes}"
-    return f"{launch} pipelines/{script}.py {shlex.join(sys.argv[1:])}".rstrip()

@@ -36,7 +36,7 @@ from pipelines.tokens import read_tokens
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 
-RUN = {"run.json", "metrics.jsonl", "loss.png", "checkpoints", "logs"}
+RUN = {"run.json", "command.txt", "metrics.jsonl", "loss.png", "checkpoints", "logs"}
 
 
 # Training

@@ -1,4 +1,5 @@
-"""What training needs to know of the other processes: the position in a run, keyed noise, summed statistics.
+"""What training needs to know of the other processes: the position in a run, keyed noise, summed
+statistics.
 
 Left out: starting processes, moving data and wrapping models; `accelerate` does those in `pipelines/`.
 """
@@ -13,7 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """Where a forward pass stands in a training run; keys its noise and places its rows in the global batch.
+    """Where a forward pass stands in a training run; keys its noise and places its rows in the global
+    batch.
 
     `index` is the optimizer step, `offset` the row of the global batch (all processes, all accumulation
     steps) at which this pass's rows begin, `total` the rows of the global batch, and `last` says whether
@@ -60,15 +62,6 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x)
     return x
-
-
-def all_gather_rows(x: Tensor) -> Tensor:
-    """Rows of `x` (m, ...), the same m on every process, joined in the ranks' order: (m · world, ...)."""
-    if world_size() == 1:
-        return x
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
 
 
 def broadcast(x: Tensor) -> Tensor:

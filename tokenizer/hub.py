@@ -7,6 +7,7 @@ Left out: training state, which `pipelines/` keeps beside its checkpoints, and a
 import json
 import logging
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -60,6 +61,7 @@ class HubModel(nn.Module):
     model_type: ClassVar[str]
     config_class: ClassVar[type]
     config: Any
+    _loaded_from: Path | None = None
 
     def extra_config(self) -> dict[str, Any]:
         """Facts that stand in config.json beside the config; `check_extra_config` checks them on loading."""
@@ -81,10 +83,12 @@ class HubModel(nn.Module):
         README.md.
 
         Each file is written beside its final name and renamed, so a file is never half there. Other files
-        in the directory are left alone. Returns the directory.
+        in the directory are left alone. Without a `card` a loaded model keeps the card, metrics and sample
+        it was loaded with. Returns the directory.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        kept = self._loaded_from if card is None else None
         card = card or CardInfo()
         config = {
             "model_type": self.model_type,
@@ -99,6 +103,10 @@ class HubModel(nn.Module):
         write_atomically(directory / PREPROCESSOR, lambda p: _dump_json(p, self.preprocessor_config()))
         write_atomically(directory / METRICS, lambda p: _dump_json(p, dict(card.metrics)))
         write_atomically(directory / CARD, lambda p: self._card(directory, card).save(p))
+        if kept is not None:
+            for name in (CARD, METRICS, *SAMPLES):
+                if (kept / name).exists() and (kept / name).resolve() != (directory / name).resolve():
+                    shutil.copyfile(kept / name, directory / name)
         return directory
 
     @classmethod
@@ -142,6 +150,7 @@ class HubModel(nn.Module):
         model.load_state_dict(state, strict=True)
         model.eval()
         model.check_extra_config(raw)
+        model._loaded_from = directory
         return model
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | bool | None = None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.bottlenecks.vq import VQConfig
-from tokenizer.config import config_to_dict
+from tokenizer.config import config_to_dict, require
 from tokenizer.distributed import Step
 from tokenizer.hub import HubModel
 from tokenizer.losses import default_weights, reconstruction_losses, validate_weights
@@ -41,6 +41,17 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         validate_weights(self.losses, self.modality.kind)
+        if isinstance(self.modality, ImageConfig):
+            used = {name for name, weight in self.losses.items() if weight > 0}
+            probabilities = self.modality.output == "tanh" and self.modality.channels == 1
+            require(
+                "bernoulli" not in used or probabilities,
+                "the loss bernoulli needs output tanh and channels 1",
+            )
+            require(
+                "ms_ssim" not in used or min(self.modality.size) >= 7,
+                "the loss ms_ssim needs 7 pixels or more",
+            )
 
 
 class TokenizerOutput(NamedTuple):
@@ -75,7 +86,7 @@ class Tokenizer(HubModel):
         """x: (B, C, *size). In training `step` keys the noise and tells when statistics are updated."""
         z_e = self._latents(x)
         z_q, codes, losses, stats = self.bottleneck(z_e, step)
-        x_hat = self._crop(self.decoder(z_q), x.shape[2:])
+        x_hat = self._crop(self._decoded(z_q), x.shape[2:])
         # Reconstruction losses are means over the elements of x; sums over an example are brought to that
         # unit.
         per_element = 1 / math.prod(x.shape[1:])
@@ -126,7 +137,7 @@ class Tokenizer(HubModel):
             raise ValueError(
                 f"size is {size}; a grid of {tuple(z.shape[2:])} decodes to between {lowest} and {full}"
             )
-        return self._crop(self.decoder(z), size)
+        return self._crop(self._decoded(z), size)
 
     def posterior(self, x: Tensor) -> Posterior:
         """x: (B, C, *size) → the VAE's q(z | x) over (B, dim, *grid). `TypeError` for a tokenizer with
@@ -239,6 +250,13 @@ class Tokenizer(HubModel):
             x = x.to(next(self.parameters()).dtype)
         latents: Tensor = self.encoder(self.modality.pad(x))
         return latents
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """The decoder's output; quantizers work in float32 or more, so z goes back to the weights' type."""
+        if not torch.is_autocast_enabled(z.device.type):
+            z = z.to(next(self.parameters()).dtype)
+        x_hat: Tensor = self.decoder(z)
+        return x_hat
 
     def _crop(self, x_hat: Tensor, size: tuple[int, ...]) -> Tensor:
         for axis, n in enumerate(size):

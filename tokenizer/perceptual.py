@@ -149,7 +149,9 @@ def torchvision_network(
         )
     network: nn.Module
     with torch.device("meta"):  # nothing is allocated for what is not used
-        whole = models.get_model(name, weights=None)
+        # As torchvision does itself for its weights: they expect inputs scaled once more.
+        extra = {"transform_input": True, "init_weights": False} if name == "inception_v3" else {}
+        whole = models.get_model(name, weights=None, **extra)
         network = whole if part is None else whole.get_submodule(part)
     try:
         state = _read_weights(path)

@@ -45,8 +45,9 @@ class Posterior:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """z = μ + σ ε, ε ~ N(0, I): (B, dim, *grid), differentiable in mean and logvar."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
-        return self.reparameterise(noise)
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=device)
+        return self.reparameterise(noise.to(self.mean.device))
 
     def mode(self) -> Tensor:
         """The most likely z, which is the mean."""

@@ -96,7 +96,7 @@ class VQ(Bottleneck):
                 else:
                     z_q, weight = z_e, 0.0  # no codebook yet: encoder and decoder learn without it
                 counts = self.codebook.update(z_e.detach(), codes, z.shape[0], step)
-            z_q = self._to_grid(self.project_out(z_q), z.shape)
+            z_q = self._to_grid(_project(self.project_out, z_q), z.shape)
         stats = {
             "commitment": commitment.detach(),
             "perplexity": perplexity(counts.to(z_e.dtype)),
@@ -111,13 +111,12 @@ class VQ(Bottleneck):
     def decode(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
             e = F.embedding(codes.flatten(), self.codebook.entries)
-            return self._to_grid(self.project_out(e), codes.shape)
+            return self._to_grid(_project(self.project_out, e), codes.shape)
 
     def _to_rows(self, z: Tensor) -> Tensor:
         """z: (B, dim, *grid) → z_e: (B · positions, codebook_dim), at least float32."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        rows: Tensor = self.project_in(rearrange(z, "b d ... -> (b ...) d"))
-        return rows
+        return _project(self.project_in, rearrange(z, "b d ... -> (b ...) d"))
 
     def _to_grid(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """rows: (B · positions, dim) → (B, dim, *grid), B and grid as in `shape` (B, any, *grid)."""
@@ -137,3 +136,10 @@ class VQ(Bottleneck):
 
     def events(self) -> list[str]:
         return self.codebook.events()
+
+
+def _project(layer: nn.Module, rows: Tensor) -> Tensor:
+    """A linear map (or none) in the rows' precision, whatever that of its weights."""
+    if not isinstance(layer, nn.Linear):
+        return rows
+    return F.linear(rows, layer.weight.to(rows.dtype), layer.bias.to(rows.dtype))
