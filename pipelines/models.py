@@ -1,14 +1,22 @@
-"""Loading a prior together with the tokenizer whose codes it knows.
+"""A prior together with the tokenizer whose codes it knows: loading both, and a sheet of samples.
 
 Left out: loading a model alone, which is `from_pretrained`.
 """
 
+import logging
 from pathlib import Path
 
 import torch
 
+from pipelines.report import sample_sheet
 from prior import Prior
 from tokenizer import Tokenizer
+from tokenizer.distributed import keyed_generator
+
+logger = logging.getLogger(__name__)
+
+# Classes and pictures per class on a prior's sample.png.
+CLASSES, PICTURES = 12, 8
 
 
 def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior | None, Tokenizer]:
@@ -39,3 +47,23 @@ def _tokenizer_of(prior: str, loaded: Prior) -> str | Path:
     named = loaded.config.tokenizer_id
     beside = Path(prior).parent / Path(named).name
     return beside if named and not Path(named).is_dir() and beside.is_dir() else named
+
+
+def write_prior_sample(prior: Prior, path: Path) -> None:
+    """A sheet of samples, a line per class, for the prior's card. A tokenizer that is not where the prior
+    says, or is not the one it was, leaves the card without a picture, and the log says so."""
+    config = prior.config
+    try:
+        tok = Tokenizer.from_pretrained(config.tokenizer_id).to(next(prior.parameters()).device)
+        prior.check_tokenizer(tok.fingerprint())
+    except ValueError as error:
+        logger.warning("no %s: %s", path.name, error)
+        return
+    rows = []
+    for name in config.class_names[:CLASSES] or ("samples",):
+        label, scale = (name, 2.0) if config.class_names else (None, 1.0)
+        codes = prior.sample(
+            PICTURES, label, temperature=0.9, cfg_scale=scale, generator=keyed_generator(0, name)
+        )
+        rows.append((name, tok.decode(codes, tok.modality.size).cpu()))
+    sample_sheet(rows, path)

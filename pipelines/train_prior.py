@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.checkpoints import Checkpoints
 from pipelines.cli import parse, run
 from pipelines.evaluation import evaluate_prior
+from pipelines.models import write_prior_sample
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorTraining
 from pipelines.presets import PRIORS
@@ -172,6 +173,7 @@ def finish(
     accelerator.log(rows, step=options.max_steps)
     if accelerator.is_main_process:
         loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
+        write_prior_sample(prior, options.output / "sample.png")
         card = CardInfo(
             license=options.license,
             title=f"Prior over codes of {info.source}",

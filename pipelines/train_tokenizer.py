@@ -37,6 +37,8 @@ from tokenizer.perceptual import Perceptual, load_perceptual
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED_CREDIT = " The data and their licence: pipelines/embedded/LICENSES.md of tokenloom."
+
 
 def main() -> None:
     """Read the options, check data and folder, train."""
@@ -162,7 +164,8 @@ def finish(
             datasets=(splits.name,) if on_hub else (),
             command=command_line(options.output),
             metrics=metrics,
-            notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held out.",
+            notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held out."
+            + (EMBEDDED_CREDIT if options.data.path.startswith(EMBEDDED) else ""),
         )
         tok.save_pretrained(options.output, card)
         summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())

@@ -4,6 +4,7 @@ Left out: resuming with another number of processes, which is equal up to roundi
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,18 @@ def test_a_checkpoint_may_be_named_by_its_path(train: Train, whole: Path, tmp_pa
     folder = stopped_at(8, whole, tmp_path / "run")
     finished = train("--output", folder, "--resume", folder / "checkpoints" / "step-4")
     assert f"resuming from {folder / 'checkpoints' / 'step-4'}" in finished.err
+    assert_same_run(folder, whole)
+    # What lay after it belongs to a course that was left: it stays, but no resume takes it for the latest.
+    assert (folder / "checkpoints" / "step-8.left-1" / "state.json").exists()
+
+
+def test_a_model_older_than_the_last_checkpoint_is_not_the_runs_end(
+    train: Train, whole: Path, tmp_path: Path
+) -> None:
+    folder = stopped_at(12, whole, tmp_path / "run")
+    (folder / "model.safetensors").write_bytes(b"of an earlier, shorter run")
+    os.utime(folder / "model.safetensors", (1, 1))
+    train("--output", folder, "--resume", "latest")
     assert_same_run(folder, whole)
 
 

@@ -79,7 +79,7 @@ def test_the_card_tells_command_and_metrics(kind: str, request: pytest.FixtureRe
 
 
 def test_a_trained_prior_is_a_folder_for_the_hub(tiny_prior: Path, tiny_tokenizer: Path) -> None:
-    assert names_in(tiny_prior) == MODEL | RUN
+    assert names_in(tiny_prior) == MODEL | RUN | {"sample.png"}
     config = Prior.from_pretrained(tiny_prior).config
     assert config.tokenizer_id == str(tiny_tokenizer)
     assert config.tokenizer_fingerprint == Tokenizer.from_pretrained(tiny_tokenizer).fingerprint()

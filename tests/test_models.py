@@ -1,0 +1,55 @@
+"""A prior together with its tokenizer."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.models import load_models, write_prior_sample
+from prior import Prior
+
+CPU = torch.device("cpu")
+
+
+def test_the_prior_names_its_tokenizer(tiny_prior: Path, tiny_tokenizer: Path) -> None:
+    prior, tok = load_models(str(tiny_prior), "", CPU)
+    assert prior is not None and prior.config.tokenizer_fingerprint == tok.fingerprint()
+    assert load_models("", str(tiny_tokenizer), CPU)[0] is None
+
+
+def moved(tiny_prior: Path, folder: Path) -> Path:
+    """The prior in another folder, and of a tokenizer that is no longer where it was."""
+    shutil.copytree(tiny_prior, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["tokenizer_id"] = "gone/far/away/tokenizer"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_folders_that_moved_together_find_each_other(
+    tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    prior = moved(tiny_prior, tmp_path / "prior")
+    with pytest.raises(ValueError, match="--tokenizer"):
+        load_models(str(prior), "", CPU)
+    shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
+    assert load_models(str(prior), "", CPU)[1].num_codebooks == 1
+
+
+def test_nothing_given_is_an_error() -> None:
+    with pytest.raises(ValueError, match="give --prior"):
+        load_models("", "", CPU)
+
+
+def test_a_sample_needs_the_tokenizer(
+    tiny_prior: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_prior_sample(Prior.from_pretrained(tiny_prior), tmp_path / "sample.png")
+    assert (tmp_path / "sample.png").stat().st_size > 1000
+    with caplog.at_level(logging.WARNING):
+        prior = Prior.from_pretrained(moved(tiny_prior, tmp_path / "prior"))
+        write_prior_sample(prior, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists() and "no none.png" in caplog.text
