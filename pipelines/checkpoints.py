@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipelines.training import WeightAverage, seed_layers, sharded_like, whole_tensors
-from tokenizer.hub import WEIGHTS, read_json
+from tokenizer.files import read_json
+from tokenizer.hub import WEIGHTS
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from tokenizer.config import config_from_dict
-from tokenizer.hub import read_json
+from tokenizer.files import read_json
 
 O = TypeVar("O")
 

@@ -29,7 +29,7 @@ from pipelines.training import quiet_logging
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.config import require
-from tokenizer.hub import write_atomically
+from tokenizer.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

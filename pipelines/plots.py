@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokenizer.hub import write_atomically
+from tokenizer.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from pipelines.options import MAY_CHANGE, TrainingOptions
 from tokenizer.config import config_to_dict
-from tokenizer.hub import read_json, write_atomically
+from tokenizer.files import read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 

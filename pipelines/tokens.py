@@ -21,7 +21,7 @@ from torch import Tensor
 from pipelines.data import order
 from tokenizer.config import config_from_dict, require
 from tokenizer.distributed import keyed_generator
-from tokenizer.hub import read_json, write_atomically
+from tokenizer.files import read_json, write_atomically
 
 TOKENS_FILE = "tokens.json"
 SPLITS = ("train", "held_out")

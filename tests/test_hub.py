@@ -24,7 +24,8 @@ from torch import nn
 
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
-from tokenizer.hub import MODEL_FILES, CardInfo, HubModel, push_folder, read_json, write_atomically
+from tokenizer.files import read_json, write_atomically
+from tokenizer.hub import MODEL_FILES, CardInfo, HubModel, push_folder
 
 ROOT = Path(__file__).parents[1]
 CARD = CardInfo(

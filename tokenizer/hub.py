@@ -6,9 +6,7 @@ Left out: training state, which `pipelines/` keeps beside its checkpoints, and a
 
 import json
 import logging
-import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tokenizer.config import config_from_dict, config_to_dict
+from tokenizer.files import check_tensors, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -225,62 +224,6 @@ def fetch(
         )
     except Exception as error:  # whatever the Hub's client and its transport raise
         raise ValueError(f"{name}: no such folder, and the Hub did not give it: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `ValueError` naming the file if it is missing or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare a safetensors file's header with names and shapes; `ValueError` names the first difference."""
-    try:
-        with path.open("rb") as file:
-            size = struct.unpack("<Q", file.read(8))[0]
-            if size > min(100_000_000, path.stat().st_size):
-                raise ValueError(f"header of {size} bytes")
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        found = {k: tuple(v["shape"]) for k, v in header.items()}
-        data = max((v["data_offsets"][1] for v in header.values()), default=0)
-        if 8 + size + data != path.stat().st_size:
-            raise ValueError("it is cut short or has extra bytes")
-    except (
-        *(OSError, struct.error, ValueError, LookupError),
-        *(TypeError, AttributeError, RecursionError),
-    ) as error:
-        raise ValueError(
-            f"{path}: not a whole safetensors file ({error}); save or download it again"
-        ) from error
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise ValueError(f"{path}: tensor {name!r} is missing")
-        if name not in expected:
-            raise ValueError(f"{path}: unexpected tensor {name!r}")
-        if found[name] != expected[name]:
-            raise ValueError(f"{path}: tensor {name!r} has shape {found[name]}, expected {expected[name]}")
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(beside)` on a path beside `path`, flush it to the disk, then rename it to `path`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        # safetensors writes files that only their owner may read; give them what other new files get.
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def library_version() -> str:

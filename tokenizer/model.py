@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.card import describe
 from tokenizer.config import config_to_dict, require
 from tokenizer.distributed import Step
 from tokenizer.hub import HubModel
@@ -215,28 +216,9 @@ class Tokenizer(HubModel):
         return self.modality.preprocessor_config()
 
     def card_fields(self) -> dict[str, Any]:
-        kind, modality = self.config.bottleneck.kind, self.modality
-        usage = (
-            "from tokenizer import Tokenizer\n\n"
-            'tok = Tokenizer.from_pretrained("path/or/hub-id/of/this/model")\n'
-            'x = tok.preprocess("picture.png")  # (1, C, H, W) in [-1, 1]\n'
-        )
-        if self.bottleneck.num_codebooks:
-            bits = f"{self.num_codebooks * self.bits_per_code:g} bits"
-            what = f"discrete codes ({kind}), {bits} for every {self.stride} × {self.stride} pixels"
-            usage += (
-                "codes = tok.encode(x)  # (1, K, h, w) int64\nx_hat = tok.decode(codes, size=x.shape[2:])\n"
-            )
-        else:
-            each = f"{self.stride} × {self.stride} pixels"
-            what = f"a Gaussian posterior over {self.bottleneck.out_dim} channels for every {each}"
-            usage += "z = tok.posterior(x).sample()\nx_hat = tok.decode_latents(z, size=x.shape[2:])\n"
-        return {
-            "pipeline_tag": modality.pipeline_tag,
-            "tags": ["tokenizer", "vq-vae" if self.bottleneck.num_codebooks else "vae", modality.name],
-            "summary": f"A convolutional tokenizer of {modality.name}s: it turns them into {what}, and back.",
-            "usage": usage + "picture = tok.postprocess(x_hat)[0]",
-        }
+        codes = (self.num_codebooks, self.bits_per_code) if self.bottleneck.num_codebooks else None
+        kind = self.config.bottleneck.kind
+        return describe(self.modality, self.stride, kind, codes, self.bottleneck.out_dim)
 
     def _latents(self, x: Tensor) -> Tensor:
         """The encoder's z_e (B, in_dim, *grid) for x of any size."""
