@@ -43,7 +43,7 @@ def preset(
 )
 def _emoji() -> TokenizerTraining:
     return TokenizerTraining(
-        max_steps=1700,
+        max_steps=1900,
         learning_rate=4e-3,
         muon_learning_rate=0.04,
         data=DataConfig(path="embedded:emoji"),
