@@ -3,6 +3,7 @@
 Left out: training, label dropout included (the script passes -1), and whatever the codes stand for.
 """
 
+import json
 import math
 from typing import Any, NamedTuple
 
@@ -150,7 +151,8 @@ class Prior(HubModel):
         config = self.config
         classes = f"one of {len(config.class_names)} classes" if config.class_names else "no class"
         grid = " × ".join(map(str, config.grid))
-        label = f", label={config.class_names[0]!r}" if config.class_names else ""
+        named = config.tokenizer_id or "path/or/hub-id"
+        label = f", label={json.dumps(config.class_names[0])}" if config.class_names else ""
         return {
             "pipeline_tag": "unconditional-image-generation" if len(config.grid) == 2 else None,
             "tags": ["autoregressive", "transformer", "prior"],
@@ -164,7 +166,7 @@ class Prior(HubModel):
             "usage": (
                 "from prior import Prior\nfrom tokenizer import Tokenizer\n\n"
                 'prior = Prior.from_pretrained("path/or/hub-id/of/this/prior")\n'
-                f"tokenizer = Tokenizer.from_pretrained({config.tokenizer_id or 'path/or/hub-id'!r})\n"
+                f"tokenizer = Tokenizer.from_pretrained({json.dumps(named)})\n"
                 "prior.check_tokenizer(tokenizer.fingerprint())\n"
                 f"codes = prior.sample(16{label})\n"
                 "new = tokenizer.postprocess(tokenizer.decode(codes))"
