@@ -302,7 +302,7 @@ def test_card_names_the_tokenizer_and_the_use(tmp_path: Path) -> None:
     config = dataclasses.replace(PICTURE, tokenizer_id="user/tok", tokenizer_fingerprint="abc")
     card = (Prior(config).save_pretrained(tmp_path) / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: unconditional-image-generation" in card
-    assert "user/tok" in card and "abc" in card and "prior.sample(16, label='cat')" in card
+    assert "user/tok" in card and "abc" in card and 'prior.sample(16, label="cat")' in card
     assert Prior(SOUND).card_fields()["pipeline_tag"] is None
     compile(Prior(config).card_fields()["usage"], "usage", "exec")
 
