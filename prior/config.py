@@ -38,7 +38,8 @@ class PriorConfig:
     pattern: str = "flatten"
     """Order in which codes are predicted; `prior/patterns.py` has the choices."""
     rope_theta: float = 100.0
-    """Base of the rotary wavelengths: 100 suits tens of rows and columns, 10000 thousands of frames."""
+    """Base of the rotary wavelengths: 100 suits tens of rows and columns, 10000 (which train_prior.py takes
+    for grids of one axis) up to thousands of frames."""
     tokenizer_id: str = ""
     """Folder or Hub id of the tokenizer that made the codes."""
     tokenizer_fingerprint: str = ""

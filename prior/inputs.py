@@ -28,6 +28,20 @@ def check_codes(codes: Tensor, codebook_size: int, shape: tuple[int, ...], name:
         )
 
 
+def check_prefix(prefix: Tensor, codebook_size: int, shape: tuple[int, ...], batch_size: int) -> int:
+    """The rows or frames n of a prefix (batch_size or 1, K, n, *grid[1:]) of codes of `shape` (K, *grid).
+
+    Raises `ValueError` for codes of wrong shape, dtype or range.
+    """
+    rows = prefix.shape[2] if prefix.ndim == len(shape) + 1 else 0
+    if rows > shape[1]:
+        raise ValueError(f"prefix: expected at most {shape[1]} rows or frames, got {rows}")
+    check_codes(prefix, codebook_size, (shape[0], rows, *shape[2:]), name="prefix")
+    if prefix.shape[0] not in (1, batch_size):
+        raise ValueError(f"prefix: expected 1 or {batch_size} examples, got {prefix.shape[0]}")
+    return rows
+
+
 def label_index(label: int | str, class_names: Sequence[str]) -> int:
     """The number of a class given by name or number; -1 stays -1. `ValueError` if there is no such class."""
     if isinstance(label, str):

@@ -3,7 +3,6 @@
 Left out: training, label dropout included (the script passes -1), and whatever the codes stand for.
 """
 
-import json
 import math
 from typing import Any, NamedTuple
 
@@ -12,11 +11,12 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prior.card import describe
 from prior.config import PriorConfig
-from prior.inputs import UNCONDITIONAL, Label, check_codes, label_index, label_rows
+from prior.inputs import UNCONDITIONAL, Label, check_codes, check_prefix, label_index, label_rows
 from prior.layers import Block, KeyValueCache, at_least_float32, rotary_table
 from prior.patterns import Pattern
-from prior.sampling import check_options, draw, probabilities
+from prior.sampling import Generators, check_options, draw, probabilities, uniform_table
 from tokenizer.hub import HubModel
 
 
@@ -87,39 +87,39 @@ class Prior(HubModel):
         top_k: int | None = None,
         top_p: float | None = None,
         cfg_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
+        size: int | None = None,
     ) -> Tensor:
         """Draw codes (batch_size, K, *grid) int64; never with dropout.
 
         `label`: a class (name or number) for all, a list or (batch_size,) tensor of them, -1 or None for the
-        unconditional class. `prefix` (batch_size or 1, K, n, *grid[1:]) fixes the first n rows or frames.
+        unconditional class. `prefix` (batch_size or 1, K, n, *grid[1:]) fixes the first n rows or frames; a
+        code is drawn given the steps before its own, so what the pattern puts later of a prefix is not seen.
         `temperature` 0 takes the most likely codes, `top_k` and `top_p` cut the tail. `cfg_scale` s takes
-        uncond + s (cond - uncond) as logits (classifier-free guidance, arXiv 2207.12598). All chance is one
-        table of uniform numbers, drawn from `generator` before the first step. Raises `ValueError` for an
-        option, label or prefix out of range.
+        uncond + s (cond - uncond) as logits (classifier-free guidance, arXiv 2207.12598). With `size` only
+        the first so many rows or frames are drawn, (batch_size, K, size, *grid[1:]), equal to those of the
+        whole. All chance is one table of uniform numbers, drawn before the first step from `generator`: one
+        for all, or a list with one for each. Raises `ValueError` for an argument out of range.
         """
         config, pattern = self.config, self.pattern
         check_options(config.codebook_size, temperature, top_k, top_p, cfg_scale)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-        rows = label_rows(label, batch_size, config.class_names, self.head.device)
+        classes = label_rows(label, batch_size, config.class_names, self.head.device)
         guided = cfg_scale != 1
-        if guided and bool((rows == UNCONDITIONAL).all()):
+        if guided and bool((classes == UNCONDITIONAL).all()):
             raise ValueError(
                 f"cfg_scale={cfg_scale} needs a label to guide towards; give one, or cfg_scale=1"
             )
         copies = 2 if guided else 1
         if guided:
-            rows = torch.cat([rows, torch.full_like(rows, UNCONDITIONAL)])
-        sequence, known = self._begin(prefix, batch_size)
-        source = torch.device("cpu") if generator is None else generator.device
-        uniform = torch.rand(sequence.shape, generator=generator, dtype=torch.float64, device=source)
-        uniform = uniform.to(sequence.device)
+            classes = torch.cat([classes, torch.full_like(classes, UNCONDITIONAL)])
+        sequence, known, steps = self._begin(prefix, batch_size, size)
+        uniform = uniform_table(tuple(sequence.shape), generator, sequence.device)
         layout = pattern.layout()
-        first = next((s for s, held in enumerate(layout) if any(p >= known for _, p in held)), len(layout))
-        caches = [KeyValueCache(pattern.num_steps) for _ in self.blocks]
-        x = self._inputs(sequence[:, :first].repeat(copies, 1, 1), rows)
-        for step in range(first, pattern.num_steps):
+        caches = [KeyValueCache(steps.stop) for _ in self.blocks]
+        x = self._inputs(sequence[:, : steps.start].repeat(copies, 1, 1), classes)
+        for step in steps:
             hidden = self._hidden(x, caches=caches)[:, -1]
             for q, (book, position) in enumerate(layout[step]):
                 if position >= known:  # neither of the prefix nor a gap (-1)
@@ -130,7 +130,7 @@ class Prior(HubModel):
                     probs = probabilities(logits, temperature, top_k, top_p)
                     sequence[:, step, q] = draw(probs, uniform[:, step, q])
             x = self._embed(sequence[:, step : step + 1].repeat(copies, 1, 1), step)
-        return pattern.to_codes(sequence)
+        return pattern.to_codes(sequence)[:, :, :size]
 
     def label_index(self, label: int | str) -> int:
         """The number of a class given by name or number, -1 for "no class"; `ValueError` if it is unknown."""
@@ -148,30 +148,7 @@ class Prior(HubModel):
 
     def card_fields(self) -> dict[str, Any]:
         """`pipeline_tag`, `tags`, `summary` and `usage` of the card."""
-        config = self.config
-        classes = f"one of {len(config.class_names)} classes" if config.class_names else "no class"
-        grid = " × ".join(map(str, config.grid))
-        named = config.tokenizer_id or "path/or/hub-id"
-        label = f", label={json.dumps(config.class_names[0])}" if config.class_names else ""
-        return {
-            "pipeline_tag": "unconditional-image-generation" if len(config.grid) == 2 else None,
-            "tags": ["autoregressive", "transformer", "prior"],
-            "summary": (
-                f"An autoregressive transformer over the codes of a tokenizer: {config.num_codes} codes of "
-                f"{config.codebook_size} values, on a grid of {grid}, given {classes}. It samples new codes, "
-                "which the tokenizer decodes, and gives their exact likelihood. Its tokenizer: "
-                f"`{config.tokenizer_id or 'not recorded'}`, fingerprint "
-                f"`{config.tokenizer_fingerprint or 'not recorded'}`."
-            ),
-            "usage": (
-                "from prior import Prior\nfrom tokenizer import Tokenizer\n\n"
-                'prior = Prior.from_pretrained("path/or/hub-id/of/this/prior")\n'
-                f"tokenizer = Tokenizer.from_pretrained({json.dumps(named)})\n"
-                "prior.check_tokenizer(tokenizer.fingerprint())\n"
-                f"codes = prior.sample(16{label})\n"
-                "new = tokenizer.postprocess(tokenizer.decode(codes))"
-            ),
-        }
+        return describe(self.config)
 
     def _nats(self, codes: Tensor, label: Label, dropout: float) -> Tensor:
         """Nats per example, (B,), of codes (B, K, *grid)."""
@@ -213,22 +190,26 @@ class Prior(HubModel):
         y: Tensor = self.norm(x)
         return y
 
-    def _begin(self, prefix: Tensor | None, batch_size: int) -> tuple[Tensor, int]:
-        """The sequence (B, S, Q) with the prefix's codes filled in (0 elsewhere, -1 in gaps), and the number
-        of positions, in raster order, that the prefix fixes."""
-        config = self.config
-        codes = torch.zeros(
-            (batch_size, config.num_codebooks, *config.grid), dtype=torch.int64, device=self.head.device
-        )
-        known = 0
+    def _begin(self, prefix: Tensor | None, batch_size: int, size: int | None) -> tuple[Tensor, int, range]:
+        """The sequence (B, S, Q) with the prefix's codes filled in (0 elsewhere, -1 in gaps), the number of
+        positions, in raster order, that the prefix fixes, and the steps after which `size` rows are there."""
+        config, device = self.config, self.head.device
+        shape = (config.num_codebooks, *config.grid)
+        codes = torch.zeros((batch_size, *shape), dtype=torch.int64, device=device)
+        rows = 0
         if prefix is not None:
-            rows = prefix.shape[2] if prefix.ndim == codes.ndim else 0
-            if rows > config.grid[0]:
-                raise ValueError(f"prefix: expected at most {config.grid[0]} rows or frames, got {rows}")
-            shape = (config.num_codebooks, rows, *config.grid[1:])
-            check_codes(prefix, config.codebook_size, shape, name="prefix")
-            if prefix.shape[0] not in (1, batch_size):
-                raise ValueError(f"prefix: expected 1 or {batch_size} examples, got {prefix.shape[0]}")
-            codes[:, :, :rows] = prefix.to(codes.device)
-            known = rows * math.prod(config.grid[1:])
-        return self.pattern.to_sequence(codes), known
+            rows = check_prefix(prefix, config.codebook_size, shape, batch_size)
+            codes[:, :, :rows] = prefix.to(device)
+        if size is None:
+            size = config.grid[0]
+        elif not max(rows, 1) <= size <= config.grid[0]:
+            least = f"{max(rows, 1)} (the prefix's)" if rows > 1 else "1"
+            raise ValueError(f"size: expected {least} to {config.grid[0]} rows or frames, got {size}")
+        known, wanted = (n * math.prod(config.grid[1:]) for n in (rows, size))
+        if known == wanted:
+            return self.pattern.to_sequence(codes), known, range(0)
+        # From the first step that holds a code to draw. Codes beyond `size` in these steps are drawn too:
+        # the steps after see them.
+        step = self.pattern.step[:, known:]
+        steps = range(int(step.min()), int(step[:, : wanted - known].max()) + 1)
+        return self.pattern.to_sequence(codes), known, steps

@@ -1,7 +1,8 @@
 """Patterns: the order in which a prior predicts codes (B, K, *grid), as a sequence of steps, and back.
 
-Left out: the network. A new pattern is one decorated function here; `delay` and `parallel` of MusicGen
-(arXiv 2306.05284) fit the same table.
+Left out: the network. A new pattern is one decorated function here. Codes of one step are predicted
+independently of each other: fewer steps are faster and can express less, and `Prior.nll` is exact for the
+model that the pattern makes.
 """
 
 import math
@@ -34,9 +35,35 @@ def register(name: str) -> Callable[[Layout], Layout]:
 @register("flatten")
 def flatten(num_codebooks: int, positions: int) -> Tensor:
     """One code per step: all codebooks of a position, then the next position. An exact factorisation for any
-    K; with one codebook it is the raster scan of a picture."""
+    K; with one codebook it is the raster scan of a picture. K · P steps."""
     step = torch.arange(positions * num_codebooks)
     return torch.stack([step % num_codebooks, step // num_codebooks], dim=-1)[:, None]
+
+
+@register("delay")
+def delay(num_codebooks: int, positions: int) -> Tensor:
+    """Codebook k of position p in step p + k (MusicGen, arXiv 2306.05284, figure 1). P + K - 1 steps.
+
+    The likelihood is that of a model in which a code is independent of the others of its step (later
+    codebooks of positions before, earlier codebooks of positions after), given all steps before. A code is
+    given all codebooks before its own at its own position, which `parallel` lacks.
+    """
+    book = torch.arange(num_codebooks).expand(positions + num_codebooks - 1, -1)
+    position = torch.arange(len(book))[:, None] - book
+    held = (position >= 0) & (position < positions)
+    return torch.where(held[..., None], torch.stack([book, position], dim=-1), -1)
+
+
+@register("parallel")
+def parallel(num_codebooks: int, positions: int) -> Tensor:
+    """All codebooks of a position in one step (MusicGen, arXiv 2306.05284, figure 1). P steps.
+
+    The likelihood is that of a model in which the K codes of a position are independent of each other, given
+    all positions before. Residual codebooks are not, so samples lose what ties them together.
+    """
+    book = torch.arange(num_codebooks).expand(positions, -1)
+    position = torch.arange(positions)[:, None].expand(-1, num_codebooks)
+    return torch.stack([book, position], dim=-1)
 
 
 class Pattern(nn.Module):

@@ -4,9 +4,13 @@ Left out: the loop over steps, the cache and guidance, which are the model's.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+# One for all examples, one for each (whose samples then do not depend on the others), or torch's own.
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def check_options(
@@ -57,3 +61,17 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     # Scaled by the last value, which rounding may leave a little off 1.
     level = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, level, right=True)[:, 0]
+
+
+def uniform_table(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1) for B examples, `shape` (B, ...) float64, drawn where the generator lives.
+
+    Raises `ValueError` unless a list of generators holds B of them.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) != shape[0]:
+            raise ValueError(f"generator: expected one for all or {shape[0]} of them, got {len(generator)}")
+        rows = [uniform_table(shape[1:], g, device) for g in generator]
+        return torch.stack(rows)
+    source = torch.device("cpu") if generator is None else generator.device
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=source).to(device)

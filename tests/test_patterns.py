@@ -42,6 +42,42 @@ def test_flatten_takes_all_codebooks_of_a_position_first() -> None:
     assert pattern.coordinates.tolist() == [[0, 0]] * 2 + [[0, 1]] * 2 + [[1, 0]] * 2 + [[1, 1]] * 2
 
 
+def test_delay_shifts_each_codebook_by_one_step_more() -> None:
+    codes = torch.tensor([[[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]]])
+    pattern = Pattern("delay", 3, (4,))
+    assert pattern.to_sequence(codes)[0].T.tolist() == [
+        [0, 1, 2, 3, -1, -1],
+        [-1, 10, 11, 12, 13, -1],
+        [-1, -1, 20, 21, 22, 23],
+    ]
+    assert pattern.step.tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+    assert pattern.coordinates[:, 0].tolist() == [0, 1, 2, 3, 3, 3]
+
+
+def test_parallel_takes_all_codebooks_of_a_position_at_once() -> None:
+    codes = torch.tensor([[[[0, 1], [2, 3]], [[10, 11], [12, 13]]]])
+    pattern = Pattern("parallel", 2, (2, 2))
+    assert pattern.to_sequence(codes)[0].tolist() == [[0, 10], [1, 11], [2, 12], [3, 13]]
+    assert pattern.coordinates.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
+def test_with_one_codebook_all_patterns_are_the_raster_scan(name: str) -> None:
+    expected = PATTERNS["flatten"](1, 6)
+    assert torch.equal(PATTERNS[name](1, 6), expected) and expected.shape == (6, 1, 2)
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
+@pytest.mark.parametrize(("num_codebooks", "grid"), SHAPES)
+def test_a_pattern_takes_at_most_one_step_per_code(
+    name: str, num_codebooks: int, grid: tuple[int, ...]
+) -> None:
+    pattern = Pattern(name, num_codebooks, grid)
+    assert pattern.num_steps <= pattern.step.numel()  # which the bound on a config's parameters relies on
+    # A position is complete no earlier than those before it, so that a beginning can be drawn alone.
+    assert (pattern.step.amax(dim=0).diff() > 0).all()
+
+
 def test_tables_are_not_saved_and_need_no_memory_on_meta() -> None:
     with torch.device("meta"):
         pattern = Pattern("flatten", 2, (3, 3))

@@ -6,7 +6,6 @@ Left out: training runs, which the scripts' tests cover.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,20 @@ PICTURE = PriorConfig(
     dropout=0.5,
 )
 SOUND = dataclasses.replace(PICTURE, num_codebooks=2, grid=(6,), rope_theta=10000.0)
+# Of several codebooks, in every pattern.
+ALL = [
+    dataclasses.replace(config, num_codebooks=3, pattern=pattern)
+    for config in (PICTURE, SOUND)
+    for pattern in sorted(PATTERNS)
+]
 
 
 def random_prior(config: PriorConfig, seed: int = 0, scale: float = 0.3) -> Prior:
     """A float64 prior in training mode with random weights everywhere, the zero-initialised ones included."""
     generator = torch.Generator().manual_seed(seed)
-    prior = Prior(config).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prior = Prior(config).double()
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -55,21 +62,7 @@ def step_logits(prior: Prior, codes: Tensor, label: Tensor) -> Tensor:
     return torch.einsum("bkpd,knd->bkpn", hidden[:, prior.pattern.step], prior.head).detach()
 
 
-@pytest.fixture
-def delay(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """MusicGen's delay pattern: several codes and gaps in a step take no more than one function."""
-
-    def layout(num_codebooks: int, positions: int) -> Tensor:
-        book = torch.arange(num_codebooks).expand(positions + num_codebooks - 1, -1)
-        position = torch.arange(len(book))[:, None] - book
-        held = (position >= 0) & (position < positions)
-        return torch.where(held[..., None], torch.stack([book, position], dim=-1), -1)
-
-    monkeypatch.setitem(PATTERNS, "delay", layout)
-    yield "delay"
-
-
-@pytest.mark.parametrize("config", [PICTURE, SOUND])
+@pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
 def test_an_untrained_prior_is_uniform(config: PriorConfig) -> None:
     prior = Prior(config)
     out = prior(random_codes(config), torch.tensor([0, 2, -1]))
@@ -86,7 +79,7 @@ def test_parameters_are_counted_before_they_are_allocated(config: PriorConfig) -
     assert sum(p.numel() for p in Prior(config).parameters()) == config.num_parameters
 
 
-@pytest.mark.parametrize("config", [PICTURE, SOUND])
+@pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
 def test_nll_is_the_sum_of_log_probabilities_of_steps(config: PriorConfig) -> None:
     prior, codes, label = random_prior(config), random_codes(config), torch.tensor([1, -1, 0])
     logprobs = step_logits(prior, codes, label).log_softmax(dim=-1)
@@ -97,7 +90,7 @@ def test_nll_is_the_sum_of_log_probabilities_of_steps(config: PriorConfig) -> No
     torch.testing.assert_close(prior.nll(codes, [1, -1, "cat"]), expected, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("config", [PICTURE, SOUND])
+@pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
 def test_a_step_sees_only_the_steps_before_it(config: PriorConfig) -> None:
     prior, codes, label = random_prior(config), random_codes(config, 1), torch.tensor([1])
     sequence = prior.pattern.to_sequence(codes)
@@ -111,12 +104,31 @@ def test_a_step_sees_only_the_steps_before_it(config: PriorConfig) -> None:
         assert (difference[step > changed] > 1e-9).all()
 
 
+@pytest.mark.parametrize("config", ALL)
+def test_a_code_changes_no_code_of_its_own_step(config: PriorConfig) -> None:
+    prior, codes, label = random_prior(config), random_codes(config, 1), torch.tensor([1])
+    step, before = prior.pattern.step, step_logits(prior, codes, label)[0]
+    for book, position in [(0, 0), (1, 2), (2, 1), (2, codes.flatten(2).shape[2] - 1)]:
+        other = codes.clone()
+        other.view(3, -1)[book, position] = (other.view(3, -1)[book, position] + 1) % config.codebook_size
+        difference = (step_logits(prior, other, label)[0] - before).abs().amax(dim=-1)
+        assert torch.equal(difference > 1e-9, step > step[book, position])
+
+
+def test_one_codebook_gives_all_patterns_one_model() -> None:
+    codes = random_codes(PICTURE)
+    expected = random_prior(PICTURE).nll(codes, 1)
+    for pattern in PATTERNS:
+        found = random_prior(dataclasses.replace(PICTURE, pattern=pattern)).nll(codes, 1)
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(("num_codebooks", "grid", "size"), [(1, (1, 2), 3), (1, (2, 2), 3), (2, (3,), 2)])
 @pytest.mark.parametrize("label", [None, 1])
 def test_probabilities_of_all_sequences_sum_to_one(
-    num_codebooks: int, grid: tuple[int, ...], size: int, label: int | None, delay: str
+    num_codebooks: int, grid: tuple[int, ...], size: int, label: int | None
 ) -> None:
-    for pattern in ("flatten", delay):
+    for pattern in PATTERNS:
         config = dataclasses.replace(
             PICTURE, codebook_size=size, num_codebooks=num_codebooks, grid=grid, pattern=pattern
         )
@@ -160,10 +172,8 @@ def uncached(prior: Prior, label: Tensor, uniform: Tensor, cfg_scale: float = 1.
     "options",
     [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8}, {"cfg_scale": 2.5}],
 )
-@pytest.mark.parametrize("pattern", ["flatten", "delay"])
-def test_cached_sampling_equals_uncached(
-    config: PriorConfig, options: dict[str, Any], pattern: str, delay: str
-) -> None:
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_cached_sampling_equals_uncached(config: PriorConfig, options: dict[str, Any], pattern: str) -> None:
     prior = random_prior(dataclasses.replace(config, pattern=pattern))
     label = torch.tensor([0, 2, 1, -1])
     codes = prior.sample(4, label, generator=torch.Generator().manual_seed(5), **options)
@@ -209,10 +219,9 @@ def test_guidance_makes_its_class_likelier() -> None:
     assert advantage(3.0) > 1.5 * advantage(1.0)
 
 
-@pytest.mark.parametrize("config", [PICTURE, SOUND])
-@pytest.mark.parametrize("pattern", ["flatten", "delay"])
-def test_a_prefix_stays_and_the_rest_goes_on_from_it(config: PriorConfig, pattern: str, delay: str) -> None:
-    prior = random_prior(dataclasses.replace(config, pattern=pattern))
+@pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
+def test_a_prefix_stays_and_the_rest_goes_on_from_it(config: PriorConfig) -> None:
+    prior = random_prior(config)
 
     def sample(prefix: Tensor | None) -> Tensor:
         return prior.sample(3, 1, prefix, generator=torch.Generator().manual_seed(1))
@@ -225,6 +234,48 @@ def test_a_prefix_stays_and_the_rest_goes_on_from_it(config: PriorConfig, patter
     continued = sample(other)
     assert torch.equal(continued[:, :, :2], other.expand(3, *other.shape[1:]))
     assert not torch.equal(continued[:, :, 2:], whole[:, :, 2:])
+
+
+@pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
+def test_a_beginning_alone_is_that_of_the_whole(config: PriorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = random_prior(config)
+    passes: list[int] = []
+    hidden = prior._hidden
+
+    def counted(*arguments: Any, **options: Any) -> Tensor:
+        passes.append(1)
+        return hidden(*arguments, **options)
+
+    monkeypatch.setattr(prior, "_hidden", counted)
+
+    def sample(prefix: Tensor | None = None, size: int | None = None) -> Tensor:
+        passes.clear()
+        generator = torch.Generator().manual_seed(1)
+        return prior.sample(3, 1, prefix, cfg_scale=2.0, size=size, generator=generator)
+
+    whole = sample()
+    assert len(passes) == prior.pattern.num_steps
+    for size in range(1, config.grid[0] + 1):
+        beginning = sample(size=size)
+        assert torch.equal(beginning, whole[:, :, :size])
+        # Up to the last step that holds one of its codes, and no further.
+        assert len(passes) == 1 + prior.pattern.step.view(-1, *config.grid)[:, :size].max()
+        for rows in range(size + 1):
+            assert torch.equal(sample(whole[:, :, :rows], size), whole[:, :, :size])
+            assert rows < size or not passes
+
+
+def test_a_generator_for_each_example_makes_it_independent_of_the_others() -> None:
+    prior = random_prior(SOUND)
+
+    def sample(*seeds: int) -> Tensor:
+        return prior.sample(len(seeds), 1, generator=[torch.Generator().manual_seed(s) for s in seeds])
+
+    together = sample(5, 6, 7)
+    assert torch.equal(together, torch.cat([sample(5), sample(6), sample(7)]))
+    assert torch.equal(sample(7, 5), together[[2, 0]]) and not torch.equal(together[0], together[1])
+    one = prior.sample(1, 1, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(together[:1], one)
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -389,6 +440,13 @@ def test_labels_by_name_and_number() -> None:
         ({"prefix": torch.zeros(1, 4, dtype=torch.int64)}, r"prefix: expected int64 of shape"),
         ({"prefix": torch.zeros(1, 1, 1, 4)}, r"got torch.float32"),
         ({"prefix": torch.zeros(3, 1, 1, 4, dtype=torch.int64)}, "prefix: expected 1 or 2 examples, got 3"),
+        ({"size": 0}, "size: expected 1 to 3 rows or frames, got 0"),
+        ({"size": 4}, "size: expected 1 to 3 rows or frames, got 4"),
+        (
+            {"size": 1, "prefix": torch.zeros(1, 1, 2, 4, dtype=torch.int64)},
+            r"size: expected 2 \(the prefix's\) to 3 rows or frames, got 1",
+        ),
+        ({"generator": [torch.Generator()]}, "generator: expected one for all or 2 of them, got 1"),
     ],
 )
 def test_bad_options_of_sampling_are_refused(options: dict[str, Any], message: str) -> None:
@@ -414,7 +472,7 @@ def test_bad_options_of_sampling_are_refused(options: dict[str, Any], message: s
         ({"depth": 10**9}, "depth: expected"),
         ({"ffn": math.nan}, "ffn: expected"),
         ({"dropout": 1.0}, r"dropout: expected a share in \[0, 1\), got 1.0"),
-        ({"pattern": "spiral"}, "pattern: unknown 'spiral'; known: flatten"),
+        ({"pattern": "spiral"}, "pattern: unknown 'spiral'; known: .*flatten"),
         ({"rope_theta": 0.0}, "rope_theta: expected"),
         ({"dim": 1 << 15, "heads": 64, "depth": 512}, "number of parameters"),
     ],
