@@ -5,6 +5,7 @@ Left out: the options of scripts that do not train, which stand in those scripts
 (`presets.py`).
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ import tyro
 
 from pipelines.augment import Augment
 from pipelines.data import DataConfig
+from prior.patterns import PATTERNS
 from tokenizer import TokenizerConfig
 from tokenizer.config import require
 
@@ -132,6 +134,17 @@ class PriorSize:
     """Attention heads."""
     dropout: float = 0.1
     """Dropout in the layers."""
+    pattern: Annotated[
+        str,
+        tyro.conf.arg(
+            help=f"Order in which codes are predicted: {', '.join(sorted(PATTERNS))}. Left out: delay for "
+            "sound of several codebooks, else flatten, which takes a step for every code."
+        ),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        known = ", ".join(sorted(PATTERNS))
+        require(self.pattern in ("", *PATTERNS), f"pattern is {self.pattern!r}, expected one of {known}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,13 @@ class PriorTraining(TrainingOptions):
     """Folder of tokens that encode_dataset.py wrote."""
     data: TokenData = field(default_factory=TokenData)
     """How tokens are held out."""
+    seconds: float = 4.0
+    """Sound: length of the windows that the prior learns. Pictures: no effect."""
     model: PriorSize = field(default_factory=PriorSize)
     """The transformer."""
     label_dropout: float = 0.1
     """Share of examples whose label is hidden, which classifier-free guidance needs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.seconds < math.inf, f"seconds is {self.seconds}, expected more than 0")

@@ -1,38 +1,20 @@
-"""The training presets: named sets of options that the first word of a command line chooses.
+"""The training presets of pictures, and of priors over any codes.
 
-Left out: sound, and the options themselves (`pipelines.options`). A new preset is one decorated function
-here.
+Left out: those of sound (`sound_presets.py`), and the options themselves (`options.py`). A new preset is one
+decorated function.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from pipelines.augment import Augment
-from pipelines.cli import Preset
 from pipelines.data import DataConfig
 from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
+from pipelines.preset_registry import PRIORS, TOKENIZERS, preset
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.losses import default_weights
 from tokenizer.modalities.image import ImageConfig
 
-TOKENIZERS: dict[str, Preset] = {}
-PRIORS: dict[str, Preset] = {}
-
-T = TypeVar("T")
-
-
-def preset(
-    registry: dict[str, Preset], name: str, about: str, cost: str
-) -> Callable[[Callable[[], T]], Callable[[], T]]:
-    """Enter a function that makes options into a registry under `name`."""
-
-    def add(build: Callable[[], T]) -> Callable[[], T]:
-        registry[name] = Preset(build, about, cost)
-        return build
-
-    return add
+__all__ = ["PRIORS", "TOKENIZERS", "preset"]
 
 
 @preset(
@@ -176,3 +158,7 @@ def _base() -> PriorTraining:
         ema_decay=0.9995,
         model=PriorSize(dim=768, depth=12, heads=12, dropout=0.1),
     )
+
+
+# Enters its own presets, which follow those above in the lists of --help.
+from pipelines import sound_presets as sound_presets  # noqa: E402

@@ -75,7 +75,7 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
     values = options_to_dict(options)
     if options.resume:
         if path.exists():
-            _compare(read_json(path), values, path)
+            _compare(read_json(path), values, options_to_dict(type(options)()), path)
     elif path.exists() or (folder / "config.json").exists():
         raise ValueError(
             f"{folder} already holds a run; choose another --output, or continue it with --resume latest"
@@ -94,10 +94,12 @@ def command_line(folder: Path) -> str:
     return (folder / COMMAND_FILE).read_text(encoding="utf-8").strip()
 
 
-def _compare(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
-    before, after = flatten(old), flatten(new)
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any], path: Path) -> None:
+    """`ValueError` naming an option that may not change. One that a run of an older release does not have had
+    its default."""
+    before, after, unset = flatten(old), flatten(new), flatten(defaults)
     for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name), after.get(name)
+        was, now = before.get(name, unset.get(name)), after.get(name)
         if name == "max_steps" and isinstance(was, int) and isinstance(now, int) and now != was:
             if now < was:
                 raise ValueError(f"--max-steps may only grow on a resume: it was {was}, now {now}")

@@ -176,12 +176,11 @@ def seed_layers(seed: int, step: int, rank: int) -> None:
 def short_run(options: Any, log: bool) -> Any:
     """`options` with warm-ups that fit a run of few steps; says what it changed."""
     bottleneck = options.model.bottleneck
-    start = getattr(bottleneck, "kmeans_steps", 0)
-    if start and start >= options.max_steps:
-        fitting = max(1, options.max_steps // 2)
+    if bottleneck.start_steps and bottleneck.start_steps >= options.max_steps:
+        bottleneck = bottleneck.starting_within(options.max_steps // 2)
         if log:
-            logger.info("--max-steps %d is short: k-means starts after step %d", options.max_steps, fitting)
-        bottleneck = dataclasses.replace(bottleneck, kmeans_steps=fitting)
+            text = "--max-steps %d is short: codes start after step %d"
+            logger.info(text, options.max_steps, bottleneck.start_steps)
         options = dataclasses.replace(
             options, model=dataclasses.replace(options.model, bottleneck=bottleneck)
         )

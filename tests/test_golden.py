@@ -13,10 +13,11 @@ from torch import Tensor
 
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer, TokenizerConfig
+from tokenizer.bottlenecks import kinds
 from tokenizer.config import config_from_dict
 
 GOLDEN = Path(__file__).parent / "golden"
-TOKENIZERS = sorted(p.stem for p in GOLDEN.glob("*.safetensors") if p.stem != "prior")
+TOKENIZERS = sorted(p.stem for p in GOLDEN.glob("*.safetensors") if p.stem not in ("codec", "prior"))
 
 
 def read(name: str) -> tuple[dict[str, object], dict[str, Tensor], dict[str, Tensor]]:
@@ -40,7 +41,7 @@ def to_float(x: Tensor) -> Tensor:
 
 
 def test_the_files_are_there_and_small() -> None:
-    assert {"vq", "gaussian"} <= set(TOKENIZERS)
+    assert set(TOKENIZERS) == set(kinds())
     assert all(p.stat().st_size < 50_000 for p in GOLDEN.iterdir())
 
 
@@ -60,6 +61,15 @@ def test_tokenizers_give_the_same_codes_and_pictures(name: str) -> None:
         x_hat = tok.decode_latents(posterior.mode())
     torch.testing.assert_close(x_hat.clamp(-1, 1), to_float(golden["x_hat"]), rtol=0, atol=0.6 / 127.5)
     assert (x_hat - x).square().mean() < 0.5 * x.var()
+
+
+def test_a_codec_gives_the_same_codes_and_sound() -> None:
+    tok, golden = load_tokenizer("codec")
+    codes = tok.encode(golden["x"])
+    assert torch.equal(codes, golden["codes"]) and codes.unique().numel() > 8 and codes.shape == (2, 3, 20)
+    streamed = torch.cat(list(tok.encode_stream(golden["x"].split(370, dim=2))), dim=2)
+    assert torch.equal(streamed, golden["codes"])
+    torch.testing.assert_close(tok.decode(codes), golden["x_hat"], rtol=1e-4, atol=1e-4)
 
 
 def test_golden_codes_do_not_hang_on_rounding() -> None:

@@ -1,5 +1,7 @@
 """Reconstruction losses against hand-made values and a numpy MS-SSIM."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -50,15 +52,23 @@ def test_l1_and_l2_by_hand() -> None:
     assert got["l2"].item() == pytest.approx((0.25 + 1.0) / 2)
 
 
+def data_and_loss(name: str, channels: int, seed: int) -> tuple[Tensor, Callable[..., Tensor]]:
+    """Data that the loss `name` is for, and the loss as a function of two of them."""
+    entry = LOSSES[name]
+    if entry.modality == "audio":
+        sound = 0.3 * torch.randn(2, min(channels, 2), 4000, generator=torch.Generator().manual_seed(seed))
+        return sound, lambda x_hat, x: entry.function(x_hat, x, 16000)
+    return pictures(2, channels, 28, 32, seed=seed), entry.function
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_loss_is_zero_on_equals_and_has_a_gradient_elsewhere(name: str, channels: int) -> None:
-    x = pictures(2, channels, 28, 32)
+    x, function = data_and_loss(name, channels, seed=0)
     if name == "bernoulli":  # it looks at the sign of x alone
         x = x.sign()
-    function = LOSSES[name].function
     assert function(x, x).item() == pytest.approx(0, abs=2e-6)
-    x_hat = pictures(2, channels, 28, 32, seed=1).requires_grad_()
+    x_hat = data_and_loss(name, channels, seed=1)[0].requires_grad_()
     value = function(x_hat, x)
     value.backward()
     assert value.shape == () and value.item() > 0.01
@@ -67,14 +77,24 @@ def test_every_loss_is_zero_on_equals_and_has_a_gradient_elsewhere(name: str, ch
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_losses_leave_autocast_and_half_precision(name: str) -> None:
-    x, x_hat = pictures(1, 3, 28, 28), pictures(1, 3, 28, 28, seed=1)
-    function = LOSSES[name].function
+    x, function = data_and_loss(name, 3, seed=0)
+    x_hat = data_and_loss(name, 3, seed=1)[0]
     exact = function(x_hat.double(), x.double())
     assert exact.dtype == torch.float64
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert function(x_hat, x).item() == pytest.approx(exact.item(), rel=1e-5)
     half = function(x_hat.bfloat16(), x)
     assert half.dtype == torch.float32 and half.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["mel", "stft"])
+def test_losses_of_sound_are_finite_on_silence(name: str) -> None:
+    silence = torch.zeros(2, 1, 3000)
+    for x_hat, x in ((silence, silence), (silence, silence + 0.1), (silence + 0.1, silence)):
+        x_hat = x_hat.clone().requires_grad_()
+        value = reconstruction_losses(x_hat, x, {name: 1.0}, 16000)[name]
+        value.backward()
+        assert value.isfinite() and x_hat.grad is not None and x_hat.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -122,10 +142,11 @@ def test_unequal_shapes_and_empty_batches_are_refused() -> None:
 
 
 def test_weights_are_validated() -> None:
-    assert default_weights() == dict.fromkeys(("bernoulli", "l1", "l2", "ms_ssim"), 0.0)
+    assert default_weights() == dict.fromkeys(("bernoulli", "l1", "l2", "mel", "ms_ssim", "stft"), 0.0)
     validate_weights({**default_weights(), "l1": 1.0}, "image")
     for weights, message in [
         ({"l3": 1.0}, "unknown image loss 'l3'; known: bernoulli, l1, l2, ms_ssim"),
+        ({"mel": 1.0}, "unknown image loss 'mel'; known: bernoulli, l1, l2, ms_ssim"),
         ({"l1": -1.0}, "l1 must be finite and not negative, got -1.0"),
         ({"l1": float("nan")}, "must be finite"),
         ({"l1": float("inf")}, "must be finite"),
@@ -134,7 +155,7 @@ def test_weights_are_validated() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             validate_weights(weights, "image")
-    with pytest.raises(ValueError, match="no losses for modality 'smell'; known modalities: image"):
+    with pytest.raises(ValueError, match="no losses for modality 'smell'; known modalities: audio, image"):
         validate_weights({"l1": 1.0}, "smell")
     with pytest.raises(ValueError, match="unknown loss 'l3'"):
         reconstruction_losses(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), {"l3": 0.0})

@@ -124,7 +124,7 @@ def test_mixed_precision_trains(script: Script, no_plots: None, tmp_path: Path) 
 def test_a_short_run_says_that_k_means_starts_early(script: Script, no_plots: None, tmp_path: Path) -> None:
     words = ("--model.bottleneck.kmeans-steps", 10, "--max-steps", 2, "--output", tmp_path)
     finished = script("train_tokenizer", "emoji", *TINY_TOKENIZER, *words)
-    assert "k-means starts after step 1" in finished.err and "k-means placed 32 entries" in finished.err
+    assert "codes start after step 1" in finished.err and "k-means placed 32 entries" in finished.err
     assert read(tmp_path / "run.json")["model"]["bottleneck"]["kmeans_steps"] == 1
 
 

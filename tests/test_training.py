@@ -216,7 +216,7 @@ def test_a_short_run_starts_k_means_in_time(caplog: pytest.LogCaptureFixture) ->
         return options.model.bottleneck.kmeans_steps
 
     assert steps(11, 10) == 10 and steps(5, 0) == 0 and not caplog.records
-    assert steps(10, 10) == 5 and "k-means starts after step 5" in caplog.text
+    assert steps(10, 10) == 5 and "codes start after step 5" in caplog.text
     assert steps(1, 10) == 1
     vae = TokenizerTraining(max_steps=1, model=TokenizerConfig(bottleneck=GaussianConfig()))
     assert short_run(vae, log=True) == vae
@@ -460,4 +460,5 @@ def test_only_matrices_decay_and_rates_are_those_given() -> None:
 
 def test_the_priors_sizes_are_its_configs_defaults() -> None:
     size, config = PriorSize(), PriorConfig()
-    assert dataclasses.asdict(size) == {f: getattr(config, f) for f in ("dim", "depth", "heads", "dropout")}
+    sizes = {f: getattr(config, f) for f in ("dim", "depth", "heads", "dropout")}
+    assert dataclasses.asdict(size) == {**sizes, "pattern": ""}  # chosen by the tokens, if not by name

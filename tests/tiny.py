@@ -4,6 +4,7 @@ Left out: tests. Nothing here names a bottleneck, so that one added later is tes
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
 from tokenizer.distributed import Step
+from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.image import ImageConfig
 
 # Taken by the bottlenecks that have such fields; all others keep their kind's defaults.
@@ -27,10 +29,16 @@ SMALL: dict[str, Any] = {
 
 def bottleneck_config(kind: str, **changes: Any) -> BottleneckConfig:
     """The config of `kind` with small sizes, and `changes`."""
-    cls = kinds()[kind]
-    fields = {f.name for f in dataclasses.fields(cls)}
-    config: BottleneckConfig = cls(**{**{k: v for k, v in SMALL.items() if k in fields}, **changes})
-    return config
+    config = _small(kinds()[kind]())
+    return dataclasses.replace(config, **changes)
+
+
+def _small(config: BottleneckConfig) -> BottleneckConfig:
+    """`config` with small sizes, and so the bottlenecks that it holds."""
+    fields = [f.name for f in dataclasses.fields(config)]
+    small = {name: SMALL[name] for name in fields if name in SMALL}
+    inner = {n: _small(v) for n in fields if isinstance(v := getattr(config, n), BottleneckConfig)}
+    return dataclasses.replace(config, **small, **inner)
 
 
 def latents(bottleneck: Bottleneck, batch: int, *grid: int, seed: int = 0) -> Tensor:
@@ -54,21 +62,46 @@ def image_config(**changes: Any) -> ImageConfig:
     return ImageConfig(**{**small, **changes})
 
 
+def audio_config(**changes: Any) -> AudioConfig:
+    """Small networks for sound; a stride of 60, of which one is odd."""
+    small: dict[str, Any] = {"size": (960,), "strides": (4, 5, 3), "widths": (6, 8, 8), "blocks": (1, 2, 1)}
+    return AudioConfig(**{**small, "kernel": 5, **changes})
+
+
 def tokenizer(
     kind: str = "vq", seed: int = 0, losses: dict[str, float] | None = None, **modality: Any
 ) -> Tokenizer:
     """A tiny tokenizer of pictures in eval mode, with seeded weights everywhere (zero-initialised ones too)
     and a codebook that its data use."""
-    torch.manual_seed(seed)
     config = TokenizerConfig(image_config(**modality), bottleneck_config(kind), losses or {"l2": 1.0})
+    return _lively(config, seed, lambda c, i: pictures(8, c, 32, 32, seed=i))
+
+
+def codec(kind: str = "rvq", seed: int = 0, **modality: Any) -> Tokenizer:
+    """The same for sound."""
+    config = TokenizerConfig(audio_config(**modality), bottleneck_config(kind), {"l1": 1.0, "mel": 1.0})
+    return _lively(config, seed, lambda c, i: sounds(8, c, 1200, seed=i))
+
+
+def _lively(config: TokenizerConfig, seed: int, data: Callable[[int, int], Tensor]) -> Tokenizer:
+    torch.manual_seed(seed)
     tok = Tokenizer(config)
     with torch.no_grad():
-        for parameter in tok.parameters():
-            if parameter.ndim == 4:
+        for name, parameter in tok.named_parameters():
+            if parameter.ndim == 4 and "weight_norm" not in name:
                 parameter.normal_(std=(1.5 / parameter[0].numel()) ** 0.5)
     for index in range(4):
-        tok(pictures(8, tok.modality.channels, 32, 32, seed=index), Step(seed, index, 0, 8))
+        tok(data(tok.modality.channels, index), Step(seed, index, 0, 8))
     return tok.eval()
+
+
+def sounds(batch: int, channels: int, samples: int, seed: int = 0) -> Tensor:
+    """Chirps in noise, in [-1, 1]: (batch, channels, samples)."""
+    generator = torch.Generator().manual_seed(seed)
+    pitch, bend = torch.rand(2, batch, channels, 1, generator=generator)
+    time = torch.linspace(0, 1, samples)
+    noise = torch.randn(batch, channels, samples, generator=generator)
+    return 0.6 * torch.sin(6.28 * samples / 60 * (pitch * time + bend * time**2)) + 0.05 * noise
 
 
 def pictures(batch: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:

@@ -12,21 +12,32 @@ def describe(
     modality: Modality, stride: int, kind: str, codes: tuple[int, float] | None, latent_dim: int
 ) -> dict[str, Any]:
     """Fields for `HubModel.card_fields`; `codes`: (codebooks, bits per code) of a quantizer, None: a VAE."""
+    rate = modality.sample_rate
+    file, shape, grid, size = ("picture.png", "(1, C, H, W)", "h, w", "x.shape[2:]")
+    result = "picture = tok.postprocess(x_hat)[0]"
+    each, what = f"for every {stride} × {stride} pixels", "pictures"
+    if rate:
+        file, shape, grid, size = ("sound.wav", "(1, C, T)", "t", "x.shape[2]")
+        result = "waveform, sample_rate = tok.postprocess(x_hat)[0]"
+        each = f"for every {stride} samples ({rate / stride:g} times per second)"
+        what = f"sound ({'mono' if modality.channels == 1 else 'stereo'}, {rate} Hz)"
     usage = (
         "from tokenizer import Tokenizer\n\n"
         'tok = Tokenizer.from_pretrained("path/or/hub-id/of/this/model")\n'
-        'x = tok.preprocess("picture.png")  # (1, C, H, W) in [-1, 1]\n'
+        f'x = tok.preprocess("{file}")  # {shape} in [-1, 1]\n'
     )
-    each = f"for every {stride} × {stride} pixels"
     if codes is not None:
-        what = f"discrete codes ({kind}), {codes[0] * codes[1]:g} bits {each}"
-        usage += "codes = tok.encode(x)  # (1, K, h, w) int64\nx_hat = tok.decode(codes, size=x.shape[2:])\n"
+        made = f"discrete codes ({kind}), {codes[0] * codes[1]:g} bits {each}"
+        if rate:
+            made += f", {codes[0] * codes[1] * rate / stride / 1000:g} kbit/s"
+        usage += f"codes = tok.encode(x)  # (1, K, {grid}) int64\nx_hat = tok.decode(codes, size={size})\n"
     else:
-        what = f"a Gaussian posterior over {latent_dim} channels {each}"
-        usage += "z = tok.posterior(x).sample()\nx_hat = tok.decode_latents(z, size=x.shape[2:])\n"
+        made = f"a Gaussian posterior over {latent_dim} channels {each}"
+        usage += f"z = tok.posterior(x).sample()\nx_hat = tok.decode_latents(z, size={size})\n"
     return {
         "pipeline_tag": modality.pipeline_tag,
         "tags": ["tokenizer", "vae" if codes is None else "vq-vae", modality.name],
-        "summary": f"A convolutional tokenizer of {modality.name}s: it turns them into {what}, and back.",
-        "usage": usage + "picture = tok.postprocess(x_hat)[0]",
+        "summary": f"A convolutional tokenizer of {what}: it turns {'it' if rate else 'them'} into {made}, "
+        "and back.",
+        "usage": usage + result,
     }

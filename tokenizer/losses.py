@@ -16,36 +16,42 @@ from torch import Tensor
 
 from tokenizer.perceptual import Perceptual as Perceptual
 from tokenizer.perceptual import load_perceptual as load_perceptual
+from tokenizer.spectral import mel_distance, stft_distance
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered loss: `function(x_hat, x) -> scalar`, for data in [-1, 1] of one `modality`."""
+    """A registered loss: `function(x_hat, x) -> scalar`, for data in [-1, 1] of one `modality` (None: of
+    any). Those of sound take the sample rate as a third argument."""
 
-    modality: str
+    modality: str | None
     function: LossFunction
+
+    def suits(self, modality: str) -> bool:
+        """Whether the loss is one for data of `modality`."""
+        return self.modality in (None, modality)
 
 
 LOSSES: dict[str, Loss] = {}
 
 
-def loss(name: str, modality: str) -> Callable[[LossFunction], LossFunction]:
-    """Enter a function `(x_hat (B, C, *size), x) -> scalar` in the registry as `name`.
+def loss(name: str, modality: str | None = None) -> Callable[[LossFunction], LossFunction]:
+    """Enter a function `(x_hat (B, C, *size), x[, sample_rate]) -> scalar` in the registry as `name`.
 
     The function runs with autocast off and in at least float32 (float64 stays), and sees equal shapes only.
     """
 
     def register(function: LossFunction) -> LossFunction:
         @functools.wraps(function)
-        def guarded(x_hat: Tensor, x: Tensor) -> Tensor:
+        def guarded(x_hat: Tensor, x: Tensor, *sample_rate: int) -> Tensor:
             if x_hat.shape != x.shape or x.numel() == 0:
                 shapes = f"{tuple(x_hat.shape)} and {tuple(x.shape)}"
                 raise ValueError(f"{name}: x_hat and x must have one shape and not be empty, got {shapes}")
             dtype = torch.promote_types(torch.promote_types(x_hat.dtype, x.dtype), torch.float32)
             with torch.autocast(x.device.type, enabled=False):
-                return function(x_hat.to(dtype), x.to(dtype))
+                return function(x_hat.to(dtype), x.to(dtype), *sample_rate)
 
         if name in LOSSES:
             raise ValueError(f"there is already a loss named {name!r}")
@@ -55,13 +61,13 @@ def loss(name: str, modality: str) -> Callable[[LossFunction], LossFunction]:
     return register
 
 
-@loss("l1", modality="image")
+@loss("l1")
 def l1(x_hat: Tensor, x: Tensor) -> Tensor:
     """Mean absolute error."""
     return F.l1_loss(x_hat, x)
 
 
-@loss("l2", modality="image")
+@loss("l2")
 def l2(x_hat: Tensor, x: Tensor) -> Tensor:
     """Mean squared error."""
     return F.mse_loss(x_hat, x)
@@ -71,7 +77,8 @@ def l2(x_hat: Tensor, x: Tensor) -> Tensor:
 def bernoulli(x_hat: Tensor, x: Tensor) -> Tensor:
     """Mean nats per element of x binarised at 0, with (x_hat + 1) / 2 read as the probability of 1.
 
-    Clamped away from 0 and 1 as in `tokenizer.metrics.bernoulli_elbo`; a decoder ending in tanh stays inside.
+    Clamped away from 0 and 1 as in `tokenizer.metrics.bernoulli_elbo`; a decoder ending in tanh stays
+    inside.
     """
     p = ((x_hat + 1) / 2).clamp(1e-6, 1 - 1e-6)
     return F.binary_cross_entropy(p, (x > 0).to(p.dtype))
@@ -86,11 +93,12 @@ def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
     """1 - MS-SSIM of pictures (B, C, H, W), averaged over the batch; 0 for equal pictures.
 
     Pictures whose shorter side is at least 176 get the paper's five scales and 11-tap Gaussian window (σ
-    1.5). Smaller ones get a 7-tap window (σ 6/7, about the same shape) and as many scales as hold it, halving
-    each time, with the first betas rescaled to sum to 1: one scale from 7 pixels, 2 from 14, 3 from 28, 4
-    from 56, 5 from 112.
+    1.5). Smaller ones get a 7-tap window (σ 6/7, about the same shape) and as many scales as hold it,
+    halving each time, with the first betas rescaled to sum to 1: one scale from 7 pixels, 2 from 14, 3
+    from 28, 4 from 56, 5 from 112.
 
-    `ValueError` below 7 pixels. SSIM changes when values are shifted, so it is computed on [0, 1], as usual.
+    `ValueError` below 7 pixels. SSIM changes when values are shifted, so it is computed on [0, 1], as
+    usual.
     """
     side = min(x.shape[-2:])
     taps, sigma = (11, 1.5) if side >= 11 * 2**4 else (7, 6 / 7)
@@ -134,6 +142,19 @@ def _above_zero(s: Tensor, delta: float = 0.01) -> Tensor:
     return (s + torch.sqrt(s * s + delta**2)) / (1 + math.sqrt(1 + delta**2))
 
 
+@loss("mel", modality="audio")
+def mel(x_hat: Tensor, x: Tensor, sample_rate: int) -> Tensor:
+    """Mean absolute difference of log10 mel magnitudes over six windows
+    (`tokenizer.spectral.mel_distance`)."""
+    return mel_distance(x_hat, x, sample_rate).mean()
+
+
+@loss("stft", modality="audio")
+def stft(x_hat: Tensor, x: Tensor, sample_rate: int) -> Tensor:
+    """Spectral convergence and log magnitude at three resolutions (`tokenizer.spectral.stft_distance`)."""
+    return stft_distance(x_hat, x).mean()
+
+
 def default_weights() -> dict[str, float]:
     """Every registered loss at weight 0."""
     return dict.fromkeys(LOSSES, 0.0)
@@ -141,10 +162,10 @@ def default_weights() -> dict[str, float]:
 
 def validate_weights(weights: Mapping[str, float], modality: str) -> None:
     """`ValueError` if a name is no loss of `modality`, a weight is negative or not finite, or all are 0."""
-    known = sorted(name for name, entry in LOSSES.items() if entry.modality == modality)
-    if not known:
-        modalities = sorted({entry.modality for entry in LOSSES.values()})
+    modalities = sorted({entry.modality for entry in LOSSES.values() if entry.modality})
+    if modality not in modalities:
         raise ValueError(f"no losses for modality {modality!r}; known modalities: {', '.join(modalities)}")
+    known = sorted(name for name, entry in LOSSES.items() if entry.suits(modality))
     for name, weight in weights.items():
         # A weight of 0 on another modality's loss is what `default_weights` gives.
         if name not in known and not (name in LOSSES and weight == 0):
@@ -157,11 +178,15 @@ def validate_weights(weights: Mapping[str, float], modality: str) -> None:
         raise ValueError(f"all loss weights are 0; give at least one of {', '.join(known)} a positive weight")
 
 
-def reconstruction_losses(x_hat: Tensor, x: Tensor, weights: Mapping[str, float]) -> dict[str, Tensor]:
+def reconstruction_losses(
+    x_hat: Tensor, x: Tensor, weights: Mapping[str, float], sample_rate: int = 0
+) -> dict[str, Tensor]:
     """The unweighted scalar terms whose weight is positive; the others are not computed.
 
-    `ValueError` for an unknown name or unequal shapes.
+    `sample_rate` in Hz is for sound. `ValueError` for an unknown name or unequal shapes.
     """
     if unknown := sorted(set(weights) - set(LOSSES)):
         raise ValueError(f"unknown loss {unknown[0]!r}; known: {', '.join(sorted(LOSSES))}")
-    return {name: LOSSES[name].function(x_hat, x) for name, weight in weights.items() if weight > 0}
+    chosen = {name: LOSSES[name] for name, weight in weights.items() if weight > 0}
+    rate = {name: (sample_rate,) if entry.modality == "audio" else () for name, entry in chosen.items()}
+    return {name: entry.function(x_hat, x, *rate[name]) for name, entry in chosen.items()}

@@ -3,56 +3,23 @@
 Left out: training loops and files of data (`pipelines/`), saving and loading (`tokenizer.hub`).
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
-from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.card import describe
-from tokenizer.config import config_to_dict, require
+from tokenizer.checks import check_codes, check_input, check_lengths, checked_size
+from tokenizer.config import config_to_dict
 from tokenizer.distributed import Step
+from tokenizer.fingerprint import fingerprint
 from tokenizer.hub import HubModel
-from tokenizer.losses import default_weights, reconstruction_losses, validate_weights
-from tokenizer.modalities import ModalityConfig
-from tokenizer.modalities.image import ImageConfig
-
-
-def _default_losses() -> dict[str, float]:
-    return {**default_weights(), "l2": 1.0}
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """What a tokenizer is made of."""
-
-    modality: ModalityConfig = field(default_factory=ImageConfig)
-    """Pictures or sound, and the networks for them."""
-    bottleneck: BottleneckConfig = field(default_factory=VQConfig)
-    """Between encoder and decoder: a quantizer, or the Gaussian posterior of a VAE."""
-    losses: dict[str, float] = field(default_factory=_default_losses)
-    """Weights of the reconstruction losses."""
-
-    def __post_init__(self) -> None:
-        validate_weights(self.losses, self.modality.kind)
-        if isinstance(self.modality, ImageConfig):
-            used = {name for name, weight in self.losses.items() if weight > 0}
-            probabilities = self.modality.output == "tanh" and self.modality.channels == 1
-            require(
-                "bernoulli" not in used or probabilities,
-                "the loss bernoulli needs output tanh and channels 1",
-            )
-            require(
-                "ms_ssim" not in used or min(self.modality.size) >= 7,
-                "the loss ms_ssim needs 7 pixels or more",
-            )
+from tokenizer.losses import reconstruction_losses
+from tokenizer.model_config import TokenizerConfig
+from tokenizer.streaming import DecodeStream, EncodeStream, chunk_size, encode_padded, is_long, run_stream
 
 
 class TokenizerOutput(NamedTuple):
@@ -92,7 +59,7 @@ class Tokenizer(HubModel):
         # unit.
         per_element = 1 / math.prod(x.shape[1:])
         losses = {k: v * per_element if k in self.bottleneck.summed_losses else v for k, v in losses.items()}
-        terms = reconstruction_losses(x_hat, x, self.config.losses)
+        terms = reconstruction_losses(x_hat, x, self.config.losses, self.modality.sample_rate)
         losses |= {k: self.config.losses[k] * v for k, v in terms.items()}
         stats |= {k: v.detach() for k, v in terms.items()}
         return TokenizerOutput(x_hat, codes, z_e, z_q, losses, stats)
@@ -101,44 +68,68 @@ class Tokenizer(HubModel):
     def encode(self, x: Tensor, lengths: Tensor | None = None, num_codebooks: int | None = None) -> Tensor:
         """x: (B, C, *size) float in [-1, 1] → codes: (B, K, *grid) int64, grid = ceil(size / stride).
 
+        Sound: `lengths` (B,) int64 are the samples of each example of a padded batch. Each then gets the
+        codes that it has alone in its first `code_lengths(lengths)` frames, and zeros after them; what
+        stands in the padding does not matter. Long sound is taken in chunks (`encode_stream`), so memory
+        stays bounded. `num_codebooks`: only the first so many codes of each position.
+
         `TypeError` for a VAE (use `posterior`); `ValueError` for x of a wrong shape or type, for `lengths`
-        (padded batches) of a modality that has no lengths, and for more codebooks than there are.
+        of pictures or out of range, and for more codebooks than there are.
         """
         self._require_codes("encode")
+        k = self.checked_num_codebooks(num_codebooks)
+        x = self.prepared(x)
         if lengths is not None:
-            raise ValueError(
-                f"lengths are for padded batches of sound; this tokenizer is for {self.modality.name}s"
+            if not self.modality.sample_rate:
+                raise ValueError(f"lengths are for padded batches of sound, not of {self.modality.name}s")
+            check_lengths(lengths, x)
+            return encode_padded(self, x, lengths.to(x.device), k)
+        if is_long(self, x.shape):
+            return torch.cat(
+                list(self.encode_stream(torch.split(x, chunk_size(self, len(x)), dim=2), k)), dim=2
             )
-        k = self.num_codebooks if num_codebooks is None else num_codebooks
-        if not 1 <= k <= self.num_codebooks:
-            raise ValueError(f"num_codebooks is {k}, this tokenizer has {self.num_codebooks}")
         return self.bottleneck.encode(self._latents(x))[:, :k]
 
     @torch.no_grad()
     def decode(self, codes: Tensor, size: int | tuple[int, ...] | None = None) -> Tensor:
-        """codes: (B, K, *grid) int64 → x_hat: (B, C, *size). `size`: (H, W) to crop to, at most grid ·
-        stride.
+        """codes: (B, K, *grid) int64 → x_hat: (B, C, *size). `size`: (H, W), or T for sound, to crop to,
+        at most grid · stride. Codes of the first codebooks only (K less than the model's) decode more
+        coarsely.
 
         `TypeError` for a VAE; `ValueError` for codes of a wrong shape, type or range, and for a size that
         does not fit the grid.
         """
         self._require_codes("decode")
-        self._check_codes(codes)
+        self.check_codes(codes)
+        if is_long(self, codes.shape, self.stride):
+            parts = torch.split(codes, chunk_size(self, len(codes)) // self.stride, dim=2)
+            size = checked_size(size, codes.shape[2:], self.stride)
+            return self._crop(torch.cat(list(self.decode_stream(parts)), dim=2), size)
         return self.decode_latents(self.bottleneck.decode(codes), size)
+
+    def code_lengths(self, lengths: Tensor) -> Tensor:
+        """lengths: (B,) samples → (B,) frames of codes, ceil(lengths / stride)."""
+        return (lengths + self.stride - 1) // self.stride
+
+    def encode_stream(self, chunks: Iterable[Tensor], num_codebooks: int | None = None) -> Iterator[Tensor]:
+        """Chunks (B, C, T_i) of one sound, of any lengths → its codes in parts (B, K, t_i), in bounded
+        memory; together those of `encode`. `EncodeStream` is the same with chunks pushed one by one.
+        `ValueError` for pictures, and as `encode` does."""
+        self._require_codes("encode_stream")
+        return run_stream(EncodeStream(self, num_codebooks), chunks)
+
+    def decode_stream(self, codes: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Codes in parts (B, K, t_i) → the sound in parts (B, C, T_i), in bounded memory; together that of
+        `decode`. `DecodeStream` is the same with parts pushed one by one."""
+        self._require_codes("decode_stream")
+        return run_stream(DecodeStream(self), codes)
 
     def decode_latents(self, z: Tensor, size: int | tuple[int, ...] | None = None) -> Tensor:
         """z: (B, out_dim, *grid), a quantized z_q or a VAE's z, → x_hat: (B, C, *size). Differentiable."""
         wanted = self.bottleneck.out_dim
         if z.ndim != 2 + len(self.modality.axes) or z.shape[1] != wanted:
             raise ValueError(f"expected z (B, {wanted}, *grid), got {tuple(z.shape)}")
-        full = tuple(n * self.stride for n in z.shape[2:])
-        size = full if size is None else ((size,) if isinstance(size, int) else tuple(size))
-        lowest = tuple(n - self.stride + 1 for n in full)
-        if len(size) != len(full) or not all(a <= s <= b for a, s, b in zip(lowest, size, full, strict=True)):
-            raise ValueError(
-                f"size is {size}; a grid of {tuple(z.shape[2:])} decodes to between {lowest} and {full}"
-            )
-        return self._crop(self._decoded(z), size)
+        return self._crop(self._decoded(z), checked_size(size, z.shape[2:], self.stride))
 
     def posterior(self, x: Tensor) -> Posterior:
         """x: (B, C, *size) → the VAE's q(z | x) over (B, dim, *grid). `TypeError` for a tokenizer with
@@ -193,14 +184,7 @@ class Tokenizer(HubModel):
             "modality": config_to_dict(self.config.modality),
             "bottleneck": config_to_dict(self.config.bottleneck),
         }
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-        state = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
-        skipped = self.bottleneck.not_coding
-        state |= {f"bottleneck.{k}": v for k, v in self.bottleneck.state_dict().items() if k not in skipped}
-        for name in sorted(state):
-            values = state[name].detach().to("cpu", torch.float32).contiguous()
-            digest.update(name.encode() + str(tuple(values.shape)).encode() + values.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(described, self.encoder, self.bottleneck)
 
     def extra_config(self) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint()}
@@ -222,23 +206,28 @@ class Tokenizer(HubModel):
 
     def _latents(self, x: Tensor) -> Tensor:
         """The encoder's z_e (B, in_dim, *grid) for x of any size."""
-        axes = self.modality.axes
-        if x.ndim != 2 + len(axes) or x.shape[1] != self.modality.channels or 0 in x.shape:
-            expected = f"(B, {self.modality.channels}, {', '.join(axes)})"
-            raise ValueError(f"expected x {expected} with no empty axis, got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"expected x as float in [-1, 1], got {x.dtype}; preprocess() makes it so")
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(next(self.parameters()).dtype)
-        latents: Tensor = self.encoder(self.modality.pad(x))
+        latents: Tensor = self.encoder(self.modality.pad(self.prepared(x)))
         return latents
 
     def _decoded(self, z: Tensor) -> Tensor:
-        """The decoder's output; quantizers work in float32 or more, so z goes back to the weights' type."""
-        if not torch.is_autocast_enabled(z.device.type):
-            z = z.to(next(self.parameters()).dtype)
-        x_hat: Tensor = self.decoder(z)
+        x_hat: Tensor = self.decoder(self.in_weights_type(z))
         return x_hat
+
+    def in_weights_type(self, z: Tensor) -> Tensor:
+        """z in the type of the weights, unless autocast sees to it; quantizers work in float32 or more."""
+        return z if torch.is_autocast_enabled(z.device.type) else z.to(next(self.parameters()).dtype)
+
+    def prepared(self, x: Tensor, empty: bool = False) -> Tensor:
+        """x (B, C, *size), checked, in the weights' type; `empty` allows sizes of 0."""
+        check_input(x, self.modality.channels, self.modality.axes, empty)
+        return self.in_weights_type(x)
+
+    def checked_num_codebooks(self, num_codebooks: int | None) -> int:
+        """The number asked for, or all; `ValueError` for one out of range."""
+        k = self.num_codebooks if num_codebooks is None else num_codebooks
+        if not 1 <= k <= self.num_codebooks:
+            raise ValueError(f"num_codebooks is {k}, this tokenizer has {self.num_codebooks}")
+        return k
 
     def _crop(self, x_hat: Tensor, size: tuple[int, ...]) -> Tensor:
         for axis, n in enumerate(size):
@@ -249,15 +238,6 @@ class Tokenizer(HubModel):
         if self.bottleneck.num_codebooks == 0:
             raise TypeError(f"{name}: a VAE has no codes; use posterior(x) and decode_latents(z)")
 
-    def _check_codes(self, codes: Tensor) -> None:
-        k, n = self.num_codebooks, self.codebook_size
-        if codes.dtype != torch.int64 or codes.ndim != 2 + len(self.modality.axes):
-            shape = ", ".join(a.lower() for a in self.modality.axes)
-            raise ValueError(f"expected codes (B, K, {shape}) int64, got {tuple(codes.shape)} {codes.dtype}")
-        if not 1 <= codes.shape[1] <= k or 0 in codes.shape:
-            raise ValueError(
-                f"expected codes of 1 to {k} codebooks and no empty axis, got {tuple(codes.shape)}"
-            )
-        low, high = (int(v) for v in codes.aminmax())
-        if low < 0 or high >= n:
-            raise ValueError(f"codes range from {low} to {high}, but the codebook has entries 0 to {n - 1}")
+    def check_codes(self, codes: Tensor) -> None:
+        """`ValueError` unless codes are (B, k, *grid) int64 of this tokenizer, 1 ≤ k ≤ K."""
+        check_codes(codes, self.num_codebooks, self.codebook_size, self.modality.axes)

@@ -7,7 +7,7 @@ others.
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -40,8 +40,11 @@ class Bottleneck(nn.Module):
     codebook_size: int = 0
     # Losses that are sums over one example, in nats; the tokenizer divides them by the elements of x.
     summed_losses: ClassVar[frozenset[str]] = frozenset()
-    # Names in the state_dict that do not decide which code a z gets (left out of the fingerprint).
-    not_coding: ClassVar[frozenset[str]] = frozenset()
+    # Names in the state_dict that do not decide which code a z gets (left out of the fingerprint), and
+    # those
+    # of them that do not decide what a code decodes to either.
+    not_coding: frozenset[str] = frozenset()
+    statistics: frozenset[str] = frozenset()
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         """z: (B, in_dim, *grid). `step` keys the noise of training and says when to update statistics;
@@ -56,8 +59,13 @@ class Bottleneck(nn.Module):
         """codes: (B, K, *grid) int64 → z_q: (B, out_dim, *grid)."""
         raise TypeError(f"{type(self).__name__} has no codes; use posterior(x) and decode_latents(z)")
 
+    @property
+    def ready(self) -> bool:
+        """False while training still passes z through unquantized, as before a k-means start."""
+        return True
+
     def codebook_vectors(self) -> Tensor | None:
-        """The codebook's entries (N, D) for plots; None where there are several codebooks or none."""
+        """The entries of the codebook (N, D), or of several (K, N, D), for plots; None if there are none."""
         return None
 
     def training_state(self) -> dict[str, Tensor]:
@@ -75,6 +83,15 @@ class Bottleneck(nn.Module):
 @dataclass(frozen=True)
 class BottleneckConfig(Variant):
     """Base of the bottlenecks' configs; `--model.bottleneck.*` sets the fields of the preset's choice."""
+
+    @property
+    def start_steps(self) -> int:
+        """Optimizer steps that pass z through unquantized before the codes start."""
+        return 0
+
+    def starting_within(self, steps: int) -> Self:
+        """This config with a start that takes at most `steps`, or as few as it can."""
+        return self
 
     def build(self) -> Bottleneck:
         """The bottleneck that this config describes."""

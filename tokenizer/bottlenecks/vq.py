@@ -3,8 +3,8 @@
 Left out: codebooks learnt by gradient, and several codebooks per position (other files beside this one).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from einops import rearrange
@@ -53,6 +53,13 @@ class VQConfig(BottleneckConfig, kind="vq"):
             0 <= self.revive_below < 1, f"revive_below is {self.revive_below}, expected 0 or more, below 1"
         )
 
+    @property
+    def start_steps(self) -> int:
+        return self.kmeans_steps
+
+    def starting_within(self, steps: int) -> Self:
+        return replace(self, kmeans_steps=min(self.kmeans_steps, max(1, steps)))
+
     def build(self) -> "VQ":
         return VQ(self)
 
@@ -61,12 +68,8 @@ class VQ(Bottleneck):
     """z_q = e_k, k = argmin_j ‖z_e − e_j‖² (van den Oord et al. 2017, arXiv 1711.00937, equations 1 and
     2)."""
 
-    not_coding: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("codebook.ema_count", "codebook.ema_sum", "codebook.started"),
-            *("project_out.weight", "project_out.bias"),
-        }
-    )
+    statistics = frozenset({"codebook.ema_count", "codebook.ema_sum", "codebook.started"})
+    not_coding = statistics | {"project_out.weight", "project_out.bias"}
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -124,6 +127,10 @@ class VQ(Bottleneck):
 
     def _codes(self, codes: Tensor, shape: torch.Size) -> Tensor:
         return codes.reshape(shape[0], 1, *shape[2:])
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.codebook.started)
 
     def codebook_vectors(self) -> Tensor | None:
         return self.codebook.entries.detach().cpu()

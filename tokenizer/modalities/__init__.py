@@ -27,6 +27,10 @@ class Modality:
     # The size that training data are brought to, one number per axis.
     size: tuple[int, ...]
     stride: int
+    # Samples per second; 0 for what has no rate. Networks of a modality with a rate take signals of any
+    # length:
+    # they are `tokenizer.layers_1d.Network`s, which know padded batches and chunks.
+    sample_rate: int = 0
 
     def build_encoder(self, out_channels: int) -> nn.Module:
         """A network (B, channels, *size) → (B, out_channels, *grid), each size a multiple of the stride."""

@@ -1,0 +1,26 @@
+"""The registries of presets: named sets of options that the first word of a command line chooses.
+
+Left out: the presets themselves, which enter themselves (`presets.py`, `sound_presets.py`).
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipelines.cli import Preset
+
+TOKENIZERS: dict[str, Preset] = {}
+PRIORS: dict[str, Preset] = {}
+
+T = TypeVar("T")
+
+
+def preset(
+    registry: dict[str, Preset], name: str, about: str, cost: str
+) -> Callable[[Callable[[], T]], Callable[[], T]]:
+    """Enter a function that makes options into a registry under `name`."""
+
+    def add(build: Callable[[], T]) -> Callable[[], T]:
+        registry[name] = Preset(build, about, cost)
+        return build
+
+    return add

@@ -1,0 +1,97 @@
+"""The training presets of sound: its tokenizers, and the prior of the embedded speech.
+
+Left out: pictures (`presets.py`), and the options themselves (`options.py`).
+"""
+
+from pipelines.data import DataConfig
+from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
+from pipelines.preset_registry import PRIORS, TOKENIZERS, preset
+from tokenizer import TokenizerConfig
+from tokenizer.bottlenecks.rvq import RVQConfig
+from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.losses import default_weights
+from tokenizer.modalities.audio import AudioConfig
+
+
+@preset(
+    TOKENIZERS,
+    "audio-small",
+    "16 kHz mono sound, 50 frames per second of 6 codes of 9 bits (2.7 kbit/s).",
+    "About 12 minutes on 2 CPU cores; 4.9 M parameters.",
+)
+def _audio_small() -> TokenizerTraining:
+    return TokenizerTraining(
+        max_steps=1000,
+        batch_size=16,
+        data=DataConfig(path="embedded:speech"),
+        model=TokenizerConfig(
+            modality=AudioConfig(size=(12800,)),
+            bottleneck=RVQConfig(
+                stage=VQConfig(codebook_size=512, dim=32, codebook_dim=32, revive_below=0.1)
+            ),
+            losses={**default_weights(), "l1": 1.0, "mel": 1.0},
+        ),
+    )
+
+
+def _audio(rate: int, widths: tuple[int, ...], codebooks: int) -> TokenizerTraining:
+    """What the larger codecs share: 320 samples per frame, causal."""
+    return TokenizerTraining(
+        max_steps=300_000,
+        batch_size=64,
+        mixed_precision="bf16",
+        checkpoint_every=5000,
+        eval_every=5000,
+        warmup_steps=1000,
+        ema_decay=0.999,
+        data=DataConfig(path="my_sounds", workers=8),
+        model=TokenizerConfig(
+            modality=AudioConfig(
+                sample_rate=rate,
+                size=(rate,),
+                strides=(4, 4, 4, 5),
+                widths=widths,
+                blocks=(2, 2, 3, 3),
+                causal=True,
+            ),
+            bottleneck=RVQConfig(
+                num_codebooks=codebooks, stage=VQConfig(codebook_size=1024, dim=64, codebook_dim=64)
+            ),
+            losses={**default_weights(), "l1": 1.0, "mel": 1.0, "stft": 0.2},
+        ),
+    )
+
+
+@preset(
+    TOKENIZERS,
+    "audio-16k",
+    "16 kHz mono sound, causal, 50 frames per second of 8 codes of 10 bits (4 kbit/s).",
+    "Estimate: a day on one GPU for some hundred hours of sound; 21 M parameters.",
+)
+def _audio_16k() -> TokenizerTraining:
+    return _audio(16000, (64, 128, 256, 512), 8)
+
+
+@preset(
+    TOKENIZERS,
+    "audio-24k",
+    "24 kHz mono sound, causal, 75 frames per second of 8 codes of 10 bits (6 kbit/s).",
+    "Estimate: days on one GPU for some hundred hours of sound; 37 M parameters.",
+)
+def _audio_24k() -> TokenizerTraining:
+    return _audio(24000, (64, 128, 320, 704), 8)
+
+
+@preset(
+    PRIORS,
+    "speech",
+    "Tokens of sound in windows of 4 seconds, all codebooks of a frame delayed against each other.",
+    "About 4 minutes on 2 CPU cores; 3 M parameters.",
+)
+def _speech() -> PriorTraining:
+    return PriorTraining(
+        max_steps=450,
+        batch_size=16,
+        weight_decay=0.1,
+        model=PriorSize(dim=192, depth=4, heads=4, dropout=0.2),
+    )

@@ -1,0 +1,195 @@
+"""Sound files and their bytes, decoded at their own rate: any span of samples; what is damaged is named.
+
+Left out: other rates and numbers of channels (`sounds.py`), and writing.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import SEEK_END, SEEK_SET, BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from tokenizer.modalities.sound_arrays import in_range
+
+# Samples decoded at a time, so that a header that promises too much is found out before memory is taken.
+PIECE = 1 << 16
+# Samples decoded and dropped before a span that was sought: frames of MP3 hold bits of later ones, the first
+# block of Vorbis overlaps with what was read before the jump, and Opus has a state that has to settle.
+LEAD = {"MPEG_LAYER_III": 20 * 1152, "VORBIS": 16_384, "OPUS": 16_000}
+# What writers to a pipe put where they do not know the number of bytes yet.
+UNKNOWN_BYTES = range(0x7FFFF000, 0x100000000)
+_CLAIM = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.M)
+_REPLACE = "replace or remove the file"
+
+
+class FileDecoder:
+    """A sound file by its path or bytes, opened. Reading on from the last span never seeks, so it is exact.
+
+    A span elsewhere is exact too, but for MP3 (rounding) and Opus (up to 2e-3: its decoder has to settle).
+    """
+
+    def __init__(self, source: str | Path | bytes, name: str) -> None:
+        self._source, self._name, self._position = source, name, 0
+        self._state = _state_of(source)
+        _check_there(source, name)
+        self._file = self._open()
+        self.rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.frames: int = self._file.frames
+        # The span read last, with which the next one may overlap; the decoder stands at its end.
+        self._first, self._kept = 0, np.empty((0, self.channels), np.float32)
+        try:
+            self._check_header()
+        except ValueError:
+            self.close()
+            raise
+
+    def read(self, start: int, count: int) -> NDArray[np.float32]:
+        end = self._first + len(self._kept)
+        if self._first <= start <= end:
+            parts = [self._kept[start - self._first :]]
+        else:
+            self._go_to(start)
+            parts = []
+        missing = count - sum(map(len, parts))
+        while missing > 0:
+            parts.append(self._decode(min(missing, PIECE)))
+            missing -= len(parts[-1])
+        self._first, self._kept = start, np.concatenate(parts) if parts else self._kept[:0]
+        return self._kept[:count]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _open(self) -> Any:
+        source = self._source
+        with _named_errors(self._name):
+            return _Unsought(_Buffer(source) if isinstance(source, bytes) else os.fspath(source))
+
+    def _go_to(self, start: int) -> None:
+        """Let the next sample to be decoded be `start`."""
+        if self._file.can_seek:
+            lead = min(start, LEAD.get(self._file.subtype, 0))
+            with self._reading():
+                self._position = self._file.seek(start - lead)
+        elif start < self._position:
+            self.close()
+            self._file, self._position = self._open(), 0
+        while self._position < start:
+            self._decode(min(start - self._position, PIECE))
+
+    def _decode(self, count: int) -> NDArray[np.float32]:
+        with self._reading():
+            samples = self._file.read(count, dtype="float32", always_2d=True)
+        self._position += len(samples)
+        if len(samples) < count:
+            raise ValueError(
+                f"{self._name}: is truncated or damaged: its header promises {self.frames} samples, only "
+                f"{self._position} can be read; {_REPLACE}"
+            )
+        # Decoders of MP3, Vorbis and Opus overshoot a little where the original is loud.
+        return in_range(samples, self._name, report=self._file.subtype in ("FLOAT", "DOUBLE"))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Errors of the decoder as `ValueError`, and an end of it if the file is not the one opened."""
+        try:
+            with _named_errors(self._name):
+                yield
+        finally:
+            if _state_of(self._source) != self._state:
+                raise ValueError(f"{self._name}: changed while it was read; try again when it is complete")
+
+    def _check_header(self) -> None:
+        name = self._name
+        if self._file.format == "RAW":  # chosen by the suffix alone (.au), when there is no header
+            raise ValueError(f"{name}: {_NO_SOUND}")
+        if self.frames > 1 << 48:
+            raise ValueError(f"{name}: its header does not say how long it is; convert it anew, into a file")
+        for claimed, there in _CLAIM.findall(self._file.extra_info):
+            if int(claimed) > int(there) and int(claimed) not in UNKNOWN_BYTES:
+                raise ValueError(
+                    f"{name}: is truncated: its header promises {claimed} bytes, it has {there}; {_REPLACE}"
+                )
+        if self._file.format == "OGG" and not _ends_whole(self._source):
+            raise ValueError(f"{name}: is truncated: it ends within a page of Ogg; {_REPLACE}")
+        if self.frames < 1:
+            raise ValueError(f"{name}: holds no samples; remove it")
+
+
+class _Unsought(soundfile.SoundFile):  # type: ignore[misc]
+    """soundfile seeks after each read to where it is already, from which MP3 and Opus go on differently."""
+
+    @property
+    def can_seek(self) -> bool:
+        return bool(super().seekable())
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Buffer(BytesIO):
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        """libsndfile asks for place -1 after an error, and nothing can be raised into its callbacks."""
+        return self.tell() if whence == SEEK_SET and offset < 0 else super().seek(offset, whence)
+
+
+_NO_SOUND = (
+    "not a sound file, or of a format that libsndfile cannot read; remove it or convert it to WAV or FLAC"
+)
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        reason = str(getattr(error, "error_string", "") or error)
+        # The second is what the reader of MP3 says of any file that is none.
+        if isinstance(error, TypeError) or reason.startswith(("Format not", "File does not exist")):
+            raise ValueError(f"{name}: {_NO_SOUND}") from error
+        reason = reason.removeprefix("Error : ").rstrip(".")
+        raise ValueError(f"{name}: cannot be read ({reason}); {_REPLACE}") from error
+
+
+def _state_of(source: str | Path | bytes) -> tuple[int, ...] | None:
+    """What differs once a file has been written to or replaced; None if there is none."""
+    if isinstance(source, bytes):
+        return ()
+    try:
+        state = os.stat(source)
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _check_there(source: str | Path | bytes, name: str) -> None:
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        try:
+            size = os.stat(source).st_size
+            if Path(source).is_dir():
+                raise ValueError(f"{name}: is a folder, expected a sound file")
+        except FileNotFoundError as error:
+            raise ValueError(f"{name}: no such file; check the path") from error
+        except OSError as error:
+            raise ValueError(f"{name}: cannot be read ({error.strerror}); check the path") from error
+    if size == 0:
+        raise ValueError(f"{name}: is empty, expected a sound file; remove it")
+
+
+def _ends_whole(source: str | Path | bytes) -> bool:
+    """Whether the last page of an Ogg file is all there; its samples are not promised anywhere else."""
+    largest = 27 + 255 + 255 * 255
+    with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        file.seek(max(0, file.seek(0, SEEK_END) - 2 * largest))
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS\0") :]
+    return len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])

@@ -1,0 +1,204 @@
+"""Sound to arrays: any file or waveform at a given rate and number of channels, whole, in spans or in blocks.
+
+Left out: decoding (`sound_files.py`, `sound_arrays.py`), models, writing, and walking through folders.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import torch
+from einops import rearrange, reduce, repeat
+from numpy.typing import NDArray
+from torch import Tensor
+from torchaudio.transforms import Resample
+
+from tokenizer.modalities.sound_arrays import ArrayDecoder, Decoder, log_once
+from tokenizer.modalities.sound_files import FileDecoder
+
+SoundSource: TypeAlias = str | Path | bytes | tuple[NDArray[Any] | Tensor, int]
+
+# Samples that one call of the resampler makes, or a little more or less.
+PIECE = 8192
+# Weights of a resampling kernel: 44.1 to 16 kHz has 80,000; rates without a common factor have a billion.
+MAX_KERNEL = 1 << 22
+
+
+def open_sound(
+    source: SoundSource, sample_rate: int, channels: int, name: str | None = None
+) -> NDArray[np.float32]:
+    """All of a sound as (channels, T) float32 in [-1, 1]; `Sound` says what is taken and what is refused."""
+    with Sound(source, sample_rate, channels, name) as sound:
+        return sound.read()
+
+
+def check_sound(source: SoundSource, sample_rate: int, channels: int, name: str | None = None) -> int:
+    """The sound's length as `Sound.length`, or the `ValueError` that header and last samples already show."""
+    with Sound(source, sample_rate, channels, name) as sound:
+        sound.read(sound.length - 1)
+        return sound.length
+
+
+class Sound:
+    """An opened sound: `length` samples at `sample_rate` in `channels`, of which any span can be read.
+
+    source: a file's path, its bytes, or (waveform, its rate) with a waveform (T,) or (C, T) as float in
+    [-1, 1], int16 or int32; (T, C), as soundfile gives it, is to be transposed. Any number of channels is
+    mixed to one by their mean, and one is copied to two. Another rate is resampled (torchaudio's sinc) to
+    ceil(rate · T / rate of the source) samples. Values outside of [-1, 1] are clamped. What is changed so is
+    logged once. `name` stands for the sound in messages.
+
+    Raises `ValueError`, naming the sound and the fix, if it is missing, no sound, empty, truncated, damaged,
+    changed while it is read, holds NaN or infinity, or its channels or rate cannot be brought to those asked
+    for. What a header does not show is raised by `read`. An opened sound belongs to one process and thread.
+    """
+
+    def __init__(self, source: SoundSource, sample_rate: int, channels: int, name: str | None = None) -> None:
+        self.name = name or _describe(source)
+        self.sample_rate, self.channels = sample_rate, channels
+        self._decoder = _decoder_of(source, self.name)
+        try:
+            self._grid = self._plan()
+        except ValueError:
+            self.close()
+            raise
+        frames = self._decoder.frames
+        self.length = -(-frames * self._grid.new // self._grid.old) if self._grid else frames
+        self._piece: tuple[int, NDArray[np.float32]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Nothing can be read any more."""
+        self._decoder.close()
+
+    def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
+        """Samples `start : start + count` (None: to the end) as (channels, count) float32 in [-1, 1].
+
+        They are the same samples, to the bit, however a sound is cut into spans read in order; a span read
+        out of order differs by rounding for MP3 and by up to 2e-3 for Opus, whose decoder has to settle.
+        """
+        stop = self.length if count is None else start + count
+        if not 0 <= start <= stop <= self.length:
+            raise ValueError(f"{self.name}: no samples {start} to {stop}, it has {self.length}")
+        if self._grid is None:
+            return self._mixed(start, stop)
+        step = self._grid.step
+        pieces = [self._resampled(g) for g in range(start // step, -(-stop // step))]
+        samples = np.concatenate(pieces, axis=1) if pieces else np.empty((self.channels, 0), np.float32)
+        return samples[:, start - start // step * step :][:, : stop - start]
+
+    def blocks(self, size: int) -> Iterator[NDArray[np.float32]]:
+        """All of it in turn as (channels, `size`), the last one shorter; memory is bounded by `size`."""
+        if size < 1:
+            raise ValueError(f"expected blocks of at least 1 sample, got {size}")
+        for start in range(0, self.length, size):
+            yield self.read(start, min(size, self.length - start))
+
+    def _plan(self) -> "_Grid | None":
+        """How to resample (None: not at all). Says once for each kind of source what becomes of it."""
+        rate, given = self._decoder.rate, self._decoder.channels
+        if self.channels not in (1, given) and given != 1:
+            raise ValueError(
+                f"{self.name}: has {given} channels, which cannot become {self.channels}; mix it down first, "
+                "or use a model of 1 channel"
+            )
+        if (rate, given) != (self.sample_rate, self.channels):
+            log_once(
+                ("changed", rate, given, self.sample_rate, self.channels),
+                "sound of %d Hz and %d channels is brought to %d Hz and %d (the first: %s)",
+                *(rate, given, self.sample_rate, self.channels, self.name),
+            )
+        common = math.gcd(rate, self.sample_rate)
+        old, new = rate // common, self.sample_rate // common
+        if old * new > MAX_KERNEL:
+            raise ValueError(
+                f"{self.name}: has {rate} samples per second, which are hard to bring to {self.sample_rate} "
+                "for lack of a common factor; convert it to a usual rate such as 44100"
+            )
+        return _grid(old, new) if old != new else None
+
+    def _mixed(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Samples of the source's own rate, (channels, stop - start)."""
+        samples = self._decoder.read(start, stop - start)
+        if self.channels == self._decoder.channels:  # copied: the decoder keeps its own
+            return np.array(rearrange(samples, "t c -> c t"), order="C")
+        if self.channels == 1:
+            return np.ascontiguousarray(reduce(samples, "t c -> 1 t", "mean"))
+        return np.array(repeat(samples, "t 1 -> c t", c=self.channels), order="C")
+
+    def _resampled(self, g: int) -> NDArray[np.float32]:
+        """Piece g, (channels, step) but for the last. The one made last is kept: blocks may be smaller."""
+        if self._piece is not None and self._piece[0] == g:
+            return self._piece[1]
+        assert self._grid is not None
+        first, count = self._grid.span(g)
+        low, high = max(0, first), min(first + count, self._decoder.frames)
+        source = np.zeros((self.channels, count), np.float32)
+        source[:, low - first : high - first] = self._mixed(low, high)
+        piece = self._grid.resample(source)[:, : self.length - g * self._grid.step]
+        self._piece = (g, piece)
+        return piece
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Resampling by `new` / `old` in pieces of `step` samples.
+
+    A piece is made from source samples of one count, `halo` more than its own on each side (zeros beyond the
+    ends), so that no sample depends on which others are read.
+    """
+
+    old: int
+    new: int
+    step: int
+    halo: int
+    kernel: Resample
+
+    def span(self, g: int) -> tuple[int, int]:
+        """First sample and count of what piece g is made from."""
+        own = self.step // self.new * self.old
+        return g * own - self.halo, own + 2 * self.halo
+
+    @torch.no_grad()
+    def resample(self, source: NDArray[np.float32]) -> NDArray[np.float32]:
+        """source (C, count of `span`) → (C, step) in [-1, 1]; the sinc overshoots where sound is loud."""
+        skip = self.halo // self.old * self.new
+        made: Tensor = self.kernel(torch.from_numpy(source))[:, skip : skip + self.step]
+        clamped: NDArray[np.float32] = made.clamp(-1, 1).numpy()
+        return clamped
+
+
+@lru_cache(maxsize=16)
+def _grid(old: int, new: int) -> _Grid:
+    kernel = Resample(old, new)
+    return _Grid(old, new, step=new * max(1, PIECE // new), halo=-(-kernel.width // old) * old, kernel=kernel)
+
+
+def _decoder_of(source: Any, name: str) -> Decoder:
+    if isinstance(source, tuple):
+        waveform, rate = source
+        return ArrayDecoder(waveform, rate, name)
+    return FileDecoder(source, name)
+
+
+def _describe(source: Any) -> str:
+    if isinstance(source, bytes):
+        return f"sound of {len(source)} bytes"
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
+        return f"waveform of shape {tuple(source[0].shape)}"
+    if isinstance(source, str | Path):
+        return str(source)
+    kind = type(source).__name__
+    raise TypeError(f"expected a path, bytes, or (waveform array or tensor, sample rate), got {kind}")

@@ -1,0 +1,43 @@
+"""The config of a tokenizer: its modality, its bottleneck and the weights of its losses.
+
+Left out: the configs of single modalities and bottlenecks, which stand in their files.
+"""
+
+from dataclasses import dataclass, field
+
+from tokenizer.bottlenecks import BottleneckConfig
+from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.config import require
+from tokenizer.losses import default_weights, validate_weights
+from tokenizer.modalities import ModalityConfig
+from tokenizer.modalities.image import ImageConfig
+
+
+def _default_losses() -> dict[str, float]:
+    return {**default_weights(), "l2": 1.0}
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """What a tokenizer is made of."""
+
+    modality: ModalityConfig = field(default_factory=ImageConfig)
+    """Pictures or sound, and the networks for them."""
+    bottleneck: BottleneckConfig = field(default_factory=VQConfig)
+    """Between encoder and decoder: a quantizer, or the Gaussian posterior of a VAE."""
+    losses: dict[str, float] = field(default_factory=_default_losses)
+    """Weights of the reconstruction losses."""
+
+    def __post_init__(self) -> None:
+        validate_weights(self.losses, self.modality.kind)
+        if isinstance(self.modality, ImageConfig):
+            used = {name for name, weight in self.losses.items() if weight > 0}
+            probabilities = self.modality.output == "tanh" and self.modality.channels == 1
+            require(
+                "bernoulli" not in used or probabilities,
+                "the loss bernoulli needs output tanh and channels 1",
+            )
+            require(
+                "ms_ssim" not in used or min(self.modality.size) >= 7,
+                "the loss ms_ssim needs 7 pixels or more",
+            )

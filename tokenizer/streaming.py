@@ -1,0 +1,131 @@
+"""Sound in chunks: codes and samples of a signal of any length in bounded memory, as those of the whole.
+
+Left out: the layers' own states (`tokenizer.layers_1d`), and reading or playing sound.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenizer.layers_1d import Network, State, zero_after
+
+if TYPE_CHECKING:
+    from tokenizer.model import Tokenizer
+
+# Samples, over all examples of a batch, that go through a network at once: about 20 MB for each of its
+# widest
+# activations. Longer sound goes through in chunks.
+CHUNK = 1 << 18
+
+
+class _Stream:
+    """What both directions share: a network, its state, and the steps of input so far."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        if not isinstance(network, Network):
+            raise ValueError("streams are for sound; this tokenizer is for pictures")
+        self._network = network
+        self.state: State = None
+        self.steps = 0
+        self._like: Tensor | None = None
+        self._finished = False
+
+    def _run(self, x: Tensor, last: bool) -> Tensor:
+        """The next input (B, C, n) → what it completes of the output."""
+        if self._finished:
+            raise ValueError("the stream is finished; make a new one")
+        if self._like is None:
+            self._like, self.state = x[:, :, :0], self._network.start(x)
+        if x.shape[0] != self._like.shape[0]:
+            raise ValueError(f"a chunk has {x.shape[0]} examples, those before it {self._like.shape[0]}")
+        y, self.state = self._network.stream(x, self.state, last)
+        self.steps += x.shape[2]
+        self._finished = last
+        return y
+
+
+class EncodeStream(_Stream):
+    """Waveforms in, codes out: `push` chunks as they come, then `finish`.
+
+    `state` is what the encoder keeps: tensors (nested in tuples) whose sizes follow from its layers and do
+    not grow. A causal encoder gives each frame with the last of its own samples; another one looks ahead
+    as far as its layers do.
+    """
+
+    def __init__(self, tok: "Tokenizer", num_codebooks: int | None = None) -> None:
+        super().__init__(tok.encoder)
+        self._tok, self._count = tok, tok.checked_num_codebooks(num_codebooks)
+
+    @torch.no_grad()
+    def push(self, x: Tensor) -> Tensor:
+        """x: (B, C, n) float in [-1, 1], any n → the codes (B, K, t) int64 that are now complete, t ≥ 0."""
+        return self._codes(self._run(self._tok.prepared(x, empty=True), last=False))
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """The codes (B, K, t) that were waiting for the signal's end. `ValueError` if there was no sample."""
+        if self._like is None or self.steps == 0:
+            raise ValueError("the stream holds no samples")
+        padding = self._like.new_zeros(*self._like.shape[:2], -self.steps % self._tok.stride)
+        return self._codes(self._run(padding, last=True))
+
+    def _codes(self, z_e: Tensor) -> Tensor:
+        if z_e.shape[2] == 0:
+            return torch.empty((len(z_e), self._count, 0), dtype=torch.int64, device=z_e.device)
+        return self._tok.bottleneck.encode(z_e)[:, : self._count]
+
+
+class DecodeStream(_Stream):
+    """Codes in, waveforms out: `push` frames as they come, then `finish`. `state` as in `EncodeStream`."""
+
+    def __init__(self, tok: "Tokenizer") -> None:
+        super().__init__(tok.decoder)
+        self._tok = tok
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        """codes: (B, K, t) int64, t ≥ 1 → the samples (B, C, n) that are now complete, n ≥ 0."""
+        self._tok.check_codes(codes)
+        return self._run(self._tok.in_weights_type(self._tok.bottleneck.decode(codes)), last=False)
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """The samples (B, C, n) that were waiting for the end. `ValueError` if there was no frame."""
+        if self._like is None:
+            raise ValueError("the stream holds no codes")
+        return self._run(self._like, last=True)
+
+
+def run_stream(stream: EncodeStream | DecodeStream, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """What the stream makes of `parts`, without empty pieces."""
+    for part in parts:
+        if (y := stream.push(part)).shape[2]:
+            yield y
+    if (y := stream.finish()).shape[2]:
+        yield y
+
+
+def is_long(tok: "Tokenizer", shape: Sequence[int], stride: int = 1) -> bool:
+    """Whether data (B, any, T / stride) are sound beyond one chunk, to be taken in several."""
+    return bool(tok.modality.sample_rate) and shape[0] * shape[2] * stride > CHUNK
+
+
+def chunk_size(tok: "Tokenizer", batch_size: int) -> int:
+    """Samples per example of one chunk: a multiple of the stride."""
+    return max(1, CHUNK // batch_size // tok.stride) * tok.stride
+
+
+def encode_padded(tok: "Tokenizer", x: Tensor, lengths: Tensor, num_codebooks: int) -> Tensor:
+    """x (B, C, T) of which each example has `lengths` (B,) samples → codes (B, K, t), 0 beyond an
+    example's frames."""
+    frames = tok.code_lengths(lengths)
+    x = tok.modality.pad(zero_after(x, lengths)[:, :, : int(lengths.max())])
+    if is_long(tok, x.shape):
+        codes = x.new_zeros(len(x), num_codebooks, int(frames.max()), dtype=torch.int64)
+        for row, example, n, t in zip(codes, x, lengths.tolist(), frames.tolist(), strict=True):
+            row[:, :t] = tok.encode(example[None, :, :n], num_codebooks=num_codebooks)[0]
+        return codes
+    z_e = tok.encoder(x, frames * tok.stride)
+    return zero_after(tok.bottleneck.encode(z_e)[:, :num_codebooks], frames)
