@@ -1,16 +1,13 @@
-"""Batches from a folder, Parquet, the Hub or embedded data, in an order that depends on seed and epoch
-alone.
+"""Batches of pictures or sound, split into training and held out, in an order of seed and epoch alone.
 
-Left out: reading and decoding (sources.py, table_sources.py, examples.py), moving batches to devices,
-sound.
+Left out: finding data (folders.py, table_sources.py), decoding (examples.py, clips.py), moving batches to
+devices.
 """
 
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,17 +16,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.augment import Augment
-from pipelines.examples import Examples, Fit, held_out_mask, scan
-from pipelines.sources import SUFFIXES, DataConfig, Found, default_of, read_folder, walk
-from pipelines.table_sources import EMBEDDED, read_embedded, read_hub, read_parquet
+from pipelines.clip_scan import scan_clips
+from pipelines.clips import Clips, ClipScan, Segments
+from pipelines.examples import Examples, Scan, scan
+from pipelines.folders import find_sources
+from pipelines.scanning import held_out_mask
+from pipelines.sources import KINDS, SOUND, DataConfig, Source, default_of
+from pipelines.table_sources import EMBEDDED
 from tokenizer.distributed import keyed_generator
+from tokenizer.modalities import Modality
 
 logger = logging.getLogger(__name__)
 
 NO_VIEWS = Augment()
 
 __all__ = [
+    "EMBEDDED",
     "Batch",
+    "Clips",
     "DataConfig",
     "Examples",
     "Splits",
@@ -44,11 +48,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Splits:
-    """Examples to train on and to hold out (perhaps none); `name` of the data set is for reports."""
+    """Pictures (`Examples`) or sound (`Clips`) to train on and to hold out (perhaps none of these).
+
+    `name` of the data set is for reports.
+    """
 
     name: str
-    train: Examples
-    held_out: Examples
+    train: Examples | Clips
+    held_out: Examples | Clips
     class_names: tuple[str, ...]
 
 
@@ -56,7 +63,8 @@ class Splits:
 class Batch:
     """Rows `offset : offset + b` of the global batch of optimizer step `step`, in its micro-batch `micro`.
 
-    `x` (b, C, H, W) uint8; `labels` (b,) int64, -1 where there is none; `index` (b,) int64: which examples.
+    `x` (b, C, H, W) uint8 or (b, C, crop) float32; `labels` (b,) int64, -1 where there is none; `index` (b,)
+    int64: which examples or clips.
     """
 
     x: Tensor
@@ -67,20 +75,29 @@ class Batch:
     index: Tensor
 
 
-def load_splits(config: DataConfig, fit: Fit, cache_bytes: int = 1 << 30) -> Splits:
-    """Find, check and split the data of `config`; `fit` makes a picture (C, H, W) uint8, all of one shape.
+def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 30) -> Splits:
+    """Find, check and split the data of `config`: what `modality` is for, in its size, rate and channels.
 
-    A split whose pixels fit into `cache_bytes` is decoded now, a larger one on access. Held out is the test
-    split if there is one, else `config.valid_fraction` by content. Unreadable pictures are skipped and
+    A split that fits decoded into `cache_bytes` is decoded now, a larger one on access. Held out is the test
+    split if there is one, else `config.valid_fraction` by content. What cannot be read is skipped and
     reported. Raises `ValueError` with the fix for data that cannot be found or used.
     """
-    found = find_sources(config)
+    kind = KINDS.get(modality.name)
+    if kind is None:
+        raise ValueError(f"there are no data for modality {modality.name!r}; known: {', '.join(KINDS)}")
+
+    def look(source: Source, hashed: bool) -> Scan | ClipScan:
+        if kind is SOUND:
+            return scan_clips(source, modality, cache_bytes, hashed)
+        return scan(source, modality.fit, cache_bytes, hashed)
+
+    found = find_sources(config, kind)
     by_content = found.held_out is None and config.valid_fraction > 0
-    train = scan(found.train, fit, cache_bytes, hashed=by_content)
+    train = look(found.train, hashed=by_content)
     if found.held_out is not None:
         if config.valid_fraction != default_of("valid_fraction"):
             logger.warning("%s: has a split to hold out; --data.valid-fraction has no effect", config.path)
-        held_out = scan(found.held_out, fit, cache_bytes, hashed=False)
+        held_out = look(found.held_out, hashed=False)
         if held_out.shape != train.shape:
             raise ValueError(
                 f"{config.path}: held-out pictures are {held_out.shape} (C, H, W), the others {train.shape}; "
@@ -89,42 +106,8 @@ def load_splits(config: DataConfig, fit: Fit, cache_bytes: int = 1 << 30) -> Spl
         return Splits(found.name, train.examples(), held_out.examples(), found.class_names)
     mask = held_out_mask(train.digests, config.valid_fraction)
     if by_content and not mask.any():
-        logger.warning("%s: all pictures are equal, so none is held out", config.path)
+        logger.warning("%s: all %s are equal, so none is held out", config.path, kind.many)
     return Splits(found.name, train.examples(~mask), train.examples(mask), found.class_names)
-
-
-def find_sources(config: DataConfig) -> Found:
-    """The examples of `config.path`, undecoded. Raises `ValueError` with the fix for what cannot be found."""
-    if config.path.startswith(EMBEDDED):
-        return read_embedded(config)
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        names = walk(path)
-        pictures = [n for n in names if n.lower().endswith(SUFFIXES)]
-        tables = [n for n in names if n.lower().endswith(".parquet")]
-        if pictures and tables:
-            raise ValueError(
-                f"{path}: holds {len(pictures)} pictures and {len(tables)} Parquet files; "
-                "point --data.path at a folder with one of the two"
-            )
-        if tables:
-            return read_parquet(config, path, tables)
-        if not pictures:
-            raise ValueError(
-                f"{path}: no pictures ({', '.join(SUFFIXES)}) and no .parquet files in this folder, "
-                f"{len(names)} other files; check --data.path"
-            )
-        return read_folder(config, path, pictures)
-    if path.is_file():
-        if path.suffix.lower() != ".parquet":
-            raise ValueError(f"{path}: is one file, expected a folder or a .parquet file; give its folder")
-        return read_parquet(config, path.parent, [path.name])
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", config.path):
-        return read_hub(config)
-    raise ValueError(
-        f"{config.path}: no such file or folder, and not a Hub name (user/name) or {EMBEDDED}NAME; "
-        "check --data.path"
-    )
 
 
 def order(num_examples: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
@@ -155,7 +138,7 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class _Plan(Dataset[Batch]):
     """This rank's batches by (step, micro), each computed from its place alone."""
 
-    examples: Examples
+    examples: Examples | Segments
     batch_size: int
     micro_batches: int
     rank: int
@@ -169,14 +152,17 @@ class _Plan(Dataset[Batch]):
         offset = (micro * self.world + self.rank) * rows
         start = step * self.batch_size + offset
         wanted = order(len(self.examples), self.seed, start, rows)
-        x, labels, index = self.examples.take(wanted)
         epochs = np.arange(start, start + rows) // len(self.examples)
-        x = self.augment.view(x, wanted, epochs, len(self.examples), self.seed)
+        if isinstance(self.examples, Segments):
+            x, labels, index = self.examples.take(wanted, epochs, self.seed)
+        else:
+            x, labels, index = self.examples.take(wanted)
+            x = self.augment.view(x, wanted, epochs, len(self.examples), self.seed)
         return Batch(x, labels, step, micro, offset, index)
 
 
 def batches(
-    examples: Examples,
+    examples: Examples | Clips,
     *,
     batch_size: int,
     micro_batches: int = 1,
@@ -193,8 +179,8 @@ def batches(
 
     Step s has items [s·B, (s+1)·B) of `order`, B = `batch_size` over all ranks and micro-batches;
     micro-batch m of A has rows [m·B/A, (m+1)·B/A) of those, and each rank its equal slice. So the data of
-    a step do not depend on ranks, micro-batches or where a run began. Raises `ValueError` unless A·world
-    divides B.
+    a step do not depend on ranks, micro-batches or where a run began. Items are pictures, in the views of
+    `augment`, or the segments of clips. Raises `ValueError` unless A·world divides B.
     """
     if micro_batches < 1:
         raise ValueError(f"a step has at least 1 micro-batch (accumulation step), got {micro_batches}")
@@ -207,9 +193,12 @@ def batches(
         )
     if len(examples) == 0:
         raise ValueError("there are no examples to train on")
-    if batch_size > len(examples):
-        logger.warning("a batch of %d repeats examples: there are only %d", batch_size, len(examples))
-    plan = _Plan(examples, batch_size, micro_batches, rank, world, seed, augment)
+    if isinstance(examples, Clips) and augment != NO_VIEWS:
+        logger.warning("--augment.* has no effect on sound: flips and shifts are for pictures")
+    items = examples.segments() if isinstance(examples, Clips) else examples
+    if batch_size > len(items):
+        logger.warning("a batch of %d repeats examples: there are only %d", batch_size, len(items))
+    plan = _Plan(items, batch_size, micro_batches, rank, world, seed, augment)
     places = ((s, m) for s in range(start_step, stop_step) for m in range(micro_batches))
     if workers == 0:
         return (plan[place] for place in places)
@@ -222,7 +211,7 @@ def batches(
 
 
 def held_out_batches(examples: Examples, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """This rank's part of every example once, in order; `batch_size` counts all ranks.
+    """This rank's part of every picture once, in order; `batch_size` counts all ranks.
 
     Every rank gets the same number of batches, the last ones perhaps of 0 rows, so collectives stay
     aligned.
@@ -237,5 +226,5 @@ def held_out_batches(examples: Examples, batch_size: int, rank: int = 0, world: 
 
 
 def to_float(x: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [-1, 1]."""
-    return x.float() / 127.5 - 1
+    """uint8 pixels as float32 in [-1, 1]; sound is that already."""
+    return x if x.is_floating_point() else x.float() / 127.5 - 1

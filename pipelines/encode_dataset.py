@@ -5,15 +5,18 @@ Left out: VAEs, whose latents are not tokens.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from pipelines.cli import parse, run
-from pipelines.data import DataConfig, Examples, load_splits, to_float
+from pipelines.data import Clips, DataConfig, Examples, Splits, load_splits, to_float
 from pipelines.report import progress
 from pipelines.tokens import TOKENS_FILE, TokenInfo, write_info, write_shard
 from pipelines.training import quiet_logging
@@ -21,6 +24,9 @@ from tokenizer import Tokenizer
 from tokenizer.config import require
 
 logger = logging.getLogger(__name__)
+
+# Samples of sound that are read at once.
+BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class EncodeOptions:
     data: DataConfig = field(default_factory=DataConfig)
     """What to encode."""
     batch_size: int = 256
-    """Items per forward pass and process; codes do not depend on it."""
+    """Pictures per forward pass and process; codes do not depend on it. Sound: no effect, it goes clip by
+    clip."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
@@ -54,18 +61,8 @@ def main() -> None:
         raise ValueError(
             f"{options.output} already holds tokens; choose another --output or delete that folder"
         )
-    splits = load_splits(options.data, tok.modality.fit)
-    first = splits.train.x(0)
-    info = TokenInfo(
-        tokenizer=options.tokenizer,
-        fingerprint=tok.fingerprint(),
-        codebook_size=tok.codebook_size,
-        num_codebooks=tok.num_codebooks,
-        grid=tuple(tok.encode(to_float(first[None].to(accelerator.device))).shape[2:]),
-        item_shape=tuple(first.shape),
-        class_names=splits.class_names,
-        source=splits.name,
-    )
+    splits = load_splits(options.data, tok.modality)
+    info = describe_tokens(options, tok, splits)
     accelerator.wait_for_everyone()
     options.output.mkdir(parents=True, exist_ok=True)
     for name, examples in (("train", splits.train), ("held_out", splits.held_out)):
@@ -74,14 +71,40 @@ def main() -> None:
     if accelerator.is_main_process:
         write_info(options.output, info)
         counts = f"{len(splits.train)} training and {len(splits.held_out)} held-out items"
-        logger.info("%s as %s codes each, in %s", counts, info.codes_per_item, options.output)
+        what = f"{info.codes_per_item} codes each"
+        if info.is_sound:
+            what = f"{info.frame_rate:g} frames of {info.num_codebooks} codes per second"
+        logger.info("%s as %s, in %s", counts, what, options.output)
     accelerator.end_training()
+
+
+def describe_tokens(options: EncodeOptions, tok: Tokenizer, splits: Splits) -> TokenInfo:
+    """What tokens.json says of the codes."""
+    if isinstance(splits.train, Clips):
+        rate = tok.modality.sample_rate
+        item_shape, grid = (tok.modality.channels,), ()
+        time = {"frame_rate": rate / tok.stride, "sample_rate": rate, "stride": tok.stride}
+    else:
+        first = splits.train.x(0)
+        item_shape, time = tuple(first.shape), {}
+        grid = tuple(tok.encode(to_float(first[None].to(tok.device))).shape[2:])
+    return TokenInfo(
+        tokenizer=options.tokenizer,
+        fingerprint=tok.fingerprint(),
+        codebook_size=tok.codebook_size,
+        num_codebooks=tok.num_codebooks,
+        grid=grid,
+        item_shape=item_shape,
+        class_names=splits.class_names,
+        source=splits.name,
+        **time,
+    )
 
 
 def encode_split(
     accelerator: Accelerator,
     tok: Tokenizer,
-    examples: Examples,
+    examples: Examples | Clips,
     name: str,
     info: TokenInfo,
     options: EncodeOptions,
@@ -90,18 +113,55 @@ def encode_split(
     order."""
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = range(len(examples) * rank // world, len(examples) * (rank + 1) // world)
-    parts = [torch.zeros((0, info.num_codebooks, *info.grid), dtype=torch.int64)]
-    labels, ids = [np.zeros(0, np.int64)], list[str]()
     bar = progress(len(mine), f"encode {name}", 0, accelerator.is_main_process)
-    for start in range(mine.start, mine.stop, options.batch_size):
-        # Labels and ids of what was read: a picture that turns out unreadable is replaced by its neighbour.
-        x, label, index = examples.take(np.arange(start, min(start + options.batch_size, mine.stop)))
-        parts.append(tok.encode(to_float(x.to(accelerator.device))).cpu())
-        labels.append(label.numpy())
-        ids += [examples.id(i) for i in index.tolist()]
-        bar.update(len(index))
+    if isinstance(examples, Clips):
+        parts = sound_codes(tok, examples, mine)
+    else:
+        parts = picture_codes(tok, examples, mine, options.batch_size)
+    codes, labels, ids = list[Tensor](), list[int](), list[str]()
+    for part in parts:
+        codes.append(part.codes)
+        labels += part.labels
+        ids += part.ids
+        bar.update(part.items)
     bar.close()
-    write_shard(options.output, name, rank, world, info, torch.cat(parts), np.concatenate(labels), ids)
+    if info.grid:
+        empty = torch.zeros((0, info.num_codebooks, *info.grid), dtype=torch.int64)
+        column: Tensor | list[Tensor] = torch.cat([empty, *codes])
+    else:
+        column = codes
+    write_shard(options.output, name, rank, world, info, column, np.array(labels, np.int64), ids)
+
+
+class Encoded(NamedTuple):
+    """Codes of some items that follow each other, their labels (-1: none) and ids; `items` were looked at."""
+
+    codes: Tensor
+    labels: list[int]
+    ids: list[str]
+    items: int
+
+
+def picture_codes(tok: Tokenizer, examples: Examples, which: range, batch_size: int) -> Iterator[Encoded]:
+    """Codes (b, K, h, w) of batches of pictures."""
+    for start in range(which.start, which.stop, batch_size):
+        # Labels and ids of what was read: a picture that turns out unreadable is replaced by its neighbour.
+        x, label, index = examples.take(np.arange(start, min(start + batch_size, which.stop)))
+        codes = tok.encode(to_float(x.to(tok.device))).cpu()
+        yield Encoded(codes, label.tolist(), [examples.id(i) for i in index.tolist()], len(index))
+
+
+def sound_codes(tok: Tokenizer, clips: Clips, which: range) -> Iterator[Encoded]:
+    """Codes (K, t) of clip after clip, each alone and in chunks, so that they depend on nothing else and a
+    clip may be longer than memory. One that can no longer be read is left out, and named in the log."""
+    for i in which:
+        try:
+            blocks = (block[None].to(tok.device) for block in clips.blocks(i, BLOCK))
+            codes = torch.cat([part.cpu() for part in tok.encode_stream(blocks)], dim=2)[0]
+        except (ValueError, OSError) as error:
+            logger.warning("left out a sound that can no longer be read: %s", error)
+            continue
+        yield Encoded(codes, [-1 if clips.labels is None else int(clips.labels[i])], [clips.id(i)], 1)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,23 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.cli import parse, run
-from pipelines.data import DataConfig, Examples, held_out_batches, load_splits, to_float
-from pipelines.evaluation import (
-    EVAL_BATCH,
-    evaluate_prior,
-    evaluate_tokenizer,
-    write_codebook,
-    write_reconstructions,
-)
+from pipelines.data import Clips, DataConfig, Examples, held_out_batches, load_splits, to_float
+from pipelines.encode_dataset import sound_codes
+from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
 from pipelines.kid import evaluate_kid, load_features
 from pipelines.models import load_models
-from pipelines.tokens import TokenInfo, TokenSplit
+from pipelines.rate_distortion import rate_distortion_table
+from pipelines.sound_evaluation import Rates, evaluate_sound
+from pipelines.sound_results import curve, write_sound_results
+from pipelines.token_clips import CodeClips
+from pipelines.tokens import Rows, TokenInfo, TokenSplit
 from pipelines.training import quiet_logging
+from pipelines.windows import Windows
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.config import require
 from tokenizer.files import write_atomically
+from tokenizer.sound_metrics import INSTALL, available
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +67,18 @@ def main() -> None:
     quiet_logging(accelerator)
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
     network = load_features(options.kid, options.kid_download).to(accelerator.device) if options.kid else None
-    splits = load_splits(options.data, tok.modality.fit)
+    if network is not None and tok.modality.sample_rate:
+        raise ValueError("--kid is for pictures; sound has its own measures")
+    splits = load_splits(options.data, tok.modality)
     examples = splits.held_out if len(splits.held_out) else splits.train
     if not len(splits.held_out):
         logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)
-    metrics = {"items": float(len(examples))}
-    metrics |= evaluate_tokenizer(tok, examples, accelerator, options.batch_size)
+    metrics, rates = {"items": float(len(examples))}, Rates()
+    if isinstance(examples, Clips):
+        rates = evaluate_sound(tok, examples, accelerator, thorough=True)
+        metrics |= rates[max(rates)] if rates else {}
+    else:
+        metrics |= evaluate_tokenizer(tok, examples, accelerator, options.batch_size)
     if prior is not None:
         info, split = encode_examples(tok, examples, splits.class_names, prior)
         prior_metrics = evaluate_prior(prior, info, split, accelerator, options.batch_size)
@@ -82,9 +89,13 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(metrics, indent=2) + "\n"
         write_atomically(options.output / "metrics.json", lambda p: p.write_text(text, encoding="utf-8"))
-        write_reconstructions(tok, examples, options.output / "reconstructions.png")
-        if tok.bottleneck.num_codebooks:
-            write_codebook(tok, examples, options.output / "codebook.png")
+        if isinstance(examples, Clips):
+            write_sound_results(tok, examples, rates, options.output, splits.name)
+            say_what_is_missing()
+        else:
+            write_picture_results(tok, examples, options.output)
+        if len(rates) > 1:
+            print(rate_distortion_table({k: curve(row) for k, row in rates.items()}), end="\n\n")
         for name, value in metrics.items():
             print(f"{name:28} {value:.6g}")
         logger.info("written to %s", options.output)
@@ -92,31 +103,50 @@ def main() -> None:
     accelerator.end_training()
 
 
+def say_what_is_missing() -> None:
+    """Name the measures of speech whose packages are not installed."""
+    if missing := {"stoi", "pesq"} - set(available()):
+        logger.info("not measured: %s; install them with: %s", ", ".join(sorted(missing)), INSTALL)
+
+
 def encode_examples(
-    tok: Tokenizer, examples: Examples, class_names: tuple[str, ...], prior: Prior
-) -> tuple[TokenInfo, TokenSplit]:
-    """The examples' codes, with labels where the data's class names are the prior's."""
-    parts, found = [], []
-    for batch in held_out_batches(examples, EVAL_BATCH):
-        parts.append(tok.encode(to_float(batch.x.to(tok.device))).cpu())
-        found.append(batch.labels.numpy())
-    codes = torch.cat(parts).numpy()
+    tok: Tokenizer, examples: Examples | Clips, class_names: tuple[str, ...], prior: Prior
+) -> tuple[TokenInfo, Rows]:
+    """The examples' codes as grids of the prior's size, with labels where the data's class names are the
+    prior's."""
     known = class_names == prior.config.class_names and examples.labels is not None
     if class_names and not known:
         logger.warning("the data's classes are not the prior's: measuring without labels")
-    labels = np.concatenate(found) if known else np.full(len(codes), -1, np.int64)
+    parts, found = [], []
+    if isinstance(examples, Clips):
+        for part in sound_codes(tok, examples, range(len(examples))):
+            parts.append(part.codes)
+            found += part.labels
+        item_shape, rate = (tok.modality.channels,), tok.modality.sample_rate
+    else:
+        for batch in held_out_batches(examples, EVAL_BATCH):
+            parts.append(tok.encode(to_float(batch.x.to(tok.device))).cpu())
+            found += batch.labels.tolist()
+        item_shape, rate = tuple(examples.x(0).shape), 0
+    labels = np.array(found if known else [-1] * len(found), np.int64)
     info = TokenInfo(
         tokenizer=prior.config.tokenizer_id,
         fingerprint=prior.config.tokenizer_fingerprint,
         codebook_size=tok.codebook_size,
         num_codebooks=tok.num_codebooks,
-        grid=tuple(codes.shape[2:]),
-        item_shape=tuple(examples.x(0).shape),
+        grid=prior.config.grid,
+        item_shape=item_shape,
         class_names=class_names if known else (),
+        frame_rate=rate / tok.stride,
+        sample_rate=rate,
+        stride=tok.stride if rate else 0,
     )
-    if info.grid != prior.config.grid:
+    if isinstance(examples, Clips):
+        return info, Windows(CodeClips.of(parts, labels), prior.config.grid[0])
+    codes = torch.cat(parts).numpy()
+    if codes.shape[2:] != prior.config.grid:
         raise ValueError(
-            f"the data give grids of {info.grid} codes, the prior was trained on {prior.config.grid}"
+            f"the data give grids of {codes.shape[2:]} codes, the prior was trained on {prior.config.grid}"
         )
     return info, TokenSplit(codes, labels)
 

@@ -14,9 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipelines.data import Examples, Splits, held_out_batches, to_float
+from pipelines.data import Clips, Examples, Splits, held_out_batches, to_float
 from pipelines.report import codebook_plot, loss_plot, reconstruction_sheet
-from pipelines.tokens import TokenInfo, TokenSplit
+from pipelines.sound_evaluation import Rates, evaluate_sound, headline
+from pipelines.sound_results import write_sound_results, write_sound_sample
+from pipelines.tokens import Rows, TokenInfo
 from pipelines.training import sum_over_processes
 from prior import Prior
 from tokenizer import Tokenizer
@@ -31,14 +33,17 @@ SHEET = 24
 
 @torch.no_grad()
 def evaluate_tokenizer(
-    tok: Tokenizer, examples: Examples, accelerator: Accelerator, batch_size: int = EVAL_BATCH
+    tok: Tokenizer, examples: Examples | Clips, accelerator: Accelerator, batch_size: int = EVAL_BATCH
 ) -> dict[str, float]:
     """Means over `examples`, each counted once over all processes; {} if there are none.
 
-    psnr (dB per picture), ssim, l1 and l2 (data in [-1, 1]); with codes also usage, perplexity and
-    bits_per_item; for a VAE negative_elbo_nats (per picture) and bits_per_dim, from one sample of each
-    posterior, and kl_nats. Leaves the tokenizer in eval mode.
+    Sound: those of `evaluate_sound` for all codebooks. Pictures: psnr (dB per picture), ssim, l1 and l2
+    (data in [-1, 1]); with codes also usage, perplexity and bits_per_item; for a VAE negative_elbo_nats
+    (per picture) and bits_per_dim, from one sample of each posterior, and kl_nats. Leaves the tokenizer in
+    eval mode.
     """
+    if isinstance(examples, Clips):
+        return headline(evaluate_sound(tok, examples, accelerator))
     tok.eval()
     sums: dict[str, Tensor] = {}
     discrete = tok.bottleneck.num_codebooks > 0
@@ -123,14 +128,24 @@ def _reduced(
     return metrics
 
 
-def write_tokenizer_report(tok: Tokenizer, splits: Splits, folder: Path) -> None:
-    """reconstructions.png and sample.png, codebook.png (if there are codes) and loss.png in `folder`."""
+def write_tokenizer_report(tok: Tokenizer, splits: Splits, rates: Rates, folder: Path) -> None:
+    """The files that show what a tokenizer keeps of held-out data, and loss.png, in `folder`; `rates` are
+    the measures of sound."""
     source = splits.held_out if len(splits.held_out) else splits.train
-    write_reconstructions(tok, source, folder / "reconstructions.png")
-    shutil.copyfile(folder / "reconstructions.png", folder / "sample.png")
-    if tok.bottleneck.num_codebooks:
-        write_codebook(tok, source, folder / "codebook.png")
+    if isinstance(source, Clips):
+        write_sound_results(tok, source, rates, folder, splits.name)
+        write_sound_sample(tok, source, folder)
+    else:
+        write_picture_results(tok, source, folder)
+        shutil.copyfile(folder / "reconstructions.png", folder / "sample.png")
     loss_plot(folder / "metrics.jsonl", folder / "loss.png")
+
+
+def write_picture_results(tok: Tokenizer, examples: Examples, folder: Path) -> None:
+    """reconstructions.png, and codebook.png if there are codes, in `folder`."""
+    write_reconstructions(tok, examples, folder / "reconstructions.png")
+    if tok.bottleneck.num_codebooks:
+        write_codebook(tok, examples, folder / "codebook.png")
 
 
 @torch.no_grad()
@@ -152,12 +167,13 @@ def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:
 
 @torch.no_grad()
 def evaluate_prior(
-    prior: Prior, info: TokenInfo, split: TokenSplit, accelerator: Accelerator, batch_size: int = EVAL_BATCH
+    prior: Prior, info: TokenInfo, split: Rows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
 ) -> dict[str, float]:
     """Exact likelihoods, each item counted once over all processes; {} if there are none.
 
     bits_per_code with the items' labels, bits_per_code_unconditional without, and bits_per_pixel: the bits
-    of an item's codes over its pixels (or samples), which is lossy, so not comparable with lossless models.
+    of an item's codes over its pixels, which is lossy, so not comparable with lossless models. For sound,
+    instead, bits_per_second: the bits of a window over its seconds.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     totals = torch.zeros(2, dtype=torch.float64)
@@ -174,5 +190,8 @@ def evaluate_prior(
     metrics = {"bits_per_code": labelled / info.codes_per_item}
     if info.class_names:
         metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
-    metrics["bits_per_pixel"] = labelled / math.prod(info.item_shape[1:])
+    if info.is_sound:
+        metrics["bits_per_second"] = labelled / (info.grid[0] / info.frame_rate)
+    else:
+        metrics["bits_per_pixel"] = labelled / math.prod(info.item_shape[1:])
     return metrics

@@ -1,35 +1,28 @@
-"""Decoded examples: checked before training starts, cached where they fit into memory, split by content.
+"""Decoded pictures: checked before training starts, cached where they fit into memory, split by content.
 
-Left out: where examples come from (sources.py, table_sources.py), their order and batches (data.py).
+Left out: where examples come from (sources.py, table_sources.py), their order and batches (data.py), sound
+(clips.py).
 """
 
-import hashlib
 import logging
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines.report import progress
-from pipelines.sources import Source
+from pipelines.scanning import Skip, digest, listed, look_at_all, reason
+from pipelines.sources import PICTURES, Source
 from tokenizer.modalities.pictures import check_picture, open_picture
 
 logger = logging.getLogger(__name__)
 
 Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
-Skip: TypeAlias = tuple[str, str]
-
-_SPAN = 64  # examples a thread takes at a time
-_BAR_FROM = 2000  # examples from which a progress bar is worth its line
 
 
 class Examples:
@@ -78,7 +71,7 @@ class Examples:
                 image = open_picture(self._source.raw(int(self._rows[j])), name)
             except (ValueError, OSError) as error:
                 if name not in self._skipped:
-                    self._skipped[name] = _reason(name, error)
+                    self._skipped[name] = reason(name, error)
                     logger.warning("skipped a picture that cannot be read: %s: %s", name, self._skipped[name])
                 continue
             return torch.from_numpy(_fitted(self._fit, image, self.shape, name)), j
@@ -134,52 +127,24 @@ def scan(source: Source, fit: Fit, cache_bytes: int, hashed: bool) -> Scan:
             if hashed and isinstance(raw, Path):
                 raw = raw.read_bytes()
             if isinstance(raw, bytes):
-                digests[i] = int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")
+                digests[i] = digest(raw)
             if cache is None:
                 check_picture(raw, name)
                 return
             image = open_picture(raw, name)
         except (ValueError, OSError) as error:
-            reasons[i] = _reason(name, error)
+            reasons[i] = reason(name, error)
             return
         cache[i] = torch.from_numpy(_fitted(fit, image, shape, name))
 
-    def look_at_span(start: int) -> int:
-        span = range(start, min(start + _SPAN, count))
-        for i in span:
-            look(i)
-        return len(span)
-
     # Pillow finds its formats on first use, and two threads that do so at once can miss some.
     Image.init()
-    is_main = not dist.is_initialized() or dist.get_rank() == 0
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        progress(count, "reading pictures", enabled=is_main and count > _BAR_FROM) as bar,
-    ):
-        for done in pool.map(look_at_span, range(0, count, _SPAN)):
-            bar.update(done)
+    look_at_all(look, range(count), "reading pictures")
     rows = np.array([i for i in range(count) if i not in reasons], dtype=np.int64)
     skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
     if skipped:
-        logger.warning("%s", _listed(skipped, count))
+        logger.warning("%s", listed(skipped, count, PICTURES))
     return Scan(source, fit, shape, cache, rows, digests[rows], skipped)
-
-
-def held_out_mask(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
-    """Which examples to hold out: those whose digest is below `fraction` of its range, whatever their
-    names.
-
-    Equal examples stay on one side. With two or more different ones neither side is left empty: the
-    smallest digest is held out, the largest is trained on. `fraction` 0 holds out nothing.
-    """
-    mask = digests < np.uint64(int(fraction * 2**64))
-    distinct = np.unique(digests)
-    if fraction == 0 or len(distinct) < 2:
-        return np.zeros_like(mask)
-    if not mask.any():
-        return digests == distinct[0]
-    return digests != distinct[-1] if mask.all() else mask
 
 
 def _first_shape(source: Source, fit: Fit) -> tuple[int, ...]:
@@ -189,12 +154,12 @@ def _first_shape(source: Source, fit: Fit) -> tuple[int, ...]:
         try:
             image = open_picture(source.raw(i), source.id(i))
         except (ValueError, OSError) as error:
-            reasons.append((source.id(i), _reason(source.id(i), error)))
+            reasons.append((source.id(i), reason(source.id(i), error)))
             continue
         return fit(image).shape
     if not reasons:
         raise ValueError("the split has no examples; check --data.split and --data.path")
-    raise ValueError(f"no picture can be read; {_listed(reasons, len(source))}")
+    raise ValueError(f"no picture can be read; {listed(reasons, len(source), PICTURES)}")
 
 
 def _fitted(fit: Fit, image: Image.Image, shape: tuple[int, ...], name: str) -> NDArray[np.uint8]:
@@ -205,13 +170,3 @@ def _fitted(fit: Fit, image: Image.Image, shape: tuple[int, ...], name: str) -> 
             "give all of them one size and number of channels"
         )
     return pixels
-
-
-def _reason(name: str, error: Exception) -> str:
-    return str(error).removeprefix(f"{name}: ")
-
-
-def _listed(skipped: Sequence[Skip], count: int) -> str:
-    name, reason = skipped[0]
-    more = f" (…and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
-    return f"skipped {len(skipped)} of {count} pictures: {name}: {reason}{more}"

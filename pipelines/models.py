@@ -7,16 +7,18 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipelines.report import sample_sheet
+from pipelines.sound_report import mel_sheet, write_wav
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
 
 logger = logging.getLogger(__name__)
 
-# Classes and pictures per class on a prior's sample.png.
-CLASSES, PICTURES = 12, 8
+# Classes, and pictures or sounds of each, on a prior's sample.png.
+CLASSES, PICTURES, SOUNDS = 12, 8, 3
 
 
 def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior | None, Tokenizer]:
@@ -49,21 +51,33 @@ def _tokenizer_of(prior: str, loaded: Prior) -> str | Path:
     return beside if named and not Path(named).is_dir() and beside.is_dir() else named
 
 
-def write_prior_sample(prior: Prior, path: Path) -> None:
-    """A sheet of samples, a line per class, for the prior's card. A tokenizer that is not where the prior
-    says, or is not the one it was, leaves the card without a picture, and the log says so."""
+def write_prior_sample(prior: Prior, folder: Path) -> None:
+    """sample.png (and sample.wav), samples of each class, for the prior's card. A tokenizer that is not where
+    the prior says, or is not the one it was, leaves the card without them, and the log says so."""
     config = prior.config
     try:
         tok = Tokenizer.from_pretrained(config.tokenizer_id).to(next(prior.parameters()).device)
         prior.check_tokenizer(tok.fingerprint())
     except ValueError as error:
-        logger.warning("no %s: %s", path.name, error)
+        logger.warning("no sample.png: %s", error)
         return
     rows = []
     for name in config.class_names[:CLASSES] or ("samples",):
         label, scale = (name, 2.0) if config.class_names else (None, 1.0)
+        count = SOUNDS if tok.modality.sample_rate else PICTURES
         codes = prior.sample(
-            PICTURES, label, temperature=0.9, cfg_scale=scale, generator=keyed_generator(0, name)
+            count, label, temperature=0.9, cfg_scale=scale, generator=keyed_generator(0, name)
         )
-        rows.append((name, tok.decode(codes, tok.modality.size).cpu()))
-    sample_sheet(rows, path)
+        size = None if tok.modality.sample_rate else tok.modality.size
+        rows.append((name, tok.decode(codes, size).cpu()))
+    if tok.modality.sample_rate:
+        write_sound_samples(rows, tok.modality.sample_rate, folder)
+    else:
+        sample_sheet(rows, folder / "sample.png")
+
+
+def write_sound_samples(rows: list[tuple[str, Tensor]], sample_rate: int, folder: Path) -> None:
+    """sample.png, spectrograms of rows (name, sounds (N, C, T)), and sample.wav, the first of each row."""
+    clips = [(f"{name} {i + 1}", {"": x.clamp(-1, 1)}) for name, sounds in rows for i, x in enumerate(sounds)]
+    mel_sheet(clips, sample_rate, folder / "sample.png")
+    write_wav(folder / "sample.wav", torch.cat([x[0].clamp(-1, 1) for _, x in rows], dim=1), sample_rate)

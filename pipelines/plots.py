@@ -49,12 +49,12 @@ def codebook_plot(counts: Tensor, path: str | Path, codebook: Tensor | None = No
                 f"got {tuple(codebook.shape)}"
             )
     each = 1 if vectors is None else 2
-    figure, axes = _figure(each * len(counts), columns=2)
+    figure, axes = panel_figure(each * len(counts), columns=2)
     for k, count in enumerate(counts):
         _plot_usage(axes[each * k], count, f"codebook {k + 1}: " if len(counts) > 1 else "")
         if vectors is not None:
             _plot_vectors(axes[each * k + 1], count, vectors[k])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_usage(ax: "Axes", count: Tensor, prefix: str) -> None:
@@ -104,7 +104,7 @@ def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:
     for key, curve in _read_curves(Path(metrics_jsonl)).items():
         split, _, quantity = key.rpartition("/")
         panels[quantity][split] = curve
-    figure, axes = _figure(len(panels), columns=3)
+    figure, axes = panel_figure(len(panels), columns=3)
     for ax, (quantity, curves) in zip(axes, panels.items(), strict=True):
         for split, curve in sorted(curves.items()):
             steps = sorted(curve)
@@ -117,7 +117,7 @@ def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:
         ax.set(title=quantity, xlabel="step")
         if any(curves):
             ax.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _log_axis(ax: "Axes", low: float, high: float) -> None:
@@ -159,7 +159,7 @@ def _read_curves(path: Path) -> dict[str, dict[float, float]]:
     return curves
 
 
-def _figure(panels: int, columns: int) -> "tuple[Figure, list[Axes]]":
+def panel_figure(panels: int, columns: int) -> "tuple[Figure, list[Axes]]":
     """A figure with `panels` axes in rows of at most `columns`; without pyplot it needs no display."""
     from matplotlib.figure import Figure
 
@@ -176,7 +176,7 @@ def _figure(panels: int, columns: int) -> "tuple[Figure, list[Axes]]":
     return figure, axes[:panels]
 
 
-def _save(figure: "Figure", path: str | Path) -> None:
+def save_figure(figure: "Figure", path: str | Path) -> None:
     # The format is named because the name beside the final one ends in no suffix to infer it from.
     save_picture(path, lambda beside: figure.savefig(beside, format="png"))
 

@@ -1,5 +1,5 @@
 """All of it on embedded data: train a tokenizer, encode, train a prior, sample, evaluate. `python -m
-pipelines.quickstart`
+pipelines.quickstart [--modality audio]`
 
 Left out: options of the steps; each step is a command that is printed, to be run again with other flags.
 """
@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipelines.cli import parse, run
 from tokenizer.config import require
@@ -21,31 +22,105 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Tour:
+    """What a modality's quickstart trains, for how long, and what to look at in the end."""
+
+    folder: Path
+    tokenizer: tuple[str, ...]
+    """Preset and flags of the tokenizer, without its steps."""
+    tokenizer_steps: int
+    prior: tuple[str, ...]
+    prior_steps: int
+    data: str
+    sample: tuple[str, ...]
+    results: tuple[tuple[str, str, str], ...]
+    """Where a file is, its name at the top of the folder, and what it shows."""
+
+
+MODELS = (
+    ("tokenizer/", "the tokenizer, ready for the Hub"),
+    ("prior/", "the prior, ready for the Hub"),
+)
+TOURS = {
+    "image": Tour(
+        folder=Path("runs/quickstart"),
+        # 512 entries, not the preset's 1024: in so little time the prior gains more than the tokenizer loses.
+        tokenizer=("emoji", "--model.bottleneck.codebook-size", "512"),
+        tokenizer_steps=1000,
+        prior=("small",),
+        prior_steps=450,
+        data="embedded:emoji",
+        sample=("--label", "all", "--cfg-scale", "2", "--temperature", "0.9"),
+        results=(
+            ("samples/samples.png", "samples.png", "new emoji from the prior, a row per class"),
+            ("eval/reconstructions.png", "reconstructions.png", "held-out emoji above what is kept of them"),
+            ("eval/codebook.png", "codebook.png", "how often each code is used"),
+            ("tokenizer/loss.png", "loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
+            ("eval/metrics.json", "metrics.json", "all that was measured on held-out data"),
+        ),
+    ),
+    "audio": Tour(
+        folder=Path("runs/quickstart-audio"),
+        tokenizer=("audio-small",),
+        tokenizer_steps=700,
+        prior=("speech",),
+        prior_steps=450,
+        data="embedded:speech",
+        sample=("--temperature", "0.9"),
+        results=(
+            ("samples/samples.html", "samples.html", "new speech from the prior, to listen to"),
+            ("samples/samples.png", "samples.png", "its spectrograms"),
+            ("eval/reconstructions.html", "reconstructions.html", "held-out speech and what is kept of it"),
+            ("eval/reconstructions.png", "reconstructions.png", "their spectrograms"),
+            ("eval/rate_distortion.png", "rate_distortion.png", "quality at each number of codebooks"),
+            ("eval/codebook.png", "codebook.png", "how often each code is used"),
+            ("tokenizer/loss.png", "loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
+            ("eval/metrics.json", "metrics.json", "all that was measured on held-out data"),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
 class QuickstartOptions:
     """Options of quickstart.py."""
 
-    output: Path = Path("runs/quickstart")
-    """Folder for everything; must not hold a quickstart already."""
+    modality: Literal["image", "audio"] = "image"
+    """Emoji, in less than 10 minutes on 2 CPU cores, or English speech, in less than 20."""
+    output: Path | None = None
+    """Folder for everything; must not hold a quickstart already. Left out: runs/quickstart, or
+    runs/quickstart-audio."""
     threads: int = 0
     """CPU threads per process; 0: one per core."""
-    tokenizer_steps: int = 1000
-    """Training steps of the tokenizer."""
-    prior_steps: int = 450
-    """Training steps of the prior."""
+    tokenizer_steps: int | None = None
+    """Training steps of the tokenizer. Left out: as many as fit into the time."""
+    prior_steps: int | None = None
+    """Training steps of the prior. Left out: as many as fit into the time."""
     samples_per_class: int = 10
-    """Pictures in each row of samples.png."""
+    """Pictures in each row of samples.png, or clips of speech."""
 
     def __post_init__(self) -> None:
-        require(self.tokenizer_steps >= 1 and self.prior_steps >= 1, "steps: expected 1 or more")
+        steps = [n for n in (self.tokenizer_steps, self.prior_steps) if n is not None]
+        require(all(n >= 1 for n in steps), "steps: expected 1 or more")
         require(self.threads >= 0, f"threads is {self.threads}, expected 0 or more")
         require(self.samples_per_class >= 1, "samples_per_class: expected 1 or more")
+
+    @property
+    def tour(self) -> Tour:
+        """The steps of the chosen modality."""
+        return TOURS[self.modality]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return self.output or self.tour.folder
 
 
 def main() -> None:
     """Run the five commands in turn and say where their results lie."""
     options = parse(QuickstartOptions, __doc__ or "")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    folder = options.output
+    folder, tour = options.folder, options.tour
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; choose another --output or delete it")
     started = time.monotonic()
@@ -58,59 +133,41 @@ def main() -> None:
             raise ValueError(
                 f"step {title} failed with exit code {done.returncode}; its message stands above"
             )
-    collect(folder)
+    for source, name, _ in tour.results:
+        shutil.copyfile(folder / source, folder / name)
     minutes = (time.monotonic() - started) / 60
     logger.info("\nDone in %.1f minutes. Look at:", minutes)
-    for name, what in (
-        ("samples.png", "new emoji from the prior, a row per class"),
-        ("reconstructions.png", "held-out emoji above what the tokenizer keeps of them"),
-        ("codebook.png", "how often each code is used"),
-        ("loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
-        ("metrics.json", "all that was measured on held-out data"),
-        ("tokenizer/", "the tokenizer, ready for the Hub"),
-        ("prior/", "the prior, ready for the Hub"),
-    ):
+    for name, what in (*((name, what) for _, name, what in tour.results), *MODELS):
         logger.info("  %-48s %s", folder / name, what)
 
 
 def commands(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
     """Titles and commands; what trains or encodes goes through accelerate's launcher."""
+    folder, tour = options.folder, options.tour
     threads = options.threads or os.cpu_count() or 1
     launch = ["python", "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--quiet"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--num_cpu_threads_per_process", str(threads), "-m"]
-    tok, tokens, prior = (str(options.output / name) for name in ("tokenizer", "tokens", "prior"))
+    tok, tokens, prior = (str(folder / name) for name in ("tokenizer", "tokens", "prior"))
 
     def step(*words: str) -> list[str]:
         return ["python", "-m", *words]
 
-    samples, evaluation = str(options.output / "samples"), str(options.output / "eval")
-    # 512 entries, not the preset's 1024: in so little time the prior gains more than the tokenizer loses.
-    tokenizer_flags = ["--output", tok, "--max-steps", str(options.tokenizer_steps)]
-    tokenizer_flags += ["--model.bottleneck.codebook-size", "512"]
-    prior_flags = ["--tokens", tokens, "--output", prior, "--max-steps", str(options.prior_steps)]
-    sample_flags = ["--label", "all", "--num", str(options.samples_per_class), "--cfg-scale", "2"]
-    sample_flags += ["--temperature", "0.9"]
+    samples, evaluation = str(folder / "samples"), str(folder / "eval")
+    tokenizer_steps = str(options.tokenizer_steps or tour.tokenizer_steps)
+    prior_steps = str(options.prior_steps or tour.prior_steps)
+    data = ["--data.path", tour.data]
+    tokenizer_flags = [*tour.tokenizer, "--output", tok, "--max-steps", tokenizer_steps]
+    prior_flags = [*tour.prior, "--tokens", tokens, "--output", prior, "--max-steps", prior_steps]
+    sample_flags = ["--num", str(options.samples_per_class), *tour.sample]
     return [
-        ("1/5 train the tokenizer", [*launch, "pipelines.train_tokenizer", "emoji", *tokenizer_flags]),
-        ("2/5 encode", [*launch, "pipelines.encode_dataset", "--tokenizer", tok, "--output", tokens]),
-        ("3/5 train the prior", [*launch, "pipelines.train_prior", "small", *prior_flags]),
+        ("1/5 train the tokenizer", [*launch, "pipelines.train_tokenizer", *tokenizer_flags]),
+        ("2/5 encode", [*launch, "pipelines.encode_dataset", "--tokenizer", tok, *data, "--output", tokens]),
+        ("3/5 train the prior", [*launch, "pipelines.train_prior", *prior_flags]),
         ("4/5 sample", step("pipelines.sample", "--prior", prior, "--output", samples, *sample_flags)),
-        ("5/5 evaluate", step("pipelines.evaluate", "--prior", prior, "--output", evaluation)),
+        ("5/5 evaluate", step("pipelines.evaluate", "--prior", prior, *data, "--output", evaluation)),
     ]
-
-
-def collect(folder: Path) -> None:
-    """Copy what a person wants to see first to the top of the folder."""
-    for source, name in (
-        ("samples/samples.png", "samples.png"),
-        ("eval/reconstructions.png", "reconstructions.png"),
-        ("eval/codebook.png", "codebook.png"),
-        ("tokenizer/loss.png", "loss.png"),
-        ("eval/metrics.json", "metrics.json"),
-    ):
-        shutil.copyfile(folder / source, folder / name)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from torch import Tensor
 from pipelines.cli import parse, run
 from pipelines.models import load_models
 from pipelines.report import progress, sample_sheet
+from pipelines.sound_report import listening_page, mel_sheet, write_wavs
 from pipelines.training import quiet_logging
 from prior import Prior
+from prior.continuation import continue_codes
 from tokenizer import Tokenizer
 from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
@@ -25,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 # Pictures in a line of the sheet; a class with more takes several lines.
 COLUMNS = 12
-SHEET = "samples.png"
+SHEET, PAGE = "samples.png", "samples.html"
+# Clips of sound on the page and the sheet; all are written as files.
+HEARD = 24
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class SampleOptions:
     """Folder or Hub id of the tokenizer; left out, the one that the prior names. Alone: a VAE to draw from.
     """
     output: Path = Path("runs/samples")
-    """Folder for the pictures and the sheet samples.png."""
+    """Folder for the samples, as files, and as the sheet samples.png (sound: also the page samples.html)."""
     num: int = 16
     """Samples, per label if there are labels."""
     label: tuple[str, ...] = ()
@@ -49,6 +53,10 @@ class SampleOptions:
     """Draw from the so many likeliest codes only."""
     top_p: float | None = None
     """Draw from the likeliest codes that together have this probability."""
+    seconds: float | None = None
+    """Sound: seconds to draw. Left out: the prior's window. More are drawn window by window."""
+    prefix: str = ""
+    """Sound: a file that every sample continues; --seconds are those after it."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: above 1 follows the label more closely. Needs labels."""
     seed: int = 0
@@ -59,6 +67,8 @@ class SampleOptions:
     def __post_init__(self) -> None:
         require(self.num >= 1, f"num is {self.num}, expected 1 or more")
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        seconds = self.seconds
+        require(seconds is None or 0 < seconds <= 86400, f"seconds is {seconds}, expected 0 to 86400")
 
 
 def main() -> None:
@@ -71,18 +81,21 @@ def main() -> None:
             f"{options.output} already holds samples; choose another --output or delete that folder"
         )
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
+    if not tok.modality.sample_rate and (options.seconds or options.prefix):
+        raise ValueError("--seconds and --prefix are for sound; this tokenizer is for pictures")
     rows = sample_prior(options, prior, tok) if prior is not None else sample_vae(options, tok)
     if accelerator.is_main_process:
         write_samples(options.output, tok, rows)
 
 
 def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[tuple[str, Tensor]]:
-    """Per label its name and pictures (num, C, *size) in [-1, 1]."""
+    """Per label its name and samples (num, C, *size) in [-1, 1]."""
     labels = prior.config.class_names if options.label == ("all",) else options.label
     if options.label == ("all",) and not labels:
         raise ValueError("--label all: this prior has no classes")
     indices = [label_number(prior, label) for label in labels] or [-1]
     names = [prior.config.class_names[i] if i >= 0 else "no class" for i in indices]
+    prefix = tok.encode(tok.preprocess(options.prefix)) if options.prefix else None
     rows = []
     bar = progress(len(indices) * options.num, "sample")
     for name, index in zip(names, indices, strict=True):
@@ -91,20 +104,54 @@ def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[t
         generator = keyed_generator(options.seed, index)
         for start in range(0, options.num, options.batch_size):
             count = min(options.batch_size, options.num - start)
-            codes = prior.sample(
-                count,
-                label=index,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                cfg_scale=options.cfg_scale,
-                generator=generator,
-            )
-            parts.append(tok.decode(codes, tok.modality.size).cpu())
+            codes = draw_codes(options, prior, tok, count, index, prefix, generator)
+            parts.append(decoded(tok, codes).cpu())
             bar.update(count)
         rows.append((name, torch.cat(parts)))
     bar.close()
     return rows
+
+
+def draw_codes(
+    options: SampleOptions,
+    prior: Prior,
+    tok: Tokenizer,
+    count: int,
+    label: int,
+    prefix: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Codes (count, K, *grid): of a picture, or of the seconds of sound that were asked for, after `prefix`
+    (1, K, t)."""
+    if not tok.modality.sample_rate:
+        return prior.sample(
+            count,
+            label=label,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            cfg_scale=options.cfg_scale,
+            generator=generator,
+        )
+    frame_rate = tok.modality.sample_rate / tok.stride
+    new = prior.config.grid[0] if options.seconds is None else max(1, round(options.seconds * frame_rate))
+    return continue_codes(
+        prior,
+        count,
+        new + (0 if prefix is None else prefix.shape[2]),
+        label=label,
+        prefix=prefix,
+        generator=generator,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        cfg_scale=options.cfg_scale,
+    )
+
+
+def decoded(tok: Tokenizer, codes: Tensor) -> Tensor:
+    """codes (B, K, *grid) → (B, C, *size): pictures of the size trained on, sound of the codes' length."""
+    return tok.decode(codes, None if tok.modality.sample_rate else tok.modality.size)
 
 
 def label_number(prior: Prior, label: str) -> int:
@@ -115,7 +162,7 @@ def label_number(prior: Prior, label: str) -> int:
 
 
 def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor]]:
-    """`num` pictures decoded from z ~ N(0, I)."""
+    """`num` samples decoded from z ~ N(0, I)."""
     if tok.bottleneck.num_codebooks:
         raise ValueError(
             f"{options.tokenizer} has codes; new codes come from a prior: give --prior DIR as well"
@@ -128,7 +175,11 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor
     ):
         if value != neutral:
             raise ValueError(f"--{name} is for priors; a VAE has no classes and no codes to choose from")
+    if options.prefix:
+        raise ValueError("--prefix is for priors; a VAE draws the whole at once")
     size = tok.modality.size
+    if options.seconds is not None:
+        size = (max(1, round(options.seconds * tok.modality.sample_rate)),)
     shape = (tok.bottleneck.out_dim, *(-(-n // tok.stride) for n in size))
     latents = options.temperature * torch.randn(
         (options.num, *shape), generator=keyed_generator(options.seed)
@@ -139,10 +190,16 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor
 
 
 def write_samples(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -> None:
-    """samples.png (a row per class) and every picture as a file of its own."""
+    """Every sample as a file of its own, and all of them on one sheet (pictures) or page (sound)."""
     folder.mkdir(parents=True, exist_ok=True)
+    write = write_sounds if tok.modality.sample_rate else write_pictures
+    first = write(folder, tok, rows)
+    logger.info("%d samples in %s; look at %s", sum(len(x) for _, x in rows), folder, first)
+
+
+def write_pictures(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -> Path:
+    """samples.png (a row per class) and every picture as a PNG; returns the former's path."""
     lines = [(name if i == 0 else "", part) for name, x in rows for i, part in enumerate(x.split(COLUMNS))]
-    sample_sheet(lines, folder / SHEET)
     used = set[str]()
     for row, (name, x) in enumerate(rows):
         stem = re.sub(r"[^\w-]+", "-", name)
@@ -150,8 +207,20 @@ def write_samples(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) 
         used.add(stem)
         for i, picture in enumerate(tok.postprocess(x)):
             picture.save(folder / f"{stem}-{i:04d}.png")
-    count = sum(len(x) for _, x in rows)
-    logger.info("%d samples in %s; look at %s", count, folder, folder / SHEET)
+    # The sheet comes last: a folder with it is complete.
+    sample_sheet(lines, folder / SHEET)
+    return folder / SHEET
+
+
+def write_sounds(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -> Path:
+    """Every sample as a WAV file; samples.html to listen to the first ones, and samples.png, their
+    spectrograms. Returns the page's path."""
+    rate = tok.modality.sample_rate
+    clips = [(f"{name} {i + 1}", {"": x[i].clamp(-1, 1)}) for name, x in rows for i in range(len(x))]
+    write_wavs(folder, clips, rate)
+    listening_page(clips[:HEARD], rate, folder / PAGE, "Samples from the prior")
+    mel_sheet(clips[:HEARD], rate, folder / SHEET)
+    return folder / PAGE
 
 
 if __name__ == "__main__":

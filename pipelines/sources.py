@@ -1,11 +1,9 @@
-"""The options of data, the contract of a source (undecoded examples with labels), and folders of pictures.
+"""The options of data, the kinds of data, and the contract of a source: undecoded examples with labels.
 
-Left out: Parquet and the Hub (table_sources.py), decoding and the split by content (examples.py), and
-sound.
+Left out: finding them (folders.py, table_sources.py), decoding them (examples.py, clips.py).
 """
 
 import logging
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,10 +16,44 @@ from tokenizer.config import require
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 HELD_OUT_SPLITS = ("validation", "valid", "val")
 NO_LABELS = "none"
 MAX_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What examples are: how messages call one and many of them, and how they are told in folders and tables.
+
+    `feature` is their type in `datasets`; `columns` are names that columns of other writers have.
+    """
+
+    one: str
+    many: str
+    suffixes: tuple[str, ...]
+    feature: str
+    columns: tuple[str, ...]
+
+
+PICTURES = Kind(
+    one="picture",
+    many="pictures",
+    suffixes=(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    feature="Image",
+    columns=("image", "img"),
+)
+SOUND = Kind(
+    one="sound",
+    many="sound files",
+    suffixes=(
+        *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+        *(".aiff", ".aif", ".au", ".w64", ".caf"),
+    ),
+    feature="Audio",
+    columns=("audio", "speech", "sound", "file"),
+)
+# By the name of the modality that is to be trained.
+KINDS = {"image": PICTURES, "audio": SOUND}
 
 
 @dataclass(frozen=True)
@@ -29,8 +61,8 @@ class DataConfig:
     """Which examples to train on, which to hold out, and how to read them."""
 
     path: str = "embedded:emoji"
-    """A folder of pictures (class = sub-folder, if there are any), a Parquet file or a folder of them, the
-    name of a Hub data set (user/name), or embedded:digits, embedded:emoji, embedded:speech."""
+    """A folder of pictures or sound files (class = sub-folder, if there are any), a Parquet file or a folder
+    of them, the name of a Hub data set (user/name), or embedded:digits, embedded:emoji, embedded:speech."""
     config: str | None = None
     """The configuration of a Hub data set that has several."""
     split: str = "train"
@@ -38,7 +70,8 @@ class DataConfig:
     test_split: str = "test"
     """The split to hold out, if there is one; else a split called validation, valid or val."""
     column: str | None = None
-    """The column of pictures; found by its type Image or its name (image, img) if left out."""
+    """The column of pictures or sound; left out, it is found by its type (Image, Audio) or its name (image,
+    img; audio, speech, sound, file)."""
     label_column: str | None = None
     """The column of labels; found by its type ClassLabel or its name (label, labels) if left out; none: no
     labels."""
@@ -46,12 +79,13 @@ class DataConfig:
     """Read the first --data.limit examples of a Hub data set over the network, without downloading it all.
     """
     limit: int | None = None
-    """Use only the first so many examples of each split."""
+    """Use only the first so many pictures or sound files of each split."""
     valid_fraction: float = 0.05
     """Where there is no test split: the fraction to hold out, chosen by a hash of each example's content.
     """
     workers: int = 0
-    """Loader processes for each training process; useful where pictures are decoded while training."""
+    """Loader processes for each training process; useful for data that are too many to keep in memory
+    decoded, and are read while training."""
 
     def __post_init__(self) -> None:
         require(
@@ -72,31 +106,13 @@ class DataConfig:
 
 class Source(Protocol):
     """Undecoded examples. `labels` (len,) int64, -1 where unlabelled, or None; `raw` is for `open_picture`
-    and raises `ValueError` or `OSError` if it cannot be had."""
+    or `Sound` and raises `ValueError` or `OSError` if it cannot be had."""
 
     @property
     def labels(self) -> NDArray[np.int64] | None: ...
     def __len__(self) -> int: ...
     def id(self, i: int) -> str: ...
     def raw(self, i: int) -> bytes | Path: ...
-
-
-@dataclass(frozen=True)
-class Files:
-    """Picture files `names` under `root`."""
-
-    root: Path
-    names: Sequence[str]
-    labels: NDArray[np.int64] | None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def id(self, i: int) -> str:
-        return self.names[i]
-
-    def raw(self, i: int) -> Path:
-        return self.root / self.names[i]
 
 
 @dataclass(frozen=True)
@@ -137,49 +153,12 @@ def warn_ignored(config: DataConfig, kind: str, *options: str) -> None:
             logger.warning("%s: --data.%s has no effect on %s", config.path, option.replace("_", "-"), kind)
 
 
-def walk(root: Path) -> list[str]:
-    """Sorted relative paths of all files under `root` but hidden ones; links to folders are followed."""
-    found = []
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
-
-    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        here = Path(folder).resolve()
-        # A link to a folder above itself would be walked until the path is too long.
-        below[:] = [d for d in below if d[0] != "." and not here.is_relative_to((here / d).resolve())]
-        relative = Path(folder).relative_to(root)
-        found += [(relative / n).as_posix() for n in names if n[0] != "."]
-    return sorted(found)
-
-
-def read_folder(config: DataConfig, root: Path, names: list[str]) -> Found:
-    """Picture files `names` under `root`; sub-folders are splits (train/ and test/ or valid/), then
-    classes.
-
-    There are classes if every picture lies in a sub-folder; the first level counts.
-    """
-    warn_ignored(config, "a folder of pictures", "config", "column", "streaming")
-    if config.label_column != NO_LABELS:
-        warn_ignored(config, "a folder of pictures", "label_column")
-    tops = {n.split("/")[0] for n in names if "/" in n}
-    split, held_out = choose_splits(config, tops, root)
-    if held_out and not split and config.test_split != default_of("test_split"):
-        raise ValueError(f"{root}: there is {held_out}/ but no {config.split}/; name it with --data.split")
-    is_split = split is not None and (held_out is not None or config.split != default_of("split"))
-    parts = [s for s in (split, held_out) if s] if is_split else [""]
-    groups = [[n for n in names if n.startswith(f"{p}/") or not p][: config.limit] for p in parts]
-    depth = 1 if is_split else 0
-    folders = [[n.split("/")[depth:-1] for n in group] for group in groups]
-    labels: list[NDArray[np.int64] | None] = [None] * len(groups)
-    class_names: tuple[str, ...] = ()
-    loose = sum(not f for group in folders for f in group)
-    if loose and any(f for group in folders for f in group):
-        logger.warning("%s: no classes, because %d pictures lie outside of its sub-folders", root, loose)
-    if not loose and config.label_column != NO_LABELS:
-        labels, class_names = number_labels([[f[0] for f in group] for group in folders], None, str(root))
-    sources = [Files(root, group, y) for group, y in zip(groups, labels, strict=True)]
-    return Found(root.resolve().name, sources[0], sources[1] if len(sources) > 1 else None, class_names)
+def wrong_kind(kind: Kind, other: Kind) -> str:
+    """The end of a message on data of the `other` kind than that to be trained."""
+    return (
+        f"expected {kind.many}; choose a preset or tokenizer of {other.many} (the first word of "
+        "train_tokenizer.py; --help lists them), or check --data.path"
+    )
 
 
 def number_labels(

@@ -1,6 +1,6 @@
 """Examples from tables: Parquet files, data sets of the Hub, and the embedded sets of the project.
 
-Left out: tables of sound, and pictures stored as nested lists of numbers.
+Left out: pictures and sound stored as nested lists of numbers.
 """
 
 import json
@@ -17,22 +17,26 @@ from numpy.typing import NDArray
 
 from pipelines.sources import (
     HELD_OUT_SPLITS,
+    KINDS,
     NO_LABELS,
     DataConfig,
     Found,
+    Kind,
     choose_splits,
     number_labels,
     warn_ignored,
+    wrong_kind,
 )
 
 EMBEDDED = "embedded:"
-PICTURE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
+LABEL_NAMES = ("label", "labels")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A table's column of pictures: bytes, or structs of bytes and path as `datasets.Image` stores them."""
+    """A table's column of pictures or sound: bytes, or structs of bytes and path, as in `datasets`."""
 
+    kind: Kind
     split: str
     column: pa.ChunkedArray
     labels: NDArray[np.int64] | None
@@ -51,7 +55,7 @@ class Rows:
         if cell is not None:
             return cell
         if path is None:
-            raise ValueError(f"{self.id(i)}: the row holds no picture; fill it or remove it")
+            raise ValueError(f"{self.id(i)}: the row holds no {self.kind.one}; fill it or remove it")
         if "://" in path:  # a file of a streamed data set
             import fsspec
 
@@ -60,7 +64,7 @@ class Rows:
         return Path(path)
 
 
-def read_embedded(config: DataConfig) -> Found:
+def read_embedded(config: DataConfig, kind: Kind) -> Found:
     """`embedded:NAME`, read straight from the package."""
     warn_ignored(config, "embedded data", "config", "streaming")
     folder = files("pipelines") / "embedded"
@@ -74,10 +78,10 @@ def read_embedded(config: DataConfig) -> Found:
     for split in choose_splits(config, splits, config.path):
         data = (folder / f"{name}-{split}.parquet").read_bytes() if split else None
         tables.append(pq.read_table(pa.BufferReader(data)) if data else None)
-    return _from_tables(config, config.path, tables[0], tables[1])
+    return _from_tables(config, kind, config.path, tables[0], tables[1])
 
 
-def read_parquet(config: DataConfig, root: Path, names: list[str]) -> Found:
+def read_parquet(config: DataConfig, kind: Kind, root: Path, names: list[str]) -> Found:
     """Parquet files `names` under `root`; a file is of the splits that its relative path holds as words."""
     warn_ignored(config, "Parquet files", "config", "streaming")
     if len(names) == 1:
@@ -90,7 +94,7 @@ def read_parquet(config: DataConfig, root: Path, names: list[str]) -> Found:
     splits = _load_dataset(problem, "parquet", data_files=paths)
     tables = {k: _to_table(v, config.limit, config.path) for k, v in splits.items()}
     name = Path(names[0]).stem if len(names) == 1 else root.resolve().name
-    return _from_tables(config, name, tables["train"], tables.get("test"))
+    return _from_tables(config, kind, name, tables["train"], tables.get("test"))
 
 
 def _files_of_splits(config: DataConfig, root: Path, names: list[str]) -> dict[str, list[str]]:
@@ -108,7 +112,7 @@ def _files_of_splits(config: DataConfig, root: Path, names: list[str]) -> dict[s
     return {"train": train, "test": test} if test else {"train": train}
 
 
-def read_hub(config: DataConfig) -> Found:
+def read_hub(config: DataConfig, kind: Kind) -> Found:
     """A data set of the Hub, or of a local folder that `datasets` can load, by its name."""
     problem = (
         f"{config.path}: no such folder or file here, and the Hub did not give a data set of this name; "
@@ -120,7 +124,7 @@ def read_hub(config: DataConfig) -> Found:
         known = ", ".join(sorted(splits))
         raise ValueError(f"{config.path}: no split {config.split!r}; there are: {known} (--data.split)")
     tables = [_to_table(splits[s], config.limit, config.path) if s else None for s in (split, held_out)]
-    return _from_tables(config, config.path, tables[0], tables[1])
+    return _from_tables(config, kind, config.path, tables[0], tables[1])
 
 
 def _load_dataset(problem: str, path: str, **options: Any) -> dict[str, Any]:
@@ -132,6 +136,11 @@ def _load_dataset(problem: str, path: str, **options: Any) -> dict[str, Any]:
     except Exception as error:
         # The libraries below raise a dozen unrelated kinds here: network, cache, schema, Parquet, name.
         cause = error.__cause__ or error
+        if isinstance(cause, ImportError) and "torchcodec" in str(cause):
+            raise ValueError(
+                f"{path}: `datasets` cannot copy loose sound files without torchcodec; add --data.streaming "
+                "--data.limit N, or download the data set and give its folder"
+            ) from error
         raise ValueError(f"{problem} ({type(cause).__name__}: {cause})") from error
 
 
@@ -148,9 +157,11 @@ def _to_table(split: Any, limit: int | None, where: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _from_tables(config: DataConfig, name: str, train: pa.Table, held_out: pa.Table | None) -> Found:
+def _from_tables(
+    config: DataConfig, kind: Kind, name: str, train: pa.Table, held_out: pa.Table | None
+) -> Found:
     splits = {config.split: train} if held_out is None else {config.split: train, "held-out": held_out}
-    column = _picture_column(config, train)
+    column = _data_column(config, kind, train)
     label = _label_column(config, train)
     for split, table in splits.items():
         if missing := {column, label or column} - set(table.column_names):
@@ -164,7 +175,7 @@ def _from_tables(config: DataConfig, name: str, train: pa.Table, held_out: pa.Ta
             raise ValueError(f"{config.path}: the splits name the classes of {label!r} differently")
         values = [t.column(label).to_pylist() for t in tables.values()]
         labels, class_names = number_labels(values, names[0], f"{config.path}: column {label!r}")
-    rows = [Rows(k, t.column(column), y) for (k, t), y in zip(tables.items(), labels, strict=True)]
+    rows = [Rows(kind, k, t.column(column), y) for (k, t), y in zip(tables.items(), labels, strict=True)]
     return Found(name, rows[0], rows[1] if len(rows) > 1 else None, class_names)
 
 
@@ -175,26 +186,34 @@ def _features(table: pa.Table) -> dict[str, dict[str, Any]]:
     return {k: v for k, v in features.items() if isinstance(v, dict)}
 
 
-def _picture_column(config: DataConfig, table: pa.Table) -> str:
-    kinds = {k: v.get("_type") for k, v in _features(table).items()}
+def _data_column(config: DataConfig, kind: Kind, table: pa.Table) -> str:
+    """The column of `kind`: as named by the user, else found by type, else by name, encoded ones first."""
+    features = {k: v.get("_type") for k, v in _features(table).items()}
     columns = table.column_names
-    typed = [c for c in columns if kinds.get(c) == "Image"]
-    named = [c for c in columns if c in PICTURE_NAMES]
-    sound = [c for c in columns if kinds.get(c) == "Audio"]
-    column = config.column or next(iter(typed + named), None)
-    if (column is None and sound) or column in sound:
-        raise ValueError(f"{config.path}: holds sound (column {sound[0]!r}), expected pictures")
+    typed = [c for c in columns if features.get(c) == kind.feature]
+    named = [c for c in columns if c in kind.columns]
+    column = config.column or next(iter(typed + sorted(named, key=lambda c: not _is_encoded(table, c))), None)
+    for other in KINDS.values():
+        others = [c for c in columns if other != kind and features.get(c) == other.feature]
+        if others and (column is None or column in others):
+            there = f"holds {other.many} (column {others[0]!r})"
+            raise ValueError(f"{config.path}: {there}, {wrong_kind(kind, other)}")
     if column is None or column not in columns:
-        wanted = f"no column {column!r}" if column else "no column of pictures found"
+        wanted = f"no column {column!r}" if column else f"no column of {kind.many} found"
         raise ValueError(f"{config.path}: {wanted}; there are: {', '.join(columns)} (--data.column)")
-    kind = table.schema.field(column).type
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    if not is_bytes and not (pa.types.is_struct(kind) and {f.name for f in kind} & {"bytes", "path"}):
+    if not _is_encoded(table, column):
         raise ValueError(
-            f"{config.path}: column {column!r} holds {kind}, expected pictures (encoded bytes); "
-            f"there are: {', '.join(columns)} (--data.column)"
+            f"{config.path}: column {column!r} holds {table.schema.field(column).type}, expected {kind.many} "
+            f"(encoded bytes); there are: {', '.join(columns)} (--data.column)"
         )
     return column
+
+
+def _is_encoded(table: pa.Table, column: str) -> bool:
+    """Whether a column holds bytes, or structs of bytes and path."""
+    kind = table.schema.field(column).type
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return is_bytes or (pa.types.is_struct(kind) and bool({f.name for f in kind} & {"bytes", "path"}))
 
 
 def _label_column(config: DataConfig, table: pa.Table) -> str | None:

@@ -1,15 +1,13 @@
-"""Data sets of tokens: Parquet shards of codes, labels and ids, and tokens.json, which says what the codes
-mean.
+"""Data sets of tokens: Parquet shards of codes, labels and ids, read whole, and batches of them.
 
-Left out: making codes (`encode_dataset.py`) and learning from them (`train_prior.py`).
+Left out: what the codes mean (tokens.json, `token_info.py`), items of sound of any length (`token_clips.py`),
+making codes (`encode_dataset.py`) and learning from them (`train_prior.py`).
 """
 
-import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,46 +17,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data import order
-from tokenizer.config import config_from_dict, require
+from pipelines.token_clips import CodeClips, clips_column, read_clips
+from pipelines.token_info import TOKENS_FILE, TokenInfo, read_info, write_info
 from tokenizer.distributed import keyed_generator
-from tokenizer.files import read_json, write_atomically
+from tokenizer.files import write_atomically
 
-TOKENS_FILE = "tokens.json"
 SPLITS = ("train", "held_out")
 
+__all__ = [
+    "TOKENS_FILE",
+    "Rows",
+    "TokenBatch",
+    "TokenInfo",
+    "TokenSplit",
+    "read_info",
+    "read_tokens",
+    "token_batches",
+    "write_info",
+    "write_shard",
+]
 
-@dataclass(frozen=True)
-class TokenInfo:
-    """What every code of a data set of tokens means."""
 
-    tokenizer: str
-    """Folder or Hub id of the tokenizer, as it was given."""
-    fingerprint: str
-    """Its fingerprint."""
-    codebook_size: int
-    num_codebooks: int
-    grid: tuple[int, ...]
-    """Positions along each axis of the grid."""
-    item_shape: tuple[int, ...]
-    """(C, *size) of the data that one grid stands for."""
-    class_names: tuple[str, ...] = ()
-    source: str = ""
-    """Name of the data set that was encoded."""
+class Rows(Protocol):
+    """What training and evaluation of a prior ask of a split: grids of one shape, by number.
 
-    def __post_init__(self) -> None:
-        require(
-            1 <= self.codebook_size <= 1 << 24, f"codebook_size is {self.codebook_size}, expected 1 to 2^24"
-        )
-        require(1 <= self.num_codebooks <= 1024, f"num_codebooks is {self.num_codebooks}, expected 1 to 1024")
-        require(
-            bool(self.grid) and all(n >= 1 for n in self.grid),
-            f"grid is {self.grid}, expected 1 or more each",
-        )
+    `rows` takes the numbers (m,) and the epoch of each, which only windows of sound heed, and gives codes
+    (m, K, *grid) int64 and labels (m,) int64.
+    """
 
-    @property
-    def codes_per_item(self) -> int:
-        """K · positions."""
-        return self.num_codebooks * int(np.prod(self.grid))
+    def __len__(self) -> int: ...
+
+    def first(self, count: int) -> Self: ...
+
+    def rows(
+        self, index: NDArray[np.int64] | slice, epochs: NDArray[np.int64] | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,18 @@ class TokenSplit:
         """The first `count` items."""
         return TokenSplit(self.codes[:count], self.labels[:count])
 
-    def rows(self, index: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
-        """codes (m, K, *grid) int64 and labels (m,) int64 of some items."""
+    def content(self, i: int) -> bytes:
+        """The codes of item i as bytes."""
+        return self.codes[i].tobytes()
+
+    def pick(self, mask: NDArray[np.bool_]) -> "TokenSplit":
+        """The items for which `mask` (n,) holds."""
+        return TokenSplit(self.codes[mask], self.labels[mask])
+
+    def rows(
+        self, index: NDArray[np.int64] | slice, epochs: NDArray[np.int64] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """codes (m, K, *grid) int64 and labels (m,) int64 of some items, in every epoch the same."""
         return torch.from_numpy(self.codes[index].astype(np.int64)), torch.from_numpy(self.labels[index])
 
 
@@ -96,43 +99,34 @@ def write_shard(
     shard: int,
     shards: int,
     info: TokenInfo,
-    codes: Tensor,
+    codes: Tensor | Sequence[Tensor],
     labels: NDArray[np.int64],
     ids: Sequence[str],
 ) -> Path:
-    """Write codes (n, K, *grid) of one process as `SPLIT-00000-of-00001.parquet`, whole or not at all."""
+    """Write codes of one process as `SPLIT-00000-of-00001.parquet`, whole or not at all.
+
+    codes: (n, K, *grid), or for sound of any length (info.grid is ()) n tensors (K, t_i), which become lists
+    in frame-major order (see `clips_column`).
+    """
     width = pa.uint16() if info.codebook_size <= 1 << 16 else pa.uint32()
-    flat = pa.array(codes.reshape(-1).to(torch.int64).numpy()).cast(width)
-    table = pa.table(
-        {
-            "codes": pa.FixedSizeListArray.from_arrays(flat, info.codes_per_item),
-            "label": pa.array(labels),
-            "id": pa.array(list(ids), pa.string()),
-        }
-    )
+    if info.grid:
+        codes = codes if isinstance(codes, Tensor) else torch.stack(list(codes))
+        flat = pa.array(codes.reshape(-1).to(torch.int64).numpy()).cast(width)
+        column = pa.FixedSizeListArray.from_arrays(flat, info.codes_per_item)
+    else:
+        column = clips_column(codes, width)
+    names = pa.array(list(ids), pa.string())
+    table = pa.table({"codes": column, "label": pa.array(labels), "id": names})
     path = folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
     write_atomically(path, lambda p: pq.write_table(table, p))
     return path
 
 
-def write_info(folder: Path, info: TokenInfo) -> None:
-    """Write tokens.json, last of all: a folder with it is complete."""
-    text = json.dumps(dataclasses.asdict(info), indent=2) + "\n"
-    write_atomically(folder / TOKENS_FILE, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def read_info(folder: Path) -> TokenInfo:
-    """tokens.json of a folder. `ValueError` if it is not there or not whole."""
-    if not (folder / TOKENS_FILE).exists():
-        raise ValueError(
-            f"{folder}: no tokens there ({TOKENS_FILE} is missing); make them with encode_dataset.py"
-        )
-    return config_from_dict(TokenInfo, read_json(folder / TOKENS_FILE), str(folder / TOKENS_FILE))
-
-
-def read_tokens(folder: Path, valid_fraction: float = 0.0) -> tuple[TokenInfo, dict[str, TokenSplit]]:
+def read_tokens(
+    folder: Path, valid_fraction: float = 0.0
+) -> tuple[TokenInfo, dict[str, TokenSplit] | dict[str, CodeClips]]:
     """All tokens of a folder, checked: `ValueError` names a file that is broken or holds codes out of
-    range.
+    range. Items of sound of any length come as `CodeClips`.
 
     Without a held-out file the share `valid_fraction` of the items is held out, chosen by a hash of their
     codes.
@@ -144,40 +138,44 @@ def read_tokens(folder: Path, valid_fraction: float = 0.0) -> tuple[TokenInfo, d
     if not len(splits["held_out"]) and valid_fraction > 0:
         train = splits["train"]
         keys = [
-            int(torch.randint(1 << 31, (), generator=keyed_generator(c.tobytes().hex()))) for c in train.codes
+            int(torch.randint(1 << 31, (), generator=keyed_generator(train.content(i).hex())))
+            for i in range(len(train))
         ]
         held = np.array(keys) < valid_fraction * (1 << 31)
-        splits = {
-            "train": TokenSplit(train.codes[~held], train.labels[~held]),
-            "held_out": TokenSplit(train.codes[held], train.labels[held]),
-        }
+        splits = {"train": train.pick(~held), "held_out": train.pick(held)}
     return info, splits
 
 
-def _read_split(folder: Path, name: str, info: TokenInfo) -> TokenSplit:
-    codes, labels = [], []
-    for path in _shards(folder, name):
-        try:
-            table = pq.read_table(path, columns=["codes", "label"], memory_map=True).combine_chunks()
-            flat = table["codes"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            part = flat.reshape(-1, info.num_codebooks, *info.grid)
-            label = table["label"].to_numpy().astype(np.int64)
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: cannot be read as tokens ({error}); make them anew") from error
-        if len(part) != len(label) or (part.size and int(part.max()) >= info.codebook_size):
-            raise ValueError(
-                f"{path}: holds codes beyond the codebook's {info.codebook_size} entries; make them anew"
-            )
-        if label.size and (label.min() < -1 or label.max() >= len(info.class_names)):
-            raise ValueError(
-                f"{path}: holds labels beyond the {len(info.class_names)} classes; make them anew"
-            )
-        codes.append(part)
-        labels.append(label)
-    if not codes:
+def _read_split(folder: Path, name: str, info: TokenInfo) -> TokenSplit | CodeClips:
+    parts = [_read_shard(path, info) for path in _shards(folder, name)]
+    if not info.grid:
+        return CodeClips.join(parts, info.num_codebooks)
+    if not parts:
         empty = np.zeros((0, info.num_codebooks, *info.grid), np.uint16)
         return TokenSplit(empty, np.zeros(0, np.int64))
-    return TokenSplit(np.concatenate(codes), np.concatenate(labels))
+    return TokenSplit(np.concatenate([p.codes for p in parts]), np.concatenate([p.labels for p in parts]))
+
+
+def _read_shard(path: Path, info: TokenInfo) -> TokenSplit | CodeClips:
+    part: TokenSplit | CodeClips
+    try:
+        table = pq.read_table(path, columns=["codes", "label"], memory_map=True).combine_chunks()
+        column = table["codes"].combine_chunks()
+        labels = table["label"].to_numpy().astype(np.int64)
+        if info.grid:
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            part = TokenSplit(flat.reshape(-1, info.num_codebooks, *info.grid), labels)
+        else:
+            part = read_clips(column, labels, info.num_codebooks)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read as tokens ({error}); make them anew") from error
+    if len(part) != len(labels) or (part.codes.size and int(part.codes.max()) >= info.codebook_size):
+        raise ValueError(
+            f"{path}: holds codes beyond the codebook's {info.codebook_size} entries; make them anew"
+        )
+    if labels.size and (labels.min() < -1 or labels.max() >= len(info.class_names)):
+        raise ValueError(f"{path}: holds labels beyond the {len(info.class_names)} classes; make them anew")
+    return part
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
@@ -195,7 +193,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
 
 
 def token_batches(
-    split: TokenSplit,
+    split: Rows,
     *,
     batch_size: int,
     micro_batches: int,
@@ -212,5 +210,6 @@ def token_batches(
         index = order(len(split), seed, step * batch_size, batch_size)
         for micro in range(micro_batches):
             offset = micro * per_micro + rank * share
-            codes, labels = split.rows(index[offset : offset + share])
+            epochs = (step * batch_size + offset + np.arange(share)) // len(split)
+            codes, labels = split.rows(index[offset : offset + share], epochs)
             yield TokenBatch(codes, labels, step, micro, offset)

@@ -18,7 +18,7 @@ from pipelines.options import PriorTraining
 from pipelines.presets import PRIORS
 from pipelines.report import loss_plot, progress
 from pipelines.run_folder import MetricsLog, command_line, run_folder
-from pipelines.tokens import TokenInfo, TokenSplit, read_tokens, token_batches
+from pipelines.tokens import Rows, TokenInfo, read_tokens, token_batches
 from pipelines.training import (
     WeightAverage,
     mean_over_processes,
@@ -29,6 +29,7 @@ from pipelines.training import (
     start_accelerator,
     start_trackers,
 )
+from pipelines.windows import Windows, window_info
 from prior import Prior, PriorConfig
 from prior.inputs import UNCONDITIONAL
 from tokenizer.distributed import Step
@@ -41,7 +42,7 @@ def main() -> None:
     """Read the options, check tokens and folder, train."""
     options = parse(PriorTraining, __doc__ or "", presets=PRIORS, default_preset="small")
     accelerator = start_accelerator(options)
-    info, splits = read_tokens(options.tokens, options.data.valid_fraction)
+    info, splits = load_tokens(options)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     with run_folder(accelerator, options):
@@ -49,8 +50,23 @@ def main() -> None:
     accelerator.end_training()
 
 
+def load_tokens(options: PriorTraining) -> tuple[TokenInfo, dict[str, Rows]]:
+    """The tokens as grids of one shape: sound of any length comes in windows, those of held-out items the
+    same in every run."""
+    info, splits = read_tokens(options.tokens, options.data.valid_fraction)
+    if info.grid:
+        if options.seconds != PriorTraining.seconds:
+            logger.warning("--seconds has no effect: every item has a grid of %s", info.grid)
+        return info, splits
+    info = window_info(info, options.seconds)
+    seeds = {"train": options.seed, "held_out": 0}
+    return info, {name: Windows(clips, info.grid[0], seeds[name]) for name, clips in splits.items()}
+
+
 def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
     """The prior that the options ask for, for codes of the tokens' kind."""
+    of_time = len(info.grid) == 1
+    pattern = "delay" if of_time and info.num_codebooks > 1 else "flatten"
     return PriorConfig(
         codebook_size=info.codebook_size,
         num_codebooks=info.num_codebooks,
@@ -60,6 +76,8 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
         depth=options.model.depth,
         heads=options.model.heads,
         dropout=options.model.dropout,
+        pattern=options.model.pattern or pattern,
+        rope_theta=10000.0 if of_time else PriorConfig.rope_theta,
         tokenizer_id=info.tokenizer,
         tokenizer_fingerprint=info.fingerprint,
     )
@@ -76,7 +94,7 @@ def train(
     options: PriorTraining,
     accelerator: Accelerator,
     info: TokenInfo,
-    splits: dict[str, TokenSplit],
+    splits: dict[str, Rows],
     prior: Prior,
 ) -> None:
     """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
@@ -157,7 +175,7 @@ def finish(
     options: PriorTraining,
     accelerator: Accelerator,
     info: TokenInfo,
-    splits: dict[str, TokenSplit],
+    splits: dict[str, Rows],
     prior: Prior,
     average: WeightAverage,
     log: MetricsLog,
@@ -173,14 +191,17 @@ def finish(
     accelerator.log(rows, step=options.max_steps)
     if accelerator.is_main_process:
         loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
-        write_prior_sample(prior, options.output / "sample.png")
+        write_prior_sample(prior, options.output)
+        unit = "windows" if info.is_sound else "items"
+        length = f" A window is {info.grid[0] / info.frame_rate:g} s long." if info.is_sound else ""
         card = CardInfo(
             license=options.license,
             title=f"Prior over codes of {info.source}",
             command=command_line(options.output),
             metrics=metrics,
-            notes=f"Trained on {len(splits['train'])} items, measured on {len(splits['held_out'])}; "
-            "train_bits_per_code is of as many training items: the difference is what it memorised.",
+            notes=f"Trained on {len(splits['train'])} {unit}, measured on {len(splits['held_out'])}; "
+            f"train_bits_per_code is of as many training {unit}: the difference is what it memorised."
+            + length,
         )
         prior.save_pretrained(options.output, card)
         summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())

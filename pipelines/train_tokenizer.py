@@ -1,5 +1,5 @@
-"""Train a tokenizer (VQ-VAE or VAE) on pictures: `accelerate launch pipelines/train_tokenizer.py [PRESET]
-[flags]`.
+"""Train a tokenizer (VQ-VAE or VAE) of pictures or sound:
+`accelerate launch pipelines/train_tokenizer.py [PRESET] [flags]`.
 
 Left out: the prior over its codes (`train_prior.py`), which needs tokens (`encode_dataset.py`) first.
 """
@@ -12,13 +12,14 @@ from accelerate import Accelerator
 
 from pipelines.checkpoints import Checkpoints
 from pipelines.cli import parse, run
-from pipelines.data import EMBEDDED, Splits, batches, load_splits, to_float
+from pipelines.data import EMBEDDED, Clips, Splits, batches, load_splits, to_float
 from pipelines.evaluation import evaluate_tokenizer, write_tokenizer_report
 from pipelines.optimizers import build_optimizers
 from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
 from pipelines.report import progress
 from pipelines.run_folder import MetricsLog, command_line, run_folder
+from pipelines.sound_evaluation import Rates, evaluate_sound, headline
 from pipelines.training import (
     WeightAverage,
     mean_over_processes,
@@ -45,10 +46,12 @@ def main() -> None:
     options = parse(TokenizerTraining, __doc__ or "", presets=TOKENIZERS, default_preset="emoji")
     accelerator = start_accelerator(options)
     options = short_run(options, log=accelerator.is_main_process)
-    splits = load_splits(options.data, options.model.modality.build().fit)
+    splits = load_splits(options.data, options.model.modality.build())
     # Made before the folder is claimed, so that a mistake in their options leaves no run behind.
     tok = Tokenizer(options.model).to(accelerator.device)
     perceptual = None
+    if options.perceptual and tok.modality.sample_rate:
+        raise ValueError("--perceptual is for pictures; sound has the losses mel and stft")
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
     with run_folder(accelerator, options):
@@ -149,12 +152,17 @@ def finish(
 ) -> None:
     """Evaluate the averaged weights on all held-out data and write model, card, metrics and pictures."""
     tok = average.averaged(tok)
-    metrics = evaluate_tokenizer(tok, splits.held_out, accelerator)
+    rates: Rates = {}
+    if isinstance(splits.held_out, Clips):
+        rates = evaluate_sound(tok, splits.held_out, accelerator, thorough=True)
+        metrics = headline(rates)
+    else:
+        metrics = evaluate_tokenizer(tok, splits.held_out, accelerator)
     rows = {f"valid/{k}": v for k, v in metrics.items()}
     log.add(options.max_steps, rows)
     accelerator.log(rows, step=options.max_steps)
     if accelerator.is_main_process:
-        write_tokenizer_report(tok, splits, options.output)
+        write_tokenizer_report(tok, splits, rates, options.output)
         on_hub = (
             not options.data.path.startswith(EMBEDDED) and not Path(options.data.path).expanduser().exists()
         )

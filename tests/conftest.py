@@ -33,6 +33,14 @@ TINY_TOKENIZER = (
     *("--model.bottleneck.codebook-size", "32", "--model.bottleneck.kmeans-steps", "2"),
     *("--batch-size", "16", "--data.limit", "32", "--log-every", "1", "--warmup-steps", "2"),
 )
+TINY_SOUND = (
+    *("--model.modality.widths", *"468", "--model.modality.blocks", *"011", "--model.modality.size", "1600"),
+    *("--batch-size", "8", "--data.limit", "6", "--log-every", "1", "--warmup-steps", "2"),
+)
+TINY_CODEC = (
+    *TINY_SOUND,
+    *("--model.bottleneck.stage.codebook-size", "16", "--model.bottleneck.stage.kmeans-steps", "1"),
+)
 TINY_PRIOR = (
     *("--model.dim", "24", "--model.depth", "1", "--model.heads", "2"),
     *("--batch-size", "16", "--log-every", "1", "--warmup-steps", "2"),
@@ -221,6 +229,33 @@ def tiny_prior(workspace: Path, tiny_tokens: Path) -> Path:
     folder = workspace / "prior"
     words = ("--output", folder, "--max-steps", 5, "--checkpoint-every", 3, "--eval-every", 3)
     run_script("train_prior", "small", *TINY_PRIOR, "--tokens", tiny_tokens, *words)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_codec(workspace: Path) -> Path:
+    """A tokenizer of sound after 8 steps on 6 clips."""
+    folder = workspace / "codec"
+    words = ("--output", folder, "--max-steps", 8, "--checkpoint-every", 4, "--eval-every", 6)
+    run_script("train_tokenizer", "audio-small", *TINY_CODEC, *words)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_codec_tokens(workspace: Path, tiny_codec: Path) -> Path:
+    """Its codes of 6 clips, and of as many held out."""
+    folder = workspace / "codec-tokens"
+    words = ("--data.path", "embedded:speech", "--data.limit", 6)
+    run_script("encode_dataset", "--tokenizer", tiny_codec, "--output", folder, *words)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_codec_prior(workspace: Path, tiny_codec_tokens: Path) -> Path:
+    """A prior of windows of half a second after 3 steps on those codes."""
+    folder = workspace / "codec-prior"
+    words = ("--output", folder, "--max-steps", 3, "--seconds", 0.5)
+    run_script("train_prior", "speech", *TINY_PRIOR, "--tokens", tiny_codec_tokens, *words)
     return folder
 
 

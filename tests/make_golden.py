@@ -3,18 +3,19 @@
 Left out: the comparison (test_golden.py). Run `python tests/make_golden.py` only when a change of codes is
 meant, and say so in the commit: saved models of users then mean something else. A golden file is one
 safetensors file: the tensors `model.*` are the model's weights, the others its inputs and outputs, and the
-metadata hold its config. For every kind of bottleneck there is `KIND.safetensors`, and `prior.safetensors`.
+metadata hold its config. For every kind of bottleneck there is `KIND.safetensors`, of pictures; and there are
+`codec.safetensors`, of sound, and `prior.safetensors`. Names on the command line make those files only.
 Pictures whose codes lie so close to a border between two entries that another machine's rounding could
 move them are passed over.
 """
 
 import json
-from functools import partial
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny import bottleneck_config, image_config
+from tiny import audio_config, bottleneck_config, image_config
 from torch import Tensor, nn
 
 from pipelines.data import DataConfig, load_splits
@@ -23,7 +24,8 @@ from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import kinds
 from tokenizer.config import config_to_dict
 from tokenizer.distributed import Step
-from tokenizer.modalities.pictures import fit_picture
+from tokenizer.modalities.audio import AudioConfig
+from tokenizer.modalities.image import ImageConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 PICTURES = 2
@@ -33,7 +35,7 @@ MARGIN = 1e-4
 
 def emoji(count: int) -> Tensor:
     """The first emoji of the held-out set, which are real pictures: (count, 3, 32, 32) uint8."""
-    splits = load_splits(DataConfig(limit=count), partial(fit_picture, size=(32, 32), channels=3))
+    splits = load_splits(DataConfig(limit=count), ImageConfig().build())
     return torch.stack([splits.held_out.x(i) for i in range(count)])
 
 
@@ -47,10 +49,12 @@ def to_pixels(x_hat: Tensor) -> Tensor:
 
 def train_tokenizer(kind: str, x: Tensor) -> Tokenizer:
     """A tiny tokenizer after a few hundred steps on x (B, 3, 32, 32)."""
+    return trained(TokenizerConfig(image_config(size=(32, 32)), bottleneck_config(kind), {"l2": 1.0}), x)
+
+
+def trained(config: TokenizerConfig, x: Tensor) -> Tokenizer:
     torch.manual_seed(0)
-    tok = Tokenizer(
-        TokenizerConfig(image_config(size=(32, 32)), bottleneck_config(kind), {"l2": 1.0})
-    ).train()
+    tok = Tokenizer(config).train()
     optimizer = torch.optim.Adam(tok.parameters(), 3e-3)
     for index in range(300):
         batch = x[torch.randint(len(x), (16,))]
@@ -100,6 +104,21 @@ def make_tokenizer(kind: str, pictures: Tensor) -> None:
     write(kind, tok, {"x": x, **tensors})
 
 
+def make_codec() -> None:
+    """A tokenizer of sound with three codebooks, and two pieces of speech."""
+    clips = load_splits(DataConfig("embedded:speech", limit=60), AudioConfig().build()).train
+    x = torch.stack([clips.segment(i, 1200, 0.5)[0] for i in range(len(clips))])
+    config = TokenizerConfig(
+        audio_config(widths=(4, 6, 6)), bottleneck_config("rvq", num_codebooks=3), {"l1": 1.0, "mel": 1.0}
+    )
+    tok = trained(config, x)
+    x = x[robust(tok, x)]
+    loudest = x.square().mean((1, 2)).argsort(descending=True)[:PICTURES]
+    x = x[loudest]
+    codes = tok.encode(x)
+    write("codec", tok, {"x": x, "codes": codes, "x_hat": tok.decode(codes)})
+
+
 def make_prior() -> None:
     """A prior with random weights everywhere, two classes and two codebooks."""
     config = PriorConfig(
@@ -120,10 +139,14 @@ def make_prior() -> None:
 
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
-    pictures = emoji(128)
-    for kind in kinds():
-        make_tokenizer(kind, pictures)
-    make_prior()
+    wanted = sys.argv[1:] or [*kinds(), "codec", "prior"]
+    for name in wanted:
+        if name == "codec":
+            make_codec()
+        elif name == "prior":
+            make_prior()
+        else:
+            make_tokenizer(name, emoji(128))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,12 @@ def make_file(folder: Path) -> Path:
     return folder / "single.png"
 
 
+def make_sound(folder: Path) -> Path:
+    (folder / "sound").mkdir()
+    (folder / "sound" / "a.wav").touch()
+    return folder / "sound"
+
+
 def make_broken_parquet(folder: Path) -> Path:
     (folder / "broken.parquet").write_bytes(b"PAR1 and no more")
     return folder / "broken.parquet"
@@ -91,6 +97,7 @@ BAD_DATA: list[tuple[Callable[[Path], Path], tuple[str, ...]]] = [
     (make_texts, ("no pictures", "1 other files")),
     (make_unreadable, ("no picture can be read", "lie.png", "skipped 1 of 1")),
     (make_file, ("is one file", "give its folder")),
+    (make_sound, ("holds 1 sound files", "expected pictures", "preset")),
     (make_broken_parquet, ("cannot be read as Parquet",)),
 ]
 

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -24,11 +23,24 @@ from pipelines.data import (
     order,
     to_float,
 )
-from pipelines.examples import held_out_mask
+from pipelines.scanning import held_out_mask
+from pipelines.sources import PICTURES
 from pipelines.table_sources import Rows, read_hub
+from tokenizer.modalities.image import ImageConfig, ImageModality
 from tokenizer.modalities.pictures import fit_picture
 
-FIT = partial(fit_picture, size=(4, 4), channels=3)
+PICTURES_4 = ImageConfig(size=(4, 4)).build()
+FIT = PICTURES_4.fit
+
+
+class AnySize(ImageModality):
+    """Pictures as they are."""
+
+    def fit(self, item: Image.Image) -> np.ndarray:
+        return fit_picture(item, None, self.channels)
+
+
+ANY_SIZE = AnySize(ImageConfig())
 
 
 def png(seed: int, size: tuple[int, int] = (4, 4)) -> bytes:
@@ -47,7 +59,7 @@ def write(root: Path, names: list[str], first: int = 0) -> Path:
 
 
 def load(path: Path | str, cache_bytes: int = 1 << 30, **options: object):
-    return load_splits(DataConfig(path=str(path), **options), FIT, cache_bytes)  # type: ignore[arg-type]
+    return load_splits(DataConfig(path=str(path), **options), PICTURES_4, cache_bytes)  # type: ignore[arg-type]
 
 
 def contents(examples: Examples) -> set[bytes]:
@@ -62,7 +74,7 @@ def folder_of(tmp_path: Path, count: int = 20) -> Path:
 
 
 def test_embedded_emoji() -> None:
-    splits = load_splits(DataConfig(), partial(fit_picture, size=None, channels=3))
+    splits = load_splits(DataConfig(), ANY_SIZE)
     assert (len(splits.train), len(splits.held_out)) == (3465, 302)
     assert splits.train.x(0).shape == (3, 32, 32) and splits.train.x(0).dtype == torch.uint8
     assert len(splits.class_names) == 9 and splits.class_names[2] == "flags"
@@ -182,22 +194,22 @@ def test_data_sets_of_the_hub(tmp_path: Path, streaming: bool) -> None:
     write_typed_table(root / "train.parquet", range(5))
     write_typed_table(root / "validation.parquet", range(5, 9))
     # `datasets` reads a folder exactly as it reads a repository of the Hub.
-    found = read_hub(DataConfig(path=str(root), streaming=streaming, limit=3))
+    found = read_hub(DataConfig(path=str(root), streaming=streaming, limit=3), PICTURES)
     assert (len(found.train), found.held_out and len(found.held_out)) == (3, 3)
     assert found.class_names == ("x", "y") and found.train.raw(2) == png(2)
     np.testing.assert_array_equal(found.train.labels, [0, 1, 0])
     with pytest.raises(ValueError, match=r"no split 'extra'; there are: train, validation \(--data\.split\)"):
-        read_hub(DataConfig(path=str(root), split="extra", limit=3, streaming=streaming))
+        read_hub(DataConfig(path=str(root), split="extra", limit=3, streaming=streaming), PICTURES)
 
 
 @pytest.mark.usefixtures("hub_cache")
 def test_tables_of_addresses(tmp_path: Path) -> None:
     root = write(tmp_path / "set", ["train/a/1.png", "train/b/2.png"])
-    found = read_hub(DataConfig(path=str(root), streaming=True, limit=2))
+    found = read_hub(DataConfig(path=str(root), streaming=True, limit=2), PICTURES)
     assert found.class_names == ("a", "b")
     assert found.train.raw(0) == root / "train/a/1.png"
     cells = [{"bytes": None, "path": f"file://{root}/train/b/2.png"}, {"bytes": None, "path": None}, None]
-    rows = Rows("train", pa.chunked_array([pa.array(cells)]), None)
+    rows = Rows(PICTURES, "train", pa.chunked_array([pa.array(cells)]), None)
     assert rows.raw(0) == png(1)
     for empty in (1, 2):
         with pytest.raises(ValueError, match=f"train:{empty}: the row holds no picture"):
@@ -247,7 +259,7 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
         str(tmp_path / "other" / "a.txt"): r"is one file, expected a folder or a \.parquet file",
         str(tmp_path / "mixed"): "1 pictures and 1 Parquet files; point --data.path at",
         "embedded:cats": "embedded:cats: .*there are: embedded:digits, embedded:emoji, embedded:speech",
-        "embedded:speech": r"embedded:speech: holds sound \(column 'audio'\), expected pictures",
+        "embedded:speech": r"embedded:speech: holds sound files \(column 'audio'\), expected pictures",
     }.items():
         with pytest.raises(ValueError, match=message):
             load(path)
@@ -316,7 +328,7 @@ def test_pictures_of_several_shapes_are_an_error(tmp_path: Path) -> None:
     root = write(tmp_path, ["a.png"])
     (root / "b.png").write_bytes(png(1, (5, 6)))
     with pytest.raises(ValueError, match=r"b\.png: is \(3, 5, 6\) .* before it are \(3, 4, 4\); give all"):
-        load_splits(DataConfig(path=str(root)), partial(fit_picture, size=None, channels=3))
+        load_splits(DataConfig(path=str(root)), ANY_SIZE)
 
 
 def test_pictures_that_become_unreadable_are_replaced(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import ROOT, read_command
 from PIL import Image
 
@@ -41,11 +42,13 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def in_a_folder_with_models(
-    tiny_tokenizer: Path, tiny_prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_tokenizer: Path, tiny_prior: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A working directory with what the quickstart leaves behind, and a picture."""
     for folder in (tiny_tokenizer, tiny_prior):
         shutil.copytree(folder, tmp_path / "runs" / "quickstart" / folder.name)
+    shutil.copytree(tiny_codec, tmp_path / "runs" / "quickstart-audio" / "tokenizer")
+    soundfile.write(tmp_path / "voice.wav", 0.1 * np.sin(np.arange(20000) / 10), 16000)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)

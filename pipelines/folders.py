@@ -1,0 +1,139 @@
+"""Where data lie: what --data.path says, looked up, and folders of picture or sound files.
+
+Left out: Parquet, the Hub and embedded data (table_sources.py), and opening the files.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.sources import (
+    KINDS,
+    NO_LABELS,
+    DataConfig,
+    Found,
+    Kind,
+    choose_splits,
+    default_of,
+    number_labels,
+    warn_ignored,
+    wrong_kind,
+)
+from pipelines.table_sources import EMBEDDED, read_embedded, read_hub, read_parquet
+
+logger = logging.getLogger(__name__)
+
+
+def find_sources(config: DataConfig, kind: Kind) -> Found:
+    """The examples of one kind at `config.path`, undecoded.
+
+    Raises `ValueError` with the fix for what cannot be found, and for data of another kind.
+    """
+    if config.path.startswith(EMBEDDED):
+        return read_embedded(config, kind)
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        names = walk(path)
+        items = [n for n in names if n.lower().endswith(kind.suffixes)]
+        tables = [n for n in names if n.lower().endswith(".parquet")]
+        if items and tables:
+            raise ValueError(
+                f"{path}: holds {len(items)} {kind.many} and {len(tables)} Parquet files; "
+                "point --data.path at a folder with one of the two"
+            )
+        if tables:
+            return read_parquet(config, kind, path, tables)
+        if not items:
+            _refuse_other_kinds(kind, path, names)
+            raise ValueError(
+                f"{path}: no {kind.many} ({', '.join(kind.suffixes)}) and no .parquet files in this folder, "
+                f"{len(names)} other files; check --data.path"
+            )
+        return read_folder(config, kind, path, items)
+    if path.is_file():
+        if path.suffix.lower() != ".parquet":
+            raise ValueError(f"{path}: is one file, expected a folder or a .parquet file; give its folder")
+        return read_parquet(config, kind, path.parent, [path.name])
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", config.path):
+        return read_hub(config, kind)
+    raise ValueError(
+        f"{config.path}: no such file or folder, and not a Hub name (user/name) or {EMBEDDED}NAME; "
+        "check --data.path"
+    )
+
+
+def _refuse_other_kinds(kind: Kind, path: Path, names: Sequence[str]) -> None:
+    """`ValueError` for a folder that holds no data of `kind`, but of another."""
+    for other in KINDS.values():
+        if count := sum(n.lower().endswith(other.suffixes) for n in names):
+            raise ValueError(f"{path}: holds {count} {other.many}, {wrong_kind(kind, other)}")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files `names` under `root`."""
+
+    root: Path
+    names: Sequence[str]
+    labels: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def id(self, i: int) -> str:
+        return self.names[i]
+
+    def raw(self, i: int) -> Path:
+        return self.root / self.names[i]
+
+
+def walk(root: Path) -> list[str]:
+    """Sorted relative paths of all files under `root` but hidden ones; links to folders are followed."""
+    found = []
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
+
+    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
+        here = Path(folder).resolve()
+        # A link to a folder above itself would be walked until the path is too long.
+        below[:] = [d for d in below if d[0] != "." and not here.is_relative_to((here / d).resolve())]
+        relative = Path(folder).relative_to(root)
+        found += [(relative / n).as_posix() for n in names if n[0] != "."]
+    return sorted(found)
+
+
+def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str]) -> Found:
+    """Files `names` of one kind under `root`; sub-folders are splits (train/ and test/ or valid/), then
+    classes.
+
+    There are classes if every file lies in a sub-folder; the first level counts.
+    """
+    warn_ignored(config, f"a folder of {kind.many}", "config", "column", "streaming")
+    if config.label_column != NO_LABELS:
+        warn_ignored(config, f"a folder of {kind.many}", "label_column")
+    tops = {n.split("/")[0] for n in names if "/" in n}
+    split, held_out = choose_splits(config, tops, root)
+    if held_out and not split and config.test_split != default_of("test_split"):
+        raise ValueError(f"{root}: there is {held_out}/ but no {config.split}/; name it with --data.split")
+    is_split = split is not None and (held_out is not None or config.split != default_of("split"))
+    parts = [s for s in (split, held_out) if s] if is_split else [""]
+    groups = [[n for n in names if n.startswith(f"{p}/") or not p][: config.limit] for p in parts]
+    depth = 1 if is_split else 0
+    folders = [[n.split("/")[depth:-1] for n in group] for group in groups]
+    labels: list[NDArray[np.int64] | None] = [None] * len(groups)
+    class_names: tuple[str, ...] = ()
+    loose = sum(not f for group in folders for f in group)
+    if loose and any(f for group in folders for f in group):
+        text = "%s: no classes, because %d %s lie outside of its sub-folders"
+        logger.warning(text, root, loose, kind.many)
+    if not loose and config.label_column != NO_LABELS:
+        labels, class_names = number_labels([[f[0] for f in group] for group in folders], None, str(root))
+    sources = [Files(root, group, y) for group, y in zip(groups, labels, strict=True)]
+    return Found(root.resolve().name, sources[0], sources[1] if len(sources) > 1 else None, class_names)

@@ -1,0 +1,78 @@
+"""A look at every example before training: in threads, with what is skipped and the split by content.
+
+Left out: what is looked at (examples.py for pictures, clips.py for sound).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from pipelines.report import progress
+from pipelines.sources import Kind
+
+# The name of what was left out, and why.
+Skip: TypeAlias = tuple[str, str]
+
+_SPAN = 64  # examples a thread takes at a time
+_BAR_FROM = 2000  # examples from which a progress bar is worth its line
+
+
+def look_at_all(look: Callable[[int], None], rows: Sequence[int], title: str) -> None:
+    """Call `look` on every row, in threads, with a progress bar if there are many."""
+
+    def look_at_span(start: int) -> int:
+        span = rows[start : start + _SPAN]
+        for i in span:
+            look(i)
+        return len(span)
+
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        progress(len(rows), title, enabled=is_main and len(rows) > _BAR_FROM) as bar,
+    ):
+        for done in pool.map(look_at_span, range(0, len(rows), _SPAN)):
+            bar.update(done)
+
+
+def digest(raw: bytes | Path) -> int:
+    """64 bits that are equal for equal content."""
+    if isinstance(raw, bytes):
+        return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")
+    with raw.open("rb") as file:
+        return int.from_bytes(hashlib.file_digest(file, "sha256").digest()[:8], "big")
+
+
+def held_out_mask(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
+    """Which examples to hold out: those whose digest is below `fraction` of its range, whatever their
+    names.
+
+    Equal examples stay on one side. With two or more different ones neither side is left empty: the
+    smallest digest is held out, the largest is trained on. `fraction` 0 holds out nothing.
+    """
+    mask = digests < np.uint64(int(fraction * 2**64))
+    distinct = np.unique(digests)
+    if fraction == 0 or len(distinct) < 2:
+        return np.zeros_like(mask)
+    if not mask.any():
+        return digests == distinct[0]
+    return digests != distinct[-1] if mask.all() else mask
+
+
+def reason(name: str, error: Exception) -> str:
+    """What an error says beside the name of the example."""
+    return str(error).removeprefix(f"{name}: ")
+
+
+def listed(skipped: Sequence[Skip], count: int, kind: Kind) -> str:
+    """The message on what was skipped of `count`: how many, and the first."""
+    name, why = skipped[0]
+    more = f" (…and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+    return f"skipped {len(skipped)} of {count} {kind.many}: {name}: {why}{more}"

@@ -1,0 +1,105 @@
+"""What a tokenizer of sound makes of some clips: WAV files, spectrograms, a page to listen to, and plots.
+
+Left out: drawing and writing them (`pipelines.sound_report`), and measuring (`pipelines.sound_evaluation`).
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipelines.clips import Clips
+from pipelines.rate_distortion import rate_distortion_plot, rate_distortion_rows
+from pipelines.report import codebook_plot
+from pipelines.sound_evaluation import Rates, readable_blocks
+from pipelines.sound_report import listening_page, mel_sheet, write_wav, write_wavs
+from tokenizer import Tokenizer
+from tokenizer.files import write_atomically
+from tokenizer.metrics import CodeUsage
+
+# Clips that are shown, and how much of each.
+SHOWN, SHOWN_SECONDS = 9, 6
+
+
+def write_sound_results(tok: Tokenizer, clips: Clips, rates: Rates, folder: Path, name: str) -> None:
+    """reconstructions.html, .png and reconstructions/*.wav of some clips, codebook.png, and, where there
+    are codes, rate_distortion.json and .png of the measures `rates` (by number of codebooks) in `folder`.
+    """
+    rate = tok.modality.sample_rate
+    rows = reconstructions(tok, clips)
+    most = tok.bottleneck.num_codebooks
+    mel_sheet(
+        [(n, {k: c[k] for k in ("original", "rebuilt")}) for n, c in rows],
+        rate,
+        folder / "reconstructions.png",
+    )
+    shutil.rmtree(folder / "reconstructions", ignore_errors=True)
+    write_wavs(folder / "reconstructions", rows, rate)
+    notes = [f"Some of {len(clips)} clips that were not trained on, the first {SHOWN_SECONDS} s of each."]
+    if most > 1:
+        notes.append(f"Rebuilt from all {most} codebooks, and from the first {most // 2} alone.")
+    listening_page(
+        rows, rate, folder / "reconstructions.html", f"Reconstructions of {name}", notes, rates.get(most)
+    )
+    if most:
+        write_sound_codebook(tok, clips, folder / "codebook.png")
+    if rates and most:
+        text = json.dumps(rate_distortion_rows(rates), indent=2) + "\n"
+        write_atomically(folder / "rate_distortion.json", lambda p: p.write_text(text, encoding="utf-8"))
+        rate_distortion_plot({k: curve(row) for k, row in rates.items()}, folder / "rate_distortion.png")
+
+
+def write_sound_sample(tok: Tokenizer, clips: Clips, folder: Path) -> None:
+    """sample.png and sample.wav of one clip and what the tokenizer keeps of it, for the model's card."""
+    (name, row), *_ = reconstructions(tok, clips)
+    rate = tok.modality.sample_rate
+    pair = {"original": row["original"], "rebuilt": row["rebuilt"]}
+    mel_sheet([(name, pair)], rate, folder / "sample.png")
+    pause = torch.zeros(tok.modality.channels, rate // 2)
+    write_wav(folder / "sample.wav", torch.cat([pair["original"], pause, pair["rebuilt"]], dim=1), rate)
+
+
+@torch.no_grad()
+def reconstructions(tok: Tokenizer, clips: Clips) -> list[tuple[str, dict[str, Tensor]]]:
+    """Names of some clips, the longer half preferred, with them and their reconstructions, (C, T) on the
+    CPU."""
+    tok.eval()
+    by_length = sorted(range(len(clips)), key=clips.samples, reverse=True)
+    longer = sorted(by_length[: max(SHOWN, len(clips) // 2)])
+    picked = torch.linspace(0, len(longer) - 1, min(SHOWN, len(longer))).round().long().tolist()
+    rows = []
+    for i in picked:
+        x = next(readable_blocks(clips, longer[i]))[:, : SHOWN_SECONDS * tok.modality.sample_rate]
+        made = rebuilt_clips(tok, x.to(tok.device))
+        rows.append((clips.id(longer[i]), {k: v.clamp(-1, 1).cpu() for k, v in made.items()}))
+    return rows
+
+
+def rebuilt_clips(tok: Tokenizer, x: Tensor) -> dict[str, Tensor]:
+    """x (C, T) and its reconstructions by name."""
+    most, samples = tok.bottleneck.num_codebooks, x.shape[1]
+    if not most:
+        return {"original": x, "rebuilt": tok.decode_latents(tok.posterior(x[None]).mode(), samples)[0]}
+    codes = tok.encode(x[None])
+    made = {"original": x, "rebuilt": tok.decode(codes, size=samples)[0]}
+    if most > 1:
+        half = most // 2
+        made[f"{half} of {most} codebooks"] = tok.decode(codes[:, :half], size=samples)[0]
+    return made
+
+
+def write_sound_codebook(tok: Tokenizer, clips: Clips, path: Path) -> None:
+    """How often each code of every codebook occurs in the clips, and where the entries lie."""
+    usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=tok.device)
+    for i in range(len(clips)):
+        for block in readable_blocks(clips, i):
+            usage.update(tok.encode(block[None].to(tok.device)))
+    codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors())
+
+
+def curve(row: Mapping[str, float]) -> dict[str, float]:
+    """What belongs on a plot over the bitrate: no measures of single codebooks, of use and of speed."""
+    return {k: v for k, v in row.items() if not k.startswith(("usage", "perplexity", "encode_", "decode_"))}

@@ -1,0 +1,305 @@
+"""Windows over tokens of sound: what they hold, what chance decides, and a prior that learns them.
+
+Left out: files of tokens (test_tokens.py) and the codes of a real tokenizer.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import MODEL, TINY_PRIOR, Script, as_a_new_process, assert_refused, names_in, read
+from numpy.typing import NDArray
+
+from pipelines.evaluation import evaluate_prior
+from pipelines.options import PriorSize, PriorTraining
+from pipelines.token_clips import CodeClips, offsets_of
+from pipelines.tokens import TokenInfo, read_tokens, token_batches, write_info, write_shard
+from pipelines.train_prior import prior_config
+from pipelines.windows import Windows, window_info
+from prior import Prior
+from prior.continuation import continue_codes
+
+INFO = TokenInfo(
+    tokenizer="runs/tok",
+    fingerprint="0123456789abcdef",
+    codebook_size=16,
+    num_codebooks=2,
+    grid=(),
+    item_shape=(1,),
+    class_names=("high", "low"),
+    source="tones",
+    frame_rate=50.0,
+    sample_rate=16000,
+    stride=320,
+)
+
+
+def clips_of(*lengths: int, labels: Any = None) -> CodeClips:
+    """CodeClips whose codes tell where they are: of frame f of clip c, 1000 c + f and its double."""
+    place = np.concatenate([1000 * c + np.arange(n) for c, n in enumerate(lengths)])
+    codes = np.stack([place, 2 * place], axis=1).astype(np.uint32)
+    labels = np.zeros(len(lengths), np.int64) if labels is None else np.array(labels)
+    return CodeClips(codes, offsets_of(np.array(lengths)), labels)
+
+
+def places(windows: Windows, epoch: int = 0) -> NDArray[np.int64]:
+    """The first codebook of all windows, (n, frames); the second must go with it."""
+    codes, labels = windows.rows(slice(None), np.full(len(windows), epoch))
+    assert codes.dtype == labels.dtype == torch.int64 and codes.shape == (len(windows), 2, windows.frames)
+    assert torch.equal(codes[:, 1], 2 * codes[:, 0])
+    assert np.array_equal(labels.numpy(), windows.clips.labels[codes[:, 0, 0].numpy() // 1000])
+    return codes[:, 0].numpy()
+
+
+def test_a_clip_counts_as_many_windows_as_fit_to_the_nearest() -> None:
+    for length, count in [(1, 1), (4, 1), (10, 1), (14, 1), (15, 2), (24, 2), (25, 3), (100, 10)]:
+        assert len(Windows(clips_of(length), 10)) == count
+    windows = Windows(clips_of(4, 25, 10), 10)
+    assert len(windows) == 5
+    assert (places(windows)[:, 0] // 1000).tolist() == [0, 1, 1, 1, 2]
+
+
+def test_the_first_window_begins_with_its_clip_the_others_anywhere_in_it() -> None:
+    windows = Windows(clips_of(200, 7, 35), 10)
+    starts = np.stack([places(windows, epoch)[:, 0] for epoch in range(40)])
+    assert (starts[:, [0, 20, 21]] == [0, 1000, 2000]).all()
+    others = starts[:, 1:20]
+    assert others.min() < 10 and others.max() >= 195 and others.max() < 200
+    assert 90 < others.mean() < 109  # uniform: 99.5, with a standard error of 2
+    assert len(np.unique(others)) > 180
+
+
+def test_what_a_window_lacks_comes_from_other_clips_of_its_label() -> None:
+    lengths, labels = (5, 3, 25, 4, 2, 9), [0, 1, 0, 1, 1, -1]
+    windows = Windows(clips_of(*lengths, labels=labels), 10)
+    followers = set()
+    for epoch in range(30):
+        for row in places(windows, epoch):
+            clip = row // 1000
+            cuts = np.flatnonzero(np.diff(row) != 1) + 1
+            for before, after in zip(cuts - 1, cuts, strict=True):
+                assert row[before] % 1000 == lengths[clip[before]] - 1  # joined end …
+                assert row[after] % 1000 == 0  # … to start
+                assert labels[clip[before]] == labels[clip[after]]
+                # Another clip, but for the one that has no label.
+                assert (clip[before] != clip[after]) == (clip[before] != 5)
+                followers.add((int(clip[before]), int(clip[after])))
+    assert followers == {(0, 2), (2, 0), (1, 3), (1, 4), (3, 1), (3, 4), (4, 1), (4, 3), (5, 5)}
+
+
+def test_the_only_clip_of_a_label_repeats() -> None:
+    windows = Windows(clips_of(4), 10)
+    assert places(windows).tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 0, 1]]
+
+
+def test_seed_epoch_and_number_alone_decide_a_window() -> None:
+    clips = clips_of(30, 45, 3, 8, labels=[0, 0, 1, 1])
+    windows = Windows(clips, 10, seed=1)
+    whole = places(windows, 2)
+    assert np.array_equal(whole, places(Windows(clips, 10, seed=1), 2))
+    for order in ([5], [7, 0, 3], [3, 3]):
+        codes, labels = windows.rows(np.array(order), np.full(len(order), 2))
+        assert np.array_equal(codes[:, 0].numpy(), whole[order])
+        assert labels.tolist() == [int(n >= 8) for n in order]
+    codes, _ = windows.rows(np.array([1, 1]), np.array([2, 3]))
+    assert np.array_equal(codes[0, 0].numpy(), whole[1]) and not torch.equal(codes[0], codes[1])
+    assert not np.array_equal(places(windows, 3), whole)
+    assert not np.array_equal(places(Windows(clips, 10, seed=2), 2), whole)
+    # What is measured does not change: epoch 0.
+    assert np.array_equal(windows.rows(slice(None))[0][:, 0].numpy(), places(windows, 0))
+
+
+def test_the_first_windows_are_those_of_all() -> None:
+    windows = Windows(clips_of(30, 4, 12), 10)
+    assert [len(windows.first(count)) for count in (0, 2, 5, 9)] == [0, 2, 5, 5]
+    assert np.array_equal(places(windows.first(4)), places(windows)[:4])
+    assert len(windows.first(2).first(4)) == 2
+    none = Windows(CodeClips.join([], 2), 10)
+    assert len(none) == 0 and none.rows(slice(None))[0].shape == (0, 2, 10)
+
+
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, 2), (2, 1), (2, 3)])
+def test_batches_do_not_depend_on_ranks_accumulation_or_resume(world: int, micro_batches: int) -> None:
+    windows = Windows(clips_of(33, 4, 12, 21), 10, seed=3)  # 7 windows: every step has items of two epochs
+
+    def batches(rank: int, world: int, micro_batches: int, start: int = 0) -> dict[tuple[int, int], Any]:
+        found = token_batches(
+            windows,
+            batch_size=12,
+            micro_batches=micro_batches,
+            rank=rank,
+            world=world,
+            seed=3,
+            start_step=start,
+            stop_step=5,
+        )
+        return {
+            (b.step, b.offset + row): (codes.tolist(), label.item())
+            for b in found
+            for row, (codes, label) in enumerate(zip(b.codes, b.labels, strict=True))
+        }
+
+    alone = batches(0, 1, 1)
+    together: dict[tuple[int, int], Any] = {}
+    for rank in range(world):
+        together |= batches(rank, world, micro_batches)
+    assert together == alone and len(alone) == 60
+    assert batches(0, 1, 1, start=3) == {k: v for k, v in alone.items() if k[0] >= 3}
+    # 60 items are more than 8 epochs of 4 windows that begin with their clips and 3 that begin anywhere.
+    starts = {codes[0][0] for codes, _ in alone.values()}
+    assert {0, 1000, 2000, 3000} < starts and len(starts) > 12
+
+
+def test_seconds_become_frames() -> None:
+    assert window_info(INFO, 0.5).grid == (25,) and window_info(INFO, 0.5).codes_per_item == 50
+    assert window_info(INFO, 0.049).grid == (2,)
+    with pytest.raises(ValueError, match=r"--seconds 0.02 is 1 frames at 50 per second.* --seconds 0.04"):
+        window_info(INFO, 0.02)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CodeClips of 5 to 30 frames: one code of the upper or lower half that never changes, and its mirror."""
+    folder = tmp_path_factory.mktemp("tokens")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 60), ("held_out", 12)):
+        labels = generator.integers(0, 2, count)
+        codes = [np.full(generator.integers(5, 30), generator.integers(8) + 8 * (1 - n)) for n in labels]
+        pairs = [torch.from_numpy(np.stack([c, 15 - c])) for c in codes]
+        write_shard(folder, split, 0, 1, INFO, pairs, labels, [str(i) for i in range(count)])
+    write_info(folder, INFO)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(script: Script, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior of windows of 0.3 s, 15 frames, after 100 steps."""
+    folder = tmp_path_factory.mktemp("prior") / "prior"
+    words = ("--tokens", tokens, "--output", folder, "--max-steps", 100, "--seconds", 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.train_prior.loss_plot", lambda *_: None)
+        script("train_prior", "small", *TINY_PRIOR, *words, "--learning-rate", 0.01, "--tracker", "none")
+    return folder
+
+
+def test_a_prior_learns_tokens_of_sound(trained: Path) -> None:
+    assert names_in(trained) >= MODEL and "sample.png" not in names_in(trained)
+    config = Prior.from_pretrained(trained).config
+    assert (config.grid, config.num_codebooks, config.class_names) == ((15,), 2, ("high", "low"))
+    assert (config.pattern, config.rope_theta) == ("delay", 10000.0)
+    metrics = read(trained / "metrics.json")
+    assert metrics.keys() == {
+        *("bits_per_code", "bits_per_code_unconditional", "bits_per_second", "train_bits_per_code"),
+    }
+    assert metrics["bits_per_second"] == pytest.approx(metrics["bits_per_code"] * 2 * 50)
+    # Uniform codes have 4 bits; the code before says almost all of them.
+    assert metrics["bits_per_code"] < 0.6
+    assert metrics["bits_per_code"] < metrics["bits_per_code_unconditional"]
+    card = (trained / "README.md").read_text()
+    assert "measured on " in card and " windows" in card and "A window is 0.3 s long" in card
+
+
+def test_its_measure_by_hand(trained: Path, tokens: Path) -> None:
+    info, splits = read_tokens(tokens)
+    info, windows = window_info(info, 0.3), Windows(splits["held_out"], 15)
+    prior = Prior.from_pretrained(trained)
+    codes, labels = windows.rows(slice(None))
+    assert len(codes) >= 12 and (codes[:, 0] + codes[:, 1] == 15).all()
+    bits = float(prior.nll(codes, labels).double().sum()) / math.log(2)
+    with as_a_new_process():
+        metrics = evaluate_prior(prior, info, windows, Accelerator(cpu=True), batch_size=5)
+    assert metrics["bits_per_code"] == pytest.approx(bits / codes.numel(), rel=1e-5)
+    assert metrics["bits_per_second"] == pytest.approx(bits / (len(codes) * 0.3), rel=1e-5)
+    assert metrics == {
+        name: pytest.approx(read(trained / "metrics.json")[name], rel=1e-5) for name in metrics
+    }
+
+
+def test_it_draws_more_frames_than_its_window(trained: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = continue_codes(Prior.from_pretrained(trained), 32, 40, "high", generator=generator)
+    assert codes.shape == (32, 2, 40)
+    assert (codes[:, 0, 0] >= 8).float().mean() > 0.8
+    assert (codes[:, 0].diff() == 0).float().mean() > 0.8
+    assert (codes.sum(dim=1) == 15).float().mean() > 0.8
+
+
+def test_a_resume_learns_the_same_windows(
+    script: Script, tokens: Path, tmp_path: Path, no_plots: None
+) -> None:
+    words = (*TINY_PRIOR, "--tokens", tokens, "--seconds", 0.3, "--model.dropout", 0, "--tracker", "none")
+    script("train_prior", "small", *words, "--max-steps", 6, "--output", tmp_path / "a")
+    words = (*words, "--checkpoint-every", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        # Stopped after its checkpoint, before its end.
+        patch.setattr("pipelines.train_prior.finish", lambda *_: None)
+        script("train_prior", "small", *words, "--max-steps", 6, "--output", tmp_path / "b")
+    resume = tmp_path / "b" / "checkpoints" / "step-3"
+    script("train_prior", "small", *words, "--max-steps", 6, "--output", tmp_path / "b", "--resume", resume)
+    rows = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in "ab"
+    ]
+    assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [1, 2, 3, 4, 5, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("grid", "num_codebooks", "pattern", "expected"),
+    [
+        ((8, 8), 1, "", ("flatten", 100.0)),
+        ((8, 8), 4, "", ("flatten", 100.0)),
+        ((8, 8), 4, "parallel", ("parallel", 100.0)),
+        ((50,), 1, "", ("flatten", 10000.0)),
+        ((50,), 4, "", ("delay", 10000.0)),
+        ((50,), 4, "flatten", ("flatten", 10000.0)),
+    ],
+)
+def test_the_priors_order_of_codes_follows_the_tokens(
+    grid: tuple[int, ...], num_codebooks: int, pattern: str, expected: tuple[str, float]
+) -> None:
+    info = TokenInfo("tok", "0123", 16, num_codebooks, grid, (1,))
+    config = prior_config(PriorTraining(model=PriorSize(pattern=pattern)), info)
+    assert (config.pattern, config.rope_theta) == expected
+    assert (config.grid, config.num_codebooks, config.codebook_size) == (grid, num_codebooks, 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--seconds", "0.01"), ("--seconds 0.01 is 0 frames", "--seconds 0.04")),
+        (("--seconds", "0"), ("seconds is 0", "more than 0")),
+        (("--model.pattern", "spiral"), ("pattern is 'spiral'", "delay", "flatten", "parallel")),
+    ],
+)
+def test_options_that_do_not_fit_are_named(
+    words: tuple[str, ...], named: tuple[str, ...], script: Script, tokens: Path, tmp_path: Path
+) -> None:
+    finished = script("train_prior", "--tokens", tokens, "--output", tmp_path / "p", *words, code=2)
+    assert_refused(finished, *named)
+    assert not (tmp_path / "p").exists()
+
+
+def test_pictures_have_no_seconds(script: Script, tiny_tokens: Path, no_plots: None, tmp_path: Path) -> None:
+    words = (
+        *TINY_PRIOR,
+        "--tokens",
+        tiny_tokens,
+        "--output",
+        tmp_path,
+        "--max-steps",
+        1,
+        "--tracker",
+        "none",
+    )
+    finished = script("train_prior", "small", *words, "--seconds", 2)
+    assert "--seconds has no effect: every item has a grid of (8, 8)" in finished.err
+    config = Prior.from_pretrained(tmp_path).config
+    assert (config.pattern, config.rope_theta) == ("flatten", 100.0)
