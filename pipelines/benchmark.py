@@ -1,0 +1,44 @@
+"""Measure ours against a peer in one run, in turns: `python pipelines/benchmark.py NAME [flags]`.
+
+Left out: the benchmarks themselves (`benchmark_NAME.py`) and what they share (`benchmarking.py`).
+"""
+
+import importlib
+import json
+import pkgutil
+import sys
+from pathlib import Path
+
+import pipelines
+from pipelines.benchmarking import BENCHMARKS
+from pipelines.cli import parse, run
+from tokenizer.files import write_atomically
+
+for _module in pkgutil.iter_modules(pipelines.__path__, "pipelines."):
+    if _module.name.startswith("pipelines.benchmark_"):
+        importlib.import_module(_module.name)
+
+
+def main() -> None:
+    """Run the benchmark that the first word names; print its tables, and write its numbers if asked to."""
+    words = sys.argv[1:]
+    about = "".join(f"\n  {name}: {b.about}" for name, b in BENCHMARKS.items())
+    if words and words[0] in ("-h", "--help"):
+        print(f"{__doc__}\nThe first word chooses a benchmark; NAME --help explains its flags:{about}")
+        return
+    if not words or words[0] not in BENCHMARKS:
+        got = f"unknown benchmark {words[0]!r}" if words else "no benchmark named"
+        raise ValueError(f"{got}; the first word is one of:{about}")
+    name = words[0]
+    options = parse(BENCHMARKS[name].options, BENCHMARKS[name].about, words[1:])
+    values = {"benchmark": name, **BENCHMARKS[name].measure(options)}
+    folder: Path | None = options.output
+    if folder is not None:
+        text = json.dumps(values, indent=2) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / f"benchmark-{name}.json", lambda p: p.write_text(text, encoding="utf-8"))
+        print(f"written to {folder / f'benchmark-{name}.json'}")
+
+
+if __name__ == "__main__":
+    run(main)

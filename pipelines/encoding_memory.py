@@ -1,0 +1,73 @@
+"""The memory that encoding a long sound takes: its peak in a fresh process, above model and waveform.
+
+Left out: memory of GPUs, and of training.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pipelines.audio_codecs import load_tokenizer
+from tokenizer import Tokenizer
+
+MIB = 1 << 20
+# encode: the waveform is in memory and goes to `encode`, which takes it in chunks; encode_stream: chunks of
+# a second are made on the fly, and nothing is there as a whole but the codes.
+WAYS = ("encode", "encode_stream")
+
+
+def measure_in_a_process(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
+    """`measure` in a process of its own, with as many threads as here: a peak never falls again."""
+    words = [preset, tokenizer, repr(seconds), way, str(torch.get_num_threads())]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.encoding_memory", *words], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ValueError(f"measuring memory failed with exit code {done.returncode}: {done.stderr[-2000:]}")
+    values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def measure(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
+    """MiB: the peak's growth while a sound is encoded one of the `WAYS`, and what is not in it (the waveform)
+    or is (the codes)."""
+    tok = load_tokenizer(preset, tokenizer)
+    samples = max(1, round(seconds * tok.modality.sample_rate))
+    x = noise(tok, samples) if way == "encode" else torch.empty(0)
+    before = peak()
+    codes = tok.encode(x) if way == "encode" else torch.cat(list(tok.encode_stream(chunks(tok, samples))), 2)
+    return {
+        "additional_mib": (peak() - before) / MIB,
+        "waveform_mib": x.nbytes / MIB,
+        "codes_mib": codes.nbytes / MIB,
+        "before_mib": before / MIB,
+        "frames": float(codes.shape[2]),
+    }
+
+
+def noise(tok: Tokenizer, samples: int) -> Tensor:
+    """Quiet noise x (1, C, samples), made in its own memory."""
+    return torch.empty(1, tok.modality.channels, samples).uniform_(-0.1, 0.1)
+
+
+def chunks(tok: Tokenizer, samples: int) -> Iterator[Tensor]:
+    """The same in chunks of a second."""
+    for start in range(0, samples, tok.modality.sample_rate):
+        yield noise(tok, min(tok.modality.sample_rate, samples - start))
+
+
+def peak() -> int:
+    """Bytes of this process's largest resident memory so far."""
+    # The unit is KiB on Linux and bytes on macOS (getrusage(2) of each).
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    *_words, _threads = sys.argv[1:]
+    torch.set_num_threads(int(_threads))
+    print(json.dumps(measure(_words[0], _words[1], float(_words[2]), _words[3])))
