@@ -62,9 +62,9 @@ TOURS = {
     "audio": Tour(
         folder=Path("runs/quickstart-audio"),
         tokenizer=("audio-small",),
-        tokenizer_steps=700,
+        tokenizer_steps=800,
         prior=("speech",),
-        prior_steps=450,
+        prior_steps=300,
         data="embedded:speech",
         sample=("--temperature", "0.9"),
         results=(

@@ -4,7 +4,6 @@ Left out: drawing and writing them (`pipelines.sound_report`), and measuring (`p
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,9 +35,8 @@ def write_sound_results(tok: Tokenizer, clips: Clips, rates: Rates, folder: Path
         rate,
         folder / "reconstructions.png",
     )
-    shutil.rmtree(folder / "reconstructions", ignore_errors=True)
     write_wavs(folder / "reconstructions", rows, rate)
-    notes = [f"Some of {len(clips)} clips that were not trained on, the first {SHOWN_SECONDS} s of each."]
+    notes = [f"{len(rows)} of {len(clips)} clips, the first {SHOWN_SECONDS} s of each."]
     if most > 1:
         notes.append(f"Rebuilt from all {most} codebooks, and from the first {most // 2} alone.")
     listening_page(
@@ -54,7 +52,7 @@ def write_sound_results(tok: Tokenizer, clips: Clips, rates: Rates, folder: Path
 
 def write_sound_sample(tok: Tokenizer, clips: Clips, folder: Path) -> None:
     """sample.png and sample.wav of one clip and what the tokenizer keeps of it, for the model's card."""
-    (name, row), *_ = reconstructions(tok, clips)
+    name, row = reconstructions(tok, clips)[0]
     rate = tok.modality.sample_rate
     pair = {"original": row["original"], "rebuilt": row["rebuilt"]}
     mel_sheet([(name, pair)], rate, folder / "sample.png")
@@ -72,9 +70,13 @@ def reconstructions(tok: Tokenizer, clips: Clips) -> list[tuple[str, dict[str, T
     picked = torch.linspace(0, len(longer) - 1, min(SHOWN, len(longer))).round().long().tolist()
     rows = []
     for i in picked:
-        x = next(readable_blocks(clips, longer[i]))[:, : SHOWN_SECONDS * tok.modality.sample_rate]
-        made = rebuilt_clips(tok, x.to(tok.device))
+        x = next(readable_blocks(clips, longer[i]), None)
+        if x is None:
+            continue
+        made = rebuilt_clips(tok, x[:, : SHOWN_SECONDS * tok.modality.sample_rate].to(tok.device))
         rows.append((clips.id(longer[i]), {k: v.clamp(-1, 1).cpu() for k, v in made.items()}))
+    if not rows:
+        raise ValueError("no clip can be read any more; is the disk still there?")
     return rows
 
 
