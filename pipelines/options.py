@@ -107,7 +107,7 @@ class TokenizerTraining(TrainingOptions):
     output: Path = Path("runs/tokenizer")
     """Folder of the run, and at its end the Hub-ready folder of the model."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Where the pictures come from."""
+    """Where pictures or sound come from."""
     augment: Augment = field(default_factory=Augment)
     """Random views of training pictures."""
     model: TokenizerConfig = field(default_factory=TokenizerConfig)

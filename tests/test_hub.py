@@ -339,6 +339,7 @@ def test_loading_runs_no_code(saved: Path, tmp_path: Path) -> None:
 
 def test_the_card_is_read_by_huggingface_hub(tmp_path: Path) -> None:
     (tmp_path / "sample.png").write_bytes(b"")
+    (tmp_path / "sample.wav").write_bytes(b"")
     tiny_tokenizer().save_pretrained(tmp_path, CARD)
     card = ModelCard.load(tmp_path / "README.md")
     data = card.data.to_dict()
@@ -349,6 +350,7 @@ def test_the_card_is_read_by_huggingface_hub(tmp_path: Path) -> None:
     text = card.text
     assert text.lstrip().startswith("# A tiny tokenizer") and "Only a test." in text
     assert "| psnr | 25.1235 |" in text and "| l1 | 0.5 |" in text and "(sample.png)" in text
+    assert "(sample.wav)" in text
     assert f"```\n{CARD.command}\n```" in text
     usage = text.split("```python\n")[1].split("```")[0]
     compile(usage, "usage", "exec")

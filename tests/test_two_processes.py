@@ -60,6 +60,7 @@ def launch(*words: object) -> Finished:
 # Several scripts in one launch, because most of the time of a launch goes into imports.
 SEVERAL = """
 import importlib, json, sys
+import torch
 from accelerate import Accelerator
 from pipelines import cli, train_prior
 
@@ -71,6 +72,8 @@ for name, *words in json.loads(sys.argv[1]):
         cli.run(importlib.import_module(f"pipelines.{name}").main)
     except SystemExit as stop:
         print(f"{name} ended with {stop.code}", flush=True)
+# Threads of a group that is left to the interpreter's exit may abort it.
+torch.distributed.destroy_process_group()
 """
 
 

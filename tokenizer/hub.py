@@ -179,7 +179,7 @@ class HubModel(nn.Module):
             notes=card.notes,
             measured={k: f"{v:.6g}" for k, v in card.metrics.items()},
             parameters=sum(p.numel() for p in self.parameters()),
-            sample=next((s for s in SAMPLES if (directory / s).exists()), None),
+            samples=[s for s in SAMPLES if (directory / s).exists()],
         )
         return filled
 
