@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import MODEL, TINY_CODEC, TINY_SOUND, Script, assert_refused, names_in, read, size_of
+from conftest import (
+    MODEL,
+    TINY_CODEC,
+    TINY_PRIOR,
+    TINY_SOUND,
+    Script,
+    assert_refused,
+    names_in,
+    read,
+    size_of,
+)
 from safetensors.torch import load_file
 from test_two_processes import launch
 
@@ -200,3 +210,23 @@ def test_a_vae_of_sound_by_config_alone(script: Script, tmp_path: Path) -> None:
         assert len(soundfile.read(path)[0]) == 6400
     refused = script("encode_dataset", "--tokenizer", tmp_path / "vae", "--output", tmp_path / "t", code=2)
     assert_refused(refused, "is a VAE")
+
+
+def test_classes_of_sound(script: Script, tiny_codec: Path, tmp_path: Path) -> None:
+    for name, pitch in (("high", 3.0), ("low", 30.0)):
+        (tmp_path / "sounds" / name).mkdir(parents=True)
+        for i in range(4):
+            wave = 0.3 * np.sin(np.arange(6000 + 1000 * i) / pitch)
+            soundfile.write(tmp_path / "sounds" / name / f"{i}.wav", wave, 16000)
+    tokens, prior = tmp_path / "tokens", tmp_path / "prior"
+    script(
+        "encode_dataset", "--tokenizer", tiny_codec, "--data.path", tmp_path / "sounds", "--output", tokens
+    )
+    words = ("--tokens", tokens, "--seconds", 0.4, "--max-steps", 2, "--output", prior)
+    script("train_prior", "speech", *TINY_PRIOR, *words)
+    assert Prior.from_pretrained(prior).config.class_names == ("high", "low")
+    words = ("--label", "all", "--cfg-scale", 2, "--num", 2, "--output", tmp_path / "out")
+    script("sample", "--prior", prior, *words)
+    names = {f"{i + 1:03d}-{n}.wav" for i, n in enumerate(("high-1", "high-2", "low-1", "low-2"))}
+    assert names_in(tmp_path / "out") == names | {"samples.html", "samples.png"}
+    assert size_of(prior / "sample.png") and (prior / "sample.wav").exists()
