@@ -93,6 +93,13 @@ def test_loss_plot_takes_the_later_of_two_values_for_a_step(tmp_path: Path) -> N
     assert png(tmp_path / "a.png") == png(tmp_path / "b.png")
 
 
+def test_loss_plot_leaves_single_codebooks_out(tmp_path: Path) -> None:
+    single = '{"step": 8, "valid/usage_1": 0.5, "valid/perplexity_12": 7.0, "valid/bitrate": 900}\n'
+    loss_plot(write_log(tmp_path / "a.jsonl"), tmp_path / "a.png")
+    loss_plot(write_log(tmp_path / "b.jsonl", tail=single), tmp_path / "b.png")
+    assert png(tmp_path / "a.png") == png(tmp_path / "b.png")
+
+
 def test_loss_plot_survives_odd_values(tmp_path: Path) -> None:
     lines = [
         '{"step": 1, "loss": NaN}',
