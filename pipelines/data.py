@@ -4,6 +4,7 @@ Left out: finding data (folders.py, table_sources.py), decoding (examples.py, cl
 devices.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,6 +58,15 @@ class Splits:
     train: Examples | Clips
     held_out: Examples | Clips
     class_names: tuple[str, ...]
+
+    def digest(self) -> str:
+        """A hash of which examples there are, to compare processes by."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for examples in (self.train, self.held_out):
+            digest.update(f"{len(examples)}".encode())
+            for i in range(len(examples)):
+                digest.update(examples.id(i).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

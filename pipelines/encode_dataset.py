@@ -19,7 +19,7 @@ from pipelines.cli import parse, run
 from pipelines.data import Clips, DataConfig, Examples, Splits, load_splits, to_float
 from pipelines.report import progress
 from pipelines.tokens import TOKENS_FILE, TokenInfo, write_info, write_shard
-from pipelines.training import quiet_logging
+from pipelines.training import patient_accelerator, require_equal
 from tokenizer import Tokenizer
 from tokenizer.config import require
 
@@ -50,8 +50,7 @@ class EncodeOptions:
 def main() -> None:
     """Encode both splits; every process writes its own shards, the main one tokens.json at the end."""
     options = parse(EncodeOptions, __doc__ or "")
-    accelerator = Accelerator()
-    quiet_logging(accelerator)
+    accelerator = patient_accelerator()
     tok = Tokenizer.from_pretrained(options.tokenizer).to(accelerator.device)
     if not tok.bottleneck.num_codebooks:
         raise ValueError(
@@ -62,6 +61,7 @@ def main() -> None:
             f"{options.output} already holds tokens; choose another --output or delete that folder"
         )
     splits = load_splits(options.data, tok.modality)
+    require_equal(accelerator, splits.digest(), "the data")
     info = describe_tokens(options, tok, splits)
     accelerator.wait_for_everyone()
     options.output.mkdir(parents=True, exist_ok=True)

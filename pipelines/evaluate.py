@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from pipelines.cli import parse, run
 from pipelines.data import Clips, DataConfig, Examples, held_out_batches, load_splits, to_float
@@ -20,11 +19,11 @@ from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer,
 from pipelines.kid import evaluate_kid, load_features
 from pipelines.models import load_models
 from pipelines.rate_distortion import rate_distortion_table
-from pipelines.sound_evaluation import Rates, evaluate_sound
+from pipelines.sound_evaluation import Measured, evaluate_sound
 from pipelines.sound_results import curve, write_sound_results
 from pipelines.token_clips import CodeClips
 from pipelines.tokens import Rows, TokenInfo, TokenSplit
-from pipelines.training import quiet_logging
+from pipelines.training import patient_accelerator, require_equal
 from pipelines.windows import Windows
 from prior import Prior
 from tokenizer import Tokenizer
@@ -48,7 +47,7 @@ class EvaluateOptions:
     output: Path = Path("runs/eval")
     """Folder for metrics.json and pictures."""
     batch_size: int = 128
-    """Items per forward pass and process."""
+    """Pictures, or windows of a prior, per forward pass and process. Sound goes clip by clip."""
     kid: str = ""
     """Also report the kernel inception distance of reconstructions (and of the prior's samples) in the
     features of this network, e.g. torchvision:inception_v3 or torchvision:inception_v3:WEIGHTS. Needs
@@ -63,20 +62,20 @@ class EvaluateOptions:
 def main() -> None:
     """Measure, print one table, write metrics.json and the sheet of reconstructions."""
     options = parse(EvaluateOptions, __doc__ or "")
-    accelerator = Accelerator()
-    quiet_logging(accelerator)
+    accelerator = patient_accelerator()
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
-    network = load_features(options.kid, options.kid_download).to(accelerator.device) if options.kid else None
-    if network is not None and tok.modality.sample_rate:
+    if options.kid and tok.modality.sample_rate:
         raise ValueError("--kid is for pictures; sound has its own measures")
+    network = load_features(options.kid, options.kid_download).to(accelerator.device) if options.kid else None
     splits = load_splits(options.data, tok.modality)
+    require_equal(accelerator, splits.digest(), "the data")
     examples = splits.held_out if len(splits.held_out) else splits.train
     if not len(splits.held_out):
         logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)
-    metrics, rates = {"items": float(len(examples))}, Rates()
+    metrics, measured = {"items": float(len(examples))}, Measured({}, None)
     if isinstance(examples, Clips):
-        rates = evaluate_sound(tok, examples, accelerator, thorough=True)
-        metrics |= rates[max(rates)] if rates else {}
+        measured = evaluate_sound(tok, examples, accelerator, thorough=True)
+        metrics |= measured.rates[max(measured.rates)] if measured.rates else {}
     else:
         metrics |= evaluate_tokenizer(tok, examples, accelerator, options.batch_size)
     if prior is not None:
@@ -90,12 +89,12 @@ def main() -> None:
         text = json.dumps(metrics, indent=2) + "\n"
         write_atomically(options.output / "metrics.json", lambda p: p.write_text(text, encoding="utf-8"))
         if isinstance(examples, Clips):
-            write_sound_results(tok, examples, rates, options.output, splits.name)
+            write_sound_results(tok, examples, measured, options.output, splits.name)
             say_what_is_missing()
         else:
             write_picture_results(tok, examples, options.output)
-        if len(rates) > 1:
-            print(rate_distortion_table({k: curve(row) for k, row in rates.items()}), end="\n\n")
+        if len(measured.rates) > 1:
+            print(rate_distortion_table({k: curve(row) for k, row in measured.rates.items()}), end="\n\n")
         for name, value in metrics.items():
             print(f"{name:28} {value:.6g}")
         logger.info("written to %s", options.output)

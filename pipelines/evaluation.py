@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.data import Clips, Examples, Splits, held_out_batches, to_float
 from pipelines.report import codebook_plot, loss_plot, reconstruction_sheet
-from pipelines.sound_evaluation import Rates, evaluate_sound, headline
+from pipelines.sound_evaluation import Measured, evaluate_sound, headline
 from pipelines.sound_results import write_sound_results, write_sound_sample
 from pipelines.tokens import Rows, TokenInfo
 from pipelines.training import sum_over_processes
@@ -128,12 +128,12 @@ def _reduced(
     return metrics
 
 
-def write_tokenizer_report(tok: Tokenizer, splits: Splits, rates: Rates, folder: Path) -> None:
+def write_tokenizer_report(tok: Tokenizer, splits: Splits, measured: Measured | None, folder: Path) -> None:
     """The files that show what a tokenizer keeps of held-out data, and loss.png, in `folder`; `rates` are
     the measures of sound."""
     source = splits.held_out if len(splits.held_out) else splits.train
     if isinstance(source, Clips):
-        write_sound_results(tok, source, rates, folder, splits.name)
+        write_sound_results(tok, source, measured or Measured({}, None), folder, splits.name)
         write_sound_sample(tok, source, folder)
     else:
         write_picture_results(tok, source, folder)

@@ -59,6 +59,11 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     return (x.T if tall else x).to(matrix.dtype)
 
 
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay falls on a parameter: on matrices, not on the gains of weight normalisation."""
+    return parameter.ndim > 1 and not name.endswith(".weight.original0")
+
+
 def build_optimizers(
     model: nn.Module,
     kind: str,
@@ -79,8 +84,8 @@ def build_optimizers(
     muon = {n: p for n, p in trained.items() if kind == "muon" and n in hidden}
     rest = {n: p for n, p in trained.items() if n not in muon}
     groups = [
-        {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in rest.values() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for n, p in rest.items() if decays(n, p)], "weight_decay": weight_decay},
+        {"params": [p for n, p in rest.items() if not decays(n, p)], "weight_decay": 0.0},
     ]
     optimizers: list[Optimizer] = [AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas)]
     if muon:

@@ -121,6 +121,13 @@ class TokenizerTraining(TrainingOptions):
     perceptual_download: bool = False
     """Allow the feature network's weights to be downloaded."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.optimizer != "muon" or not getattr(self.model.modality, "weight_norm", False),
+            "weight normalisation hides the matrices that Muon needs; use --optimizer adamw",
+        )
+
 
 @dataclass(frozen=True)
 class PriorSize:

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 # Pictures in a line of the sheet; a class with more takes several lines.
 COLUMNS = 12
 SHEET, PAGE = "samples.png", "samples.html"
-# Clips of sound on the page and the sheet; all are written as files.
-HEARD = 24
+# Clips of sound on the page and the sheet, and seconds of each; all are written whole as files.
+HEARD, HEARD_SECONDS = 24, 20
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,17 @@ def write_sounds(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -
     rate = tok.modality.sample_rate
     clips = [(f"{name} {i + 1}", {"": x[i].clamp(-1, 1)}) for name, x in rows for i in range(len(x))]
     write_wavs(folder, clips, rate)
-    listening_page(clips[:HEARD], rate, folder / PAGE, "Samples from the prior")
-    mel_sheet(clips[:HEARD], rate, folder / SHEET)
+    each = max(1, HEARD // len(rows))  # as many of every class
+    heard = [
+        (f"{name} {i + 1}", {"": x[i, :, : HEARD_SECONDS * rate].clamp(-1, 1)})
+        for name, x in rows
+        for i in range(min(each, len(x)))
+    ][:HEARD]
+    note = (
+        f"{len(heard)} of {len(clips)} samples, at most {HEARD_SECONDS} s of each; all are files beside this."
+    )
+    listening_page(heard, rate, folder / PAGE, "Samples from the prior", [note])
+    mel_sheet(heard, rate, folder / SHEET)
     return folder / PAGE
 
 

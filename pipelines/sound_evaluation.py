@@ -5,9 +5,11 @@ Left out: pictures (`pipelines.evaluation`), and the measures themselves (`token
 
 import contextlib
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -23,11 +25,18 @@ from tokenizer.spectral import mel_distance, stft_distance
 
 logger = logging.getLogger(__name__)
 
-# Longer clips are measured in pieces of so many seconds, each of which counts as a clip.
+# Longer clips are measured in equal pieces of at most so many seconds, each of which counts as a clip.
 PIECE_SECONDS = 30
 
 # {number of codebooks: {measure: mean}}
 Rates = dict[int, dict[str, float]]
+
+
+class Measured(NamedTuple):
+    """Means by number of codebooks, and how often each code occurred, (K, N); None for a VAE."""
+
+    rates: Rates
+    counts: Tensor | None
 
 
 class Means:
@@ -54,15 +63,17 @@ class Means:
 
 
 @torch.no_grad()
-def evaluate_sound(tok: Tokenizer, clips: Clips, accelerator: Accelerator, thorough: bool = False) -> Rates:
-    """{number of codebooks: means over `clips`}, each clip counted once over all processes. Without
-    `thorough` only for all codebooks. The number of a VAE is 0. {} without clips.
+def evaluate_sound(
+    tok: Tokenizer, clips: Clips, accelerator: Accelerator, thorough: bool = False
+) -> Measured:
+    """Means over `clips` by number of codebooks, each clip counted once over all processes. Without
+    `thorough` only for all codebooks. The number of a VAE is 0. Without clips there are none.
 
     Means are bitrate (bits per second), l1, mel_distance, stft_distance and si_sdr (dB, of what is not
     silent); with `thorough` also stoi and pesq where their packages are installed; for all codebooks also
     usage and perplexity, of all and of each, and, if `thorough`, encode_speed and decode_speed (seconds of
-    sound per second). A clip that can no longer be read is left out, and named in the log. Leaves the
-    tokenizer in eval mode.
+    sound per second). A clip is left out from where it can no longer be read, and named in the log. Leaves
+    the tokenizer in eval mode.
     """
     tok.eval()
     most, rate = tok.bottleneck.num_codebooks, tok.modality.sample_rate
@@ -88,20 +99,22 @@ def evaluate_sound(tok: Tokenizer, clips: Clips, accelerator: Accelerator, thoro
         rows = {
             k: {"bitrate": bitrate(k, tok.bits_per_code, tok.stride, rate), **row} for k, row in rows.items()
         }
-    return {k: row for k, row in rows.items() if row}
+    return Measured({k: row for k, row in rows.items() if row}, None if usage is None else usage.counts.cpu())
 
 
-def headline(rates: Rates) -> dict[str, float]:
+def headline(measured: Measured) -> dict[str, float]:
     """The measures for all codebooks, less those of the machine; {} if there are none."""
-    best = rates[max(rates)] if rates else {}
+    best = measured.rates[max(measured.rates)] if measured.rates else {}
     return {k: v for k, v in best.items() if not k.endswith("_speed")}
 
 
 def readable_blocks(clips: Clips, i: int) -> Iterator[Tensor]:
-    """Clip i in pieces (C, T) of at most `PIECE_SECONDS`; none, and a line in the log, if it cannot be
-    read."""
+    """Clip i in equal pieces (C, T) of at most `PIECE_SECONDS`; none from where it cannot be read, and a
+    line in the log."""
+    samples = clips.samples(i)
+    pieces = math.ceil(samples / (PIECE_SECONDS * clips.sample_rate))
     try:
-        yield from clips.blocks(i, PIECE_SECONDS * clips.sample_rate)
+        yield from clips.blocks(i, math.ceil(samples / pieces))
     except (ValueError, OSError) as error:
         logger.warning("left out a sound that can no longer be read: %s", error)
 

@@ -13,20 +13,19 @@ from torch import Tensor
 from pipelines.clips import Clips
 from pipelines.rate_distortion import rate_distortion_plot, rate_distortion_rows
 from pipelines.report import codebook_plot
-from pipelines.sound_evaluation import Rates, readable_blocks
+from pipelines.sound_evaluation import Measured, readable_blocks
 from pipelines.sound_report import listening_page, mel_sheet, write_wav, write_wavs
 from tokenizer import Tokenizer
 from tokenizer.files import write_atomically
-from tokenizer.metrics import CodeUsage
 
 # Clips that are shown, and how much of each.
 SHOWN, SHOWN_SECONDS = 9, 6
 
 
-def write_sound_results(tok: Tokenizer, clips: Clips, rates: Rates, folder: Path, name: str) -> None:
-    """reconstructions.html, .png and reconstructions/*.wav of some clips, codebook.png, and, where there
-    are codes, rate_distortion.json and .png of the measures `rates` (by number of codebooks) in `folder`.
-    """
+def write_sound_results(tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str) -> None:
+    """reconstructions.html, .png and reconstructions/*.wav of some clips, and, of what was `measured` of
+    codes, codebook.png and rate_distortion.json and .png in `folder`."""
+    rates, counts = measured
     rate = tok.modality.sample_rate
     rows = reconstructions(tok, clips)
     most = tok.bottleneck.num_codebooks
@@ -42,9 +41,8 @@ def write_sound_results(tok: Tokenizer, clips: Clips, rates: Rates, folder: Path
     listening_page(
         rows, rate, folder / "reconstructions.html", f"Reconstructions of {name}", notes, rates.get(most)
     )
-    if most:
-        write_sound_codebook(tok, clips, folder / "codebook.png")
-    if rates and most:
+    if counts is not None and rates:
+        codebook_plot(counts, folder / "codebook.png", tok.bottleneck.codebook_vectors())
         text = json.dumps(rate_distortion_rows(rates), indent=2) + "\n"
         write_atomically(folder / "rate_distortion.json", lambda p: p.write_text(text, encoding="utf-8"))
         rate_distortion_plot({k: curve(row) for k, row in rates.items()}, folder / "rate_distortion.png")
@@ -91,15 +89,6 @@ def rebuilt_clips(tok: Tokenizer, x: Tensor) -> dict[str, Tensor]:
         half = most // 2
         made[f"{half} of {most} codebooks"] = tok.decode(codes[:, :half], size=samples)[0]
     return made
-
-
-def write_sound_codebook(tok: Tokenizer, clips: Clips, path: Path) -> None:
-    """How often each code of every codebook occurs in the clips, and where the entries lie."""
-    usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=tok.device)
-    for i in range(len(clips)):
-        for block in readable_blocks(clips, i):
-            usage.update(tok.encode(block[None].to(tok.device)))
-    codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors())
 
 
 def curve(row: Mapping[str, float]) -> dict[str, float]:

@@ -46,6 +46,8 @@ class CodeClips:
     @staticmethod
     def of(codes: Sequence[Tensor], labels: NDArray[np.int64]) -> "CodeClips":
         """Clips of codes (K, t_i) int64 and labels (n,)."""
+        if not codes:
+            raise ValueError("there are no codes: no clip could be read")
         flat = [rearrange(item, "k t -> t k").numpy().astype(np.uint32) for item in codes]
         return CodeClips(np.concatenate(flat), offsets_of(np.array([len(c) for c in flat])), labels)
 

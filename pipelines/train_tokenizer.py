@@ -19,11 +19,12 @@ from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
 from pipelines.report import progress
 from pipelines.run_folder import MetricsLog, command_line, run_folder
-from pipelines.sound_evaluation import Rates, evaluate_sound, headline
+from pipelines.sound_evaluation import evaluate_sound, headline
 from pipelines.training import (
     WeightAverage,
     mean_over_processes,
     rate_scale,
+    require_equal,
     require_finite,
     seed_layers,
     set_rates,
@@ -46,12 +47,13 @@ def main() -> None:
     options = parse(TokenizerTraining, __doc__ or "", presets=TOKENIZERS, default_preset="emoji")
     accelerator = start_accelerator(options)
     options = short_run(options, log=accelerator.is_main_process)
+    if options.perceptual and options.model.modality.kind != "image":
+        raise ValueError("--perceptual is for pictures; sound has the losses mel and stft")
     splits = load_splits(options.data, options.model.modality.build())
+    require_equal(accelerator, splits.digest(), "the data")
     # Made before the folder is claimed, so that a mistake in their options leaves no run behind.
     tok = Tokenizer(options.model).to(accelerator.device)
     perceptual = None
-    if options.perceptual and tok.modality.sample_rate:
-        raise ValueError("--perceptual is for pictures; sound has the losses mel and stft")
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
     with run_folder(accelerator, options):
@@ -152,17 +154,17 @@ def finish(
 ) -> None:
     """Evaluate the averaged weights on all held-out data and write model, card, metrics and pictures."""
     tok = average.averaged(tok)
-    rates: Rates = {}
+    measured = None
     if isinstance(splits.held_out, Clips):
-        rates = evaluate_sound(tok, splits.held_out, accelerator, thorough=True)
-        metrics = headline(rates)
+        measured = evaluate_sound(tok, splits.held_out, accelerator, thorough=True)
+        metrics = headline(measured)
     else:
         metrics = evaluate_tokenizer(tok, splits.held_out, accelerator)
     rows = {f"valid/{k}": v for k, v in metrics.items()}
     log.add(options.max_steps, rows)
     accelerator.log(rows, step=options.max_steps)
     if accelerator.is_main_process:
-        write_tokenizer_report(tok, splits, rates, options.output)
+        write_tokenizer_report(tok, splits, measured, options.output)
         on_hub = (
             not options.data.path.startswith(EMBEDDED) and not Path(options.data.path).expanduser().exists()
         )

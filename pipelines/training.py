@@ -8,11 +8,12 @@ import logging
 import math
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, set_seed
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, gather_object, set_seed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -26,6 +27,17 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=HubModel)
 
 
+# Processes wait for one that measures a long sound, or writes a report; the launcher ends all if one dies.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+
+
+def patient_accelerator() -> Accelerator:
+    """An Accelerator, with its log lines, for scripts that do not train."""
+    accelerator = Accelerator(kwargs_handlers=[PATIENCE])
+    quiet_logging(accelerator)
+    return accelerator
+
+
 def start_accelerator(options: TrainingOptions) -> Accelerator:
     """An Accelerator for a run, with equal initial weights to come on every process.
 
@@ -37,7 +49,7 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         gradient_accumulation_steps=options.gradient_accumulation,
         log_with=None if options.tracker == "none" else options.tracker,
         project_dir=str(options.output),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENCE],
     )
     check_batch(options.batch_size, options.gradient_accumulation, accelerator.num_processes)
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -156,6 +168,16 @@ def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     """`values`, on the CPU, summed over all processes."""
     summed: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
     return summed.cpu()
+
+
+def require_equal(accelerator: Accelerator, digest: str, what: str) -> None:
+    """`ValueError` on every process if their digests of `what` differ, as when one could not read a file."""
+    digests = gather_object([digest])
+    if len(set(digests)) > 1:
+        raise ValueError(
+            f"{what} are not the same on all {accelerator.num_processes} processes; are all files there, "
+            "readable and unchanged on every machine?"
+        )
 
 
 def require_finite(values: Mapping[str, float], step: int) -> None:

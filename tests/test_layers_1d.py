@@ -64,3 +64,28 @@ def _tensors(state: object) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
     return [t for s in state for t in _tensors(s)] if isinstance(state, tuple) else []
+
+
+# What torch's compiler does itself with every function of one's own.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_snake_compiles_to_the_same_gradients() -> None:
+    snake = Snake(3)
+    x = torch.randn(2, 3, 1, 50, generator=torch.Generator().manual_seed(0))
+    found = []
+    for function in (snake, torch.compile(snake, backend="aot_eager", fullgraph=True)):
+        inputs = x.clone().requires_grad_()
+        snake.zero_grad()
+        (function(inputs) ** 2).sum().backward()
+        assert inputs.grad is not None and snake.alpha.grad is not None
+        found.append((inputs.grad, snake.alpha.grad.clone()))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_snake_is_the_identity_where_alpha_is_zero() -> None:
+    snake = Snake(2)
+    torch.nn.init.zeros_(snake.alpha)
+    x = torch.randn(1, 2, 1, 5, requires_grad=True)
+    y = snake(x)
+    y.sum().backward()
+    assert torch.equal(y, x) and torch.equal(x.grad, torch.ones_like(x))
+    assert snake.alpha.grad is not None and snake.alpha.grad.isfinite().all()

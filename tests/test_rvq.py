@@ -117,6 +117,25 @@ def test_gradients_pass_straight_through_all_stages() -> None:
     torch.testing.assert_close(z.grad, weights)
 
 
+def test_the_commitment_of_every_stage_pulls_z() -> None:
+    config = RVQConfig(3, VQConfig(24, dim=4, codebook_dim=4, kmeans_steps=1, beta=1.0), dropout=0.0)
+    rvq = config.build().train()
+    for index in range(4):
+        rvq(latents(rvq, 8, 5, seed=index), Step(0, index, 0, 8))
+    z = latents(rvq, 2, 3).requires_grad_()
+    codes = rvq.encode(z)
+    errors = [(z - rvq.decode(codes[:, :k])).detach() for k in (1, 2, 3)]
+    rvq(z, Step(0, 4, 0, 2)).losses["commitment"].backward()
+    torch.testing.assert_close(z.grad, sum(2 * e / z.numel() / 3 for e in errors))
+
+
+def test_the_weights_of_every_stage_learn() -> None:
+    rvq = trained("rvq", steps=20, num_codebooks=K, dropout=0.0)
+    out = rvq(latents(rvq, 4, 6), Step(0, 30, 0, 4))
+    (out.z_q.square().sum() + sum(out.losses.values())).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in rvq.parameters())
+
+
 def test_the_fingerprint_knows_what_later_stages_see() -> None:
     tok = codec()
     before = tok.fingerprint()

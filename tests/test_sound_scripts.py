@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from test_two_processes import launch
 
 from pipelines.data import DataConfig, load_splits
+from pipelines.sound_evaluation import PIECE_SECONDS, readable_blocks
 from pipelines.tokens import read_tokens
 from prior import Prior
 from tokenizer import Tokenizer
@@ -230,3 +231,22 @@ def test_classes_of_sound(script: Script, tiny_codec: Path, tmp_path: Path) -> N
     names = {f"{i + 1:03d}-{n}.wav" for i, n in enumerate(("high-1", "high-2", "low-1", "low-2"))}
     assert names_in(tmp_path / "out") == names | {"samples.html", "samples.png"}
     assert size_of(prior / "sample.png") and (prior / "sample.wav").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_weight_normalisation_is_for_adamw(script: Script, tmp_path: Path) -> None:
+    words = ("audio-small", *TINY_CODEC, "--model.modality.weight-norm", "--max-steps", 2)
+    words += ("--output", tmp_path / "out")
+    assert_refused(script("train_tokenizer", *words, code=2), "--optimizer adamw")
+    script("train_tokenizer", *words, "--optimizer", "adamw")
+    tok = Tokenizer.from_pretrained(tmp_path / "out")
+    gains = [n for n, _ in tok.named_parameters() if n.endswith("original0")]
+    assert gains and tok.fingerprint() == read(tmp_path / "out" / "config.json")["fingerprint"]
+
+
+def test_long_clips_are_measured_in_equal_pieces(tiny_codec: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", np.zeros(16000 * PIECE_SECONDS + 3), 16000)
+    soundfile.write(tmp_path / "short.wav", np.zeros(900), 16000)
+    tok = Tokenizer.from_pretrained(tiny_codec)
+    clips = load_splits(DataConfig(str(tmp_path), valid_fraction=0), tok.modality).train
+    assert [[x.shape[1] for x in readable_blocks(clips, i)] for i in range(2)] == [[240002, 240001], [900]]

@@ -12,8 +12,12 @@ from tokenizer.layers_1d import Conv, Network
 from tokenizer.streaming import DecodeStream, EncodeStream
 
 CONFIGS = [
-    {"causal": causal, "activation": activation, "channels": channels}
-    for causal, activation, channels in [(False, "snake", 1), (True, "elu", 1), (True, "snake", 2)]
+    {"causal": causal, "activation": activation, "channels": channels, "weight_norm": norm}
+    for causal, activation, channels, norm in [
+        (False, "snake", 1, False),
+        (True, "elu", 1, True),
+        (True, "snake", 2, False),
+    ]
 ]
 
 
@@ -70,6 +74,7 @@ def test_a_padded_batch_gives_each_item_the_codes_it_has_alone(tok: Tokenizer) -
     x = sounds(5, tok.modality.channels, 2000)
     codes, frames = tok.encode(x, lengths=lengths), tok.code_lengths(lengths)
     assert codes.shape == (5, 2, 34)
+    assert tok.encode(x[:1], lengths=lengths[:1]).shape == (1, 2, 34)
     for row, example, n, t in zip(codes, x, lengths, frames, strict=True):
         assert_same_codes(tok, example[None, :, :n], row[None, :, :t], tok.encode(example[None, :, :n]))
         assert not row[:, t:].any()

@@ -87,8 +87,8 @@ def _lively(config: TokenizerConfig, seed: int, data: Callable[[int, int], Tenso
     torch.manual_seed(seed)
     tok = Tokenizer(config)
     with torch.no_grad():
-        for name, parameter in tok.named_parameters():
-            if parameter.ndim == 4 and "weight_norm" not in name:
+        for parameter in tok.parameters():
+            if parameter.ndim == 4:
                 parameter.normal_(std=(1.5 / parameter[0].numel()) ** 0.5)
     for index in range(4):
         tok(data(tok.modality.channels, index), Step(seed, index, 0, 8))

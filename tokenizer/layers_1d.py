@@ -72,6 +72,12 @@ class Conv(Layer):
         self.right = 0 if causal else (self.reach - stride) // 2
         self.left = self.reach - stride - self.right
 
+    def start_at_zero(self) -> None:
+        """Let the layer give its bias alone, until it has learnt more."""
+        parameters = dict(self.conv.named_parameters())
+        gain = "parametrizations.weight.original0"  # of weight normalisation
+        nn.init.zeros_(parameters[gain if gain in parameters else "weight"])
+
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         if valid is not None:
             x = zero_after(x, valid)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Added to α before dividing by it.
+# 1 / α is computed as α / (α² + TINY), which is 0 and not infinite at α = 0.
 TINY = 1e-9
 
 
@@ -27,16 +27,23 @@ class _Snake(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(x, alpha)
         y = (alpha * x).sin_().square_()
-        return torch.addcmul(x.to(y), y, 1 / (alpha + TINY), out=y)
+        return torch.addcmul(x.to(y), y, _inverse(alpha)[0].to(alpha))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """dy/dx = 1 + sin(2αx), dy/dα = (x sin(2αx) − sin²(αx) / α) / α."""
+        """With g ≈ 1 / α: dy/dx = 1 + αg sin(2αx) and dy/dα = x g sin(2αx) + g' sin²(αx)."""
         x, alpha = ctx.saved_tensors
-        inverse = 1 / (alpha + TINY)
+        inverse, slope_of_inverse = (part.to(alpha) for part in _inverse(alpha))
         angle = alpha * x
-        slope = torch.sin(2 * angle)
-        square = angle.sin_().square_()
-        to_alpha = torch.addcmul(x * slope, square, -inverse, out=square).mul_(inverse).mul_(grad)
-        return slope.add_(1).mul_(grad).to(x), to_alpha.sum(dim=(0, 2, 3))[:, None, None].to(alpha)
+        slope = torch.sin(2 * angle).mul_(inverse)
+        to_alpha = (x * slope).addcmul_(angle.sin_().square_(), slope_of_inverse).mul_(grad)
+        to_x = slope.mul_(alpha).add_(1).mul_(grad)
+        return to_x.to(x), to_alpha.sum(dim=(0, 2, 3))[:, None, None].to(alpha)
+
+
+def _inverse(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """g = α / (α² + TINY) and its derivative, at least float32."""
+    alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
+    square = alpha.square()
+    return alpha / (square + TINY), (TINY - square) / (square + TINY).square()

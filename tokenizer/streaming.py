@@ -37,7 +37,8 @@ class _Stream:
         if self._finished:
             raise ValueError("the stream is finished; make a new one")
         if self._like is None:
-            self._like, self.state = x[:, :, :0], self._network.start(x)
+            # New and empty: a view would keep the first chunk in memory.
+            self._like, self.state = x.new_empty(*x.shape[:2], 0), self._network.start(x)
         if x.shape[0] != self._like.shape[0]:
             raise ValueError(f"a chunk has {x.shape[0]} examples, those before it {self._like.shape[0]}")
         y, self.state = self._network.stream(x, self.state, last)
@@ -121,9 +122,9 @@ def encode_padded(tok: "Tokenizer", x: Tensor, lengths: Tensor, num_codebooks: i
     """x (B, C, T) of which each example has `lengths` (B,) samples → codes (B, K, t), 0 beyond an
     example's frames."""
     frames = tok.code_lengths(lengths)
-    x = tok.modality.pad(zero_after(x, lengths)[:, :, : int(lengths.max())])
+    x = tok.modality.pad(zero_after(x, lengths))
     if is_long(tok, x.shape):
-        codes = x.new_zeros(len(x), num_codebooks, int(frames.max()), dtype=torch.int64)
+        codes = x.new_zeros(len(x), num_codebooks, x.shape[2] // tok.stride, dtype=torch.int64)
         for row, example, n, t in zip(codes, x, lengths.tolist(), frames.tolist(), strict=True):
             row[:, :t] = tok.encode(example[None, :, :n], num_codebooks=num_codebooks)[0]
         return codes

@@ -75,6 +75,10 @@ class RVQ(Bottleneck):
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         residual = z.to(torch.promote_types(z.dtype, torch.float32))
         used = self._stages_used(z, step)
+        # Stages with weights learn them through the residuals of all that follow (Kumar et al. 2023). Without
+        # any, q(r) has the gradient of r, so the residuals would have none: the commitment of later stages
+        # reaches z only if the q before them count as constants.
+        learn = any(True for _ in self.parameters())
         z_q, codes, outs, waiting = torch.zeros_like(residual), [], [], False
         for k, stage in enumerate(self._each()):
             # Asked before the stage runs, whose last accumulation pass may start it.
@@ -84,8 +88,11 @@ class RVQ(Bottleneck):
             codes.append(out.codes)
             if waiting:
                 break  # it still passes its input through, which leaves nothing to the stages after it
-            z_q = z_q + torch.where(used > k, out.z_q, 0.0)
-            residual = residual - out.z_q
+            q = out.z_q if learn else out.z_q.detach()
+            z_q = z_q + torch.where(used > k, q, 0.0)
+            residual = residual - q
+        if self.training and not learn:
+            z_q = z + (z_q - z).detach()  # straight-through, once for all stages
         if waiting:
             # Until the last stage has started, z goes unquantized to the decoder. Every parameter takes part,
             # with a gradient of zero: DDP would wait for those that do not.

@@ -45,7 +45,7 @@ class AudioConfig(ModalityConfig, kind="audio"):
     causal: bool = False
     """Let no sample see later ones, so that streaming lags by one frame only."""
     weight_norm: bool = False
-    """Weight normalisation (Salimans and Kingma 2016), for --optimizer adamw."""
+    """Weight normalisation (Salimans and Kingma 2016, arXiv 1602.07868), for --optimizer adamw only."""
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 2), f"channels is {self.channels}, expected 1 (mono) or 2 (stereo)")
@@ -124,7 +124,7 @@ class AudioModality(Modality):
         for i in range(count):
             wide = self._conv(width, width, self.config.kernel, dilation=DILATIONS[i % len(DILATIONS)])
             narrow = self._conv(width, width, 1)
-            nn.init.zeros_(narrow.conv.weight)
+            narrow.start_at_zero()
             blocks.append(Residual(Chain([self._activation(width), wide, self._activation(width), narrow])))
         return blocks
 
