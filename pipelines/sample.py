@@ -68,7 +68,7 @@ class SampleOptions:
         require(self.num >= 1, f"num is {self.num}, expected 1 or more")
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
         seconds = self.seconds
-        require(seconds is None or 0 < seconds <= 86400, f"seconds is {seconds}, expected 0 to 86400")
+        require(seconds is None or 0 < seconds <= 86400, f"seconds is {seconds}, expected above 0, to 86400")
 
 
 def main() -> None:
