@@ -59,8 +59,7 @@ def launch(*words: object) -> Finished:
 
 # Several scripts in one launch, because most of the time of a launch goes into imports.
 SEVERAL = """
-import importlib, json, sys
-import torch
+import importlib, json, os, sys
 from accelerate import Accelerator
 from pipelines import cli, train_prior
 
@@ -72,8 +71,9 @@ for name, *words in json.loads(sys.argv[1]):
         cli.run(importlib.import_module(f"pipelines.{name}").main)
     except SystemExit as stop:
         print(f"{name} ended with {stop.code}", flush=True)
-# Threads of a group that is left to the interpreter's exit may abort it.
-torch.distributed.destroy_process_group()
+sys.stderr.flush()
+# Several scripts' native threads in one process abort the interpreter's own exit now and then.
+os._exit(0)
 """
 
 
