@@ -60,8 +60,9 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay falls on a parameter: on matrices, not on the gains of weight normalisation."""
-    return parameter.ndim > 1 and not name.endswith(".weight.original0")
+    """Whether weight decay falls on a parameter: on matrices, but neither on the gains of weight
+    normalisation nor on codebooks, whose entries belong where their vectors are."""
+    return parameter.ndim > 1 and not name.endswith(".weight.original0") and "codebook." not in name
 
 
 def build_optimizers(

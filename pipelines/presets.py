@@ -1,7 +1,7 @@
 """The training presets of pictures, and of priors over any codes.
 
-Left out: those of sound (`sound_presets.py`), and the options themselves (`options.py`). A new preset is one
-decorated function.
+Left out: those of sound (`sound_presets.py`) and of other bottlenecks (`quantizer_presets.py`), and the
+options themselves (`options.py`). A new preset is one decorated function.
 """
 
 from pipelines.augment import Augment
@@ -160,5 +160,6 @@ def _base() -> PriorTraining:
     )
 
 
-# Enters its own presets, which follow those above in the lists of --help.
+# These enter their own presets, which follow those above in the lists of --help.
+from pipelines import quantizer_presets as quantizer_presets  # noqa: E402
 from pipelines import sound_presets as sound_presets  # noqa: E402

@@ -181,7 +181,7 @@ def test_wrong_words_are_named(words: tuple[str, ...], named: tuple[str, ...]) -
             {"model": {"bottleneck": {"kind": "vq", "size": 5}}},
             ("model.bottleneck", "'size'", "codebook_size"),
         ),
-        ({"model": {"bottleneck": {"kind": "fsq"}}}, ("model.bottleneck.kind", "'fsq'", "gaussian, rvq, vq")),
+        ({"model": {"bottleneck": {"kind": "pq"}}}, ("model.bottleneck.kind", "'pq'", "gaussian", "rvq")),
         ({"max_steps": "5"}, ("max_steps", "expected int", "'5'")),
         ({"max_steps": {"a": 5}}, ("max_steps", "expected int", "{'a': 5}")),
         ({"max_steps": 0}, ("max_steps is 0",)),
@@ -273,9 +273,9 @@ def test_a_script_started_by_its_path_reports_a_mistake() -> None:
 
 
 def test_the_presets_that_were_promised_are_there() -> None:
-    assert list(TOKENIZERS) == [
-        *("emoji", "digits", "digits-vae", "image-64", "image-256", "audio-small", "audio-16k", "audio-24k")
-    ]
+    pictures, sound = {"emoji", "digits", "digits-vae", "image-64", "image-256"}, {"small", "16k", "24k"}
+    assert set(TOKENIZERS) >= pictures | {f"audio-{name}" for name in sound}
+    assert next(iter(TOKENIZERS)) == "emoji"
     assert next(iter(PRIORS)) == "small"
 
 

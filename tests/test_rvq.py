@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.tiny import bottleneck_config, codec, latents, pictures, sounds, tokenizer, trained
 from tokenizer.bottlenecks.gaussian import GaussianConfig
+from tokenizer.bottlenecks.grouped import GroupedConfig
 from tokenizer.bottlenecks.rvq import RVQ, RVQConfig
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import Step
@@ -166,7 +167,8 @@ def test_encode_and_decode_with_fewer_codebooks(make: object) -> None:
         ({"num_codebooks": 0}, "num_codebooks is 0"),
         ({"dropout": 1.5}, "dropout is 1.5"),
         ({"stage": RVQConfig()}, "stage is rvq itself"),
-        ({"stage": GaussianConfig()}, "stage gaussian: rvq needs one codebook"),
+        ({"stage": GaussianConfig()}, "bottleneck gaussian has no codes"),
+        ({"stage": GroupedConfig()}, "stage grouped: rvq needs one codebook"),
     ],
 )
 def test_what_a_config_refuses(changes: dict[str, object], message: str) -> None:

@@ -12,7 +12,8 @@ from einops import rearrange
 from tiny import bottleneck_config, latents, trained
 from torch import Tensor
 
-from tokenizer.bottlenecks.codebook import EMACodebook, kmeans, perplexity
+from tokenizer.bottlenecks.codebook import EMACodebook, kmeans
+from tokenizer.bottlenecks.health import perplexity
 from tokenizer.bottlenecks.vq import VQ
 from tokenizer.distributed import Step
 
@@ -136,12 +137,13 @@ def test_dead_entries_move_to_vectors_of_the_batch_with_fresh_statistics() -> No
     torch.testing.assert_close(state.entries[1], before.entries[1])
     assert state.ema_count[1].item() == pytest.approx(0.45)
     assert not any((rows == state.entries[k]).all(dim=1).any() for k in (1, 3, 4, 5))
-    assert bottleneck.events() == ["revived 2 codebook entries used below 0.1 of uniform use"]
+    revived_two = "revived 2 codebook entries used below 0.1 of uniform use: moved to vectors of the batch"
+    assert bottleneck.events() == [revived_two]
     assert bottleneck.events() == []
     revived = state.entries[[0, 2]].clone()
     bottleneck(z, Step(0, 1, 0, 4))
     # Entry 1 has decayed to 0.225 by now; the two revived ones stay alive.
-    assert bottleneck.events() == ["revived 1 codebook entries used below 0.1 of uniform use"]
+    assert bottleneck.events() == [revived_two.replace("2", "1", 1)]
     assert (state.entries[[0, 2]] - revived).norm(dim=1).max() < 3
 
 
@@ -313,5 +315,5 @@ def test_bad_vq_configs_are_refused(changes: dict[str, float], message: str) -> 
 def test_a_codebook_of_one_entry_works() -> None:
     codebook = EMACodebook(1, 2, decay=0.0, kmeans_steps=0, revive_below=0.03)
     z = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
-    counts = codebook.update(z, torch.zeros(2, dtype=torch.int64), 2, None)
-    assert counts.tolist() == [2] and codebook.entries.tolist() == [[2, 4]]
+    codebook.update(z, torch.zeros(2, dtype=torch.int64), 2, None)
+    assert codebook.ema_count.tolist() == [2] and codebook.entries.tolist() == [[2, 4]]

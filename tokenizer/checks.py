@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokenizer.distributed import Step
+
 
 def check_input(x: Tensor, channels: int, axes: Sequence[str], empty: bool = False) -> None:
     """x must be (B, channels, *size) float with as many sizes as `axes`; `empty` allows sizes of 0."""
@@ -51,3 +53,20 @@ def checked_size(size: int | tuple[int, ...] | None, grid: Sequence[int], stride
     if len(size) != len(full) or not all(a <= s <= b for a, s, b in zip(lowest, size, full, strict=True)):
         raise ValueError(f"size is {size}; a grid of {tuple(grid)} decodes to between {lowest} and {full}")
     return size
+
+
+def require_finite(x: Tensor, name: str, step: Step | None = None) -> None:
+    """`ValueError` that names the tensor, and the optimizer step of training, if x holds NaN or infinity.
+
+    Not checked while torch.compile traces: a look at a value would break its graph, and the search looks
+    itself.
+    """
+    if torch.compiler.is_compiling() or bool(torch.isfinite(x.detach().sum(dtype=torch.float32))):
+        return
+    if bool(torch.isfinite(x.detach()).all()):
+        return  # only the sum was too large
+    where = "" if step is None else f" at step {step.index + 1}"
+    raise ValueError(
+        f"{name} {tuple(x.shape)} holds NaN or infinity{where}: the data do, or the training diverged; "
+        "codebooks are as before this step"
+    )

@@ -46,6 +46,18 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return {"kind": config.kind, **values} if isinstance(config, Variant) else values
 
 
+def changed_fields(config: Any) -> dict[str, Any]:
+    """`config_to_dict` without the fields that have their defaults, so that a field that is added later does
+    not change what is there."""
+    values: dict[str, Any] = {"kind": config.kind} if isinstance(config, Variant) else {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if value != default:
+            values[f.name] = changed_fields(value) if dataclasses.is_dataclass(value) else _plain(value)
+    return values
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return config_to_dict(value)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.card import describe
 from tokenizer.checks import check_codes, check_input, check_lengths, checked_size
-from tokenizer.config import config_to_dict
+from tokenizer.config import changed_fields
 from tokenizer.distributed import Step
 from tokenizer.fingerprint import fingerprint
 from tokenizer.hub import HubModel
@@ -181,8 +181,8 @@ class Tokenizer(HubModel):
         Equal after saving and loading and after a change of the decoder's weights or of the losses.
         """
         described = {
-            "modality": config_to_dict(self.config.modality),
-            "bottleneck": config_to_dict(self.config.bottleneck),
+            "modality": changed_fields(self.config.modality),
+            "bottleneck": changed_fields(self.config.bottleneck),
         }
         return fingerprint(described, self.encoder, self.bottleneck)
 
@@ -227,7 +227,15 @@ class Tokenizer(HubModel):
         k = self.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= k <= self.num_codebooks:
             raise ValueError(f"num_codebooks is {k}, this tokenizer has {self.num_codebooks}")
+        self._require_decodable(k)
         return k
+
+    def _require_decodable(self, k: int) -> None:
+        if k < self.num_codebooks and not self.bottleneck.prefix_decodes:
+            raise ValueError(
+                f"{k} of {self.num_codebooks} codebooks: those of {self.config.bottleneck.kind} only make "
+                "sense together; rvq's first ones do alone"
+            )
 
     def _crop(self, x_hat: Tensor, size: tuple[int, ...]) -> Tensor:
         for axis, n in enumerate(size):
@@ -241,3 +249,4 @@ class Tokenizer(HubModel):
     def check_codes(self, codes: Tensor) -> None:
         """`ValueError` unless codes are (B, k, *grid) int64 of this tokenizer, 1 ≤ k ≤ K."""
         check_codes(codes, self.num_codebooks, self.codebook_size, self.modality.axes)
+        self._require_decodable(codes.shape[1])

@@ -40,8 +40,11 @@ class Bottleneck(nn.Module):
     codebook_size: int = 0
     # Losses that are sums over one example, in nats; the tokenizer divides them by the elements of x.
     summed_losses: ClassVar[frozenset[str]] = frozenset()
-    # Names in the state_dict that do not decide which code a z gets (left out of the fingerprint), and
-    # those
+    # Whether the first k codes of a position decode alone, to less detail.
+    prefix_decodes: bool = False
+    # Whether q(z) has exactly the gradient of z in training, so that z − q(z) has none.
+    identity_gradient: bool = False
+    # Names in the state_dict that do not decide which code a z gets (left out of the fingerprint), and those
     # of them that do not decide what a code decodes to either.
     not_coding: frozenset[str] = frozenset()
     statistics: frozenset[str] = frozenset()
@@ -66,6 +69,11 @@ class Bottleneck(nn.Module):
 
     def codebook_vectors(self) -> Tensor | None:
         """The entries of the codebook (N, D), or of several (K, N, D), for plots; None if there are none."""
+        return None
+
+    def compared(self, z: Tensor) -> Tensor | None:
+        """z: (B, in_dim, *grid) → (K, M, D): what its M = B · positions vectors are compared with the
+        `codebook_vectors` as, for plots; None if those are."""
         return None
 
     def training_state(self) -> dict[str, Tensor]:

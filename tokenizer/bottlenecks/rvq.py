@@ -3,14 +3,14 @@
 Left out: the quantiser of a stage, which is any bottleneck with one codebook, and entropy coding.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks.several import Several
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.config import require
 from tokenizer.distributed import Step
@@ -48,39 +48,39 @@ class RVQConfig(BottleneckConfig, kind="rvq"):
         return RVQ(self)
 
 
-class RVQ(Bottleneck):
+class RVQ(Several):
     """z_q = Σ_k q_k(r_k), r_1 = z, r_{k+1} = r_k − q_k(r_k) (Zeghidour et al. 2021, arXiv 2107.03312,
     algorithm 1)."""
 
+    members: ClassVar[str] = "stages"
+    prefix_decodes = True
+
     def __init__(self, config: RVQConfig) -> None:
-        super().__init__()
+        super().__init__(config.stage, config.num_codebooks)
         self.config = config
-        self.stages = nn.ModuleList(config.stage.build() for _ in range(config.num_codebooks))
-        first = next(self._each())
+        first = next(self.each())
         if first.num_codebooks != 1 or first.in_dim != first.out_dim:
             raise ValueError(
                 f"stage {config.stage.kind}: rvq needs one codebook and as many channels in as out, got "
                 f"{first.num_codebooks}, {first.in_dim} and {first.out_dim}"
             )
         self.in_dim, self.out_dim = first.in_dim, first.out_dim
-        self.num_codebooks, self.codebook_size = config.num_codebooks, first.codebook_size
+        self.identity_gradient = first.identity_gradient
         # What a stage gives decides the codes of those after it, so only its statistics do not count.
         last = config.num_codebooks - 1
-        self.not_coding = frozenset(
-            f"stages.{k}.{name}"
-            for k, stage in enumerate(self._each())
-            for name in (stage.not_coding if k == last else stage.statistics)
-        )
+        ignored = [s.not_coding if k == last else s.statistics for k, s in enumerate(self.each())]
+        self.not_coding = self.names_of_members(ignored)
+        self.statistics = self.names_of_members([s.statistics for s in self.each()])
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         residual = z.to(torch.promote_types(z.dtype, torch.float32))
         used = self._stages_used(z, step)
-        # Stages with weights learn them through the residuals of all that follow (Kumar et al. 2023). Without
-        # any, q(r) has the gradient of r, so the residuals would have none: the commitment of later stages
+        # Stages that weigh or bend z learn to through the residuals of all that follow (Kumar et al. 2023).
+        # Others give q(r) the gradient of r, so the residuals would have none: the commitment of later stages
         # reaches z only if the q before them count as constants.
-        learn = any(True for _ in self.parameters())
+        learn = not self.identity_gradient
         z_q, codes, outs, waiting = torch.zeros_like(residual), [], [], False
-        for k, stage in enumerate(self._each()):
+        for k, stage in enumerate(self.each()):
             # Asked before the stage runs, whose last accumulation pass may start it.
             waiting = self.training and not stage.ready
             out = stage(residual, step)
@@ -98,23 +98,20 @@ class RVQ(Bottleneck):
             # with a gradient of zero: DDP would wait for those that do not.
             z_q = z.to(z_q.dtype) + 0 * sum(p.sum() for p in self.parameters())
             codes += [torch.zeros_like(codes[0])] * (self.num_codebooks - len(codes))
-        losses = {k: torch.stack([o.losses[k] for o in outs]).mean() for k in outs[0].losses}
-        stats = {k: torch.stack([o.stats[k] for o in outs]).mean() for k in outs[0].stats}
-        if "usage" in stats:
-            stats["usage_least"] = torch.stack([o.stats["usage"] for o in outs]).amin()
+        losses, stats = self.merged(outs)
         return Bottlenecked(z_q, torch.cat(codes, dim=1), losses, stats)
 
     def encode(self, z: Tensor) -> Tensor:
         residual = z.to(torch.promote_types(z.dtype, torch.float32))
         codes = []
-        for stage in self._each():
+        for stage in self.each():
             codes.append(stage.encode(residual))
             residual = residual - stage.decode(codes[-1]).to(residual.dtype)
         return torch.cat(codes, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes: (B, k, *grid) of the first k stages, 1 ≤ k ≤ K → z_q: (B, dim, *grid)."""
-        stages = zip(self._each(), torch.split(codes, 1, dim=1), strict=False)
+        stages = zip(self.each(), torch.split(codes, 1, dim=1), strict=False)
         z_q: Tensor = sum(stage.decode(c) for stage, c in stages)  # type: ignore[assignment]
         return z_q
 
@@ -134,26 +131,10 @@ class RVQ(Bottleneck):
             count = torch.where(u < self.config.dropout, fewer, count)
         return count.to(z.device).view(-1, *(1,) * (z.ndim - 1))
 
-    def _each(self) -> Iterator[Bottleneck]:
-        for stage in self.stages:
-            assert isinstance(stage, Bottleneck)
-            yield stage
-
-    @property
-    def ready(self) -> bool:
-        return all(stage.ready for stage in self._each())
-
-    def codebook_vectors(self) -> Tensor | None:
-        vectors = [stage.codebook_vectors() for stage in self._each()]
-        return torch.stack([v for v in vectors if v is not None]) if None not in vectors else None
-
-    def training_state(self) -> dict[str, Tensor]:
-        return {f"{k}.{n}": v for k, s in enumerate(self._each()) for n, v in s.training_state().items()}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        for k, stage in enumerate(self._each()):
-            mine = {n.removeprefix(f"{k}."): v for n, v in state.items() if n.startswith(f"{k}.")}
-            stage.load_training_state(mine)
-
-    def events(self) -> list[str]:
-        return [f"codebook {k}: {event}" for k, s in enumerate(self._each(), 1) for event in s.events()]
+    def compared(self, z: Tensor) -> Tensor | None:
+        residual, seen = z.to(torch.promote_types(z.dtype, torch.float32)), []
+        for stage in self.each():
+            seen.append(stage.compared(residual))
+            residual = residual - stage.decode(stage.encode(residual)).to(residual.dtype)
+        known = [s for s in seen if s is not None]
+        return torch.cat(known) if len(known) == len(seen) else None

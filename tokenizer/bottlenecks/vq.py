@@ -1,10 +1,11 @@
-"""The VQ-VAE's bottleneck: one codebook learnt by exponential moving averages, kept alive without tuning.
+"""The VQ-VAE's bottleneck: one codebook, learnt by moving averages or by gradient, kept alive without tuning.
 
-Left out: codebooks learnt by gradient, and several codebooks per position (other files beside this one).
+Left out: the codebooks themselves (`codebook.py`, `learnt_codebooks.py`), and several codebooks per position
+(`rvq.py`, `grouped.py`).
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from einops import rearrange
@@ -12,15 +13,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
-from tokenizer.bottlenecks.codebook import EMACodebook, perplexity
+from tokenizer.bottlenecks.codebook import Codebook, EMACodebook
+from tokenizer.bottlenecks.estimators import ESTIMATORS
+from tokenizer.bottlenecks.health import batch_stats
+from tokenizer.bottlenecks.learnt_codebooks import GradientCodebook, SimVQCodebook
+from tokenizer.checks import require_finite
 from tokenizer.config import require
 from tokenizer.distributed import Step
 from tokenizer.search import nearest
 
+CODEBOOKS: dict[str, type[Codebook]] = {
+    "ema": EMACodebook,
+    "gradient": GradientCodebook,
+    "simvq": SimVQCodebook,
+}
+
 
 @dataclass(frozen=True)
 class VQConfig(BottleneckConfig, kind="vq"):
-    """One codebook with EMA updates, a k-means start and revival of dead entries."""
+    """One codebook with a start by k-means and revival of dead entries."""
 
     codebook_size: int = 512
     """Entries N of the codebook; a code carries log2(N) bits."""
@@ -29,13 +40,22 @@ class VQConfig(BottleneckConfig, kind="vq"):
     codebook_dim: int = 8
     """Dimension of the entries; if it is not `dim`, linear projections lead there and back. 4 to 8 keeps
     usage high (Yu et al. 2021, arXiv 2110.04627, section 3.2)."""
+    update: Literal["ema", "gradient", "simvq"] = "ema"
+    """How the codebook learns: ema, the moving average of its vectors; gradient, by a loss; simvq, a learnt
+    linear map of a random basis (arXiv 2411.02038), which keeps very large codebooks in use."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """Nearest by distance, or by direction: then z_e and entries have length 1 (Yu et al. 2021, arXiv
+    2110.04627, section 3.2)."""
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    """What the encoder gets of the decoder's gradient: that itself, or turned as z_e was to its entry (arXiv
+    2410.06424)."""
     beta: float = 0.25
     """Weight β of the commitment loss ‖z_e − sg[e]‖²."""
     decay: float = 0.99
-    """Decay of the moving averages, per optimizer step."""
+    """Decay of the moving averages, per optimizer step; those of gradient and simvq only count."""
     kmeans_steps: int = 10
-    """First optimizer steps, which pass z through unquantized and fill the reservoir that k-means then
-    starts the codebook from. 0 starts from random entries."""
+    """First optimizer steps, which pass z through unquantized and fill the reservoir that the codebook then
+    starts from, by k-means (simvq: by its mean and covariance). 0 starts from random entries."""
     revive_below: float = 0.03
     """An entry used less often than this share of uniform use is dead and moves to a vector of the batch.
     0: never."""
@@ -45,7 +65,11 @@ class VQConfig(BottleneckConfig, kind="vq"):
             1 <= self.codebook_size <= 1 << 24, f"codebook_size is {self.codebook_size}, expected 1 to 2^24"
         )
         require(1 <= self.dim <= 4096, f"dim is {self.dim}, expected 1 to 4096")
-        require(1 <= self.codebook_dim <= 4096, f"codebook_dim is {self.codebook_dim}, expected 1 to 4096")
+        require(
+            1 <= self.codebook_dim <= self.dim,
+            f"codebook_dim is {self.codebook_dim}, expected 1 to dim, {self.dim}: a projection adds "
+            "nothing to what the encoder gives",
+        )
         require(0 <= self.beta < float("inf"), f"beta is {self.beta}, expected 0 or more")
         require(0 <= self.decay < 1, f"decay is {self.decay}, expected 0 or more and less than 1")
         require(self.kmeans_steps >= 0, f"kmeans_steps is {self.kmeans_steps}, expected 0 or more")
@@ -79,47 +103,61 @@ class VQ(Bottleneck):
         same = config.dim == config.codebook_dim
         self.project_in = nn.Identity() if same else nn.Linear(config.dim, config.codebook_dim)
         self.project_out = nn.Identity() if same else nn.Linear(config.codebook_dim, config.dim)
-        self.codebook = EMACodebook(
-            config.codebook_size, config.codebook_dim, config.decay, config.kmeans_steps, config.revive_below
+        self.identity_gradient = (
+            same and config.distance == "euclidean" and config.gradient == "straight_through"
         )
+        self.codebook = CODEBOOKS[config.update](
+            config.codebook_size,
+            config.codebook_dim,
+            config.decay,
+            config.kmeans_steps,
+            config.revive_below,
+            spherical=config.distance == "cosine",
+        )
+        self.estimate = ESTIMATORS[config.gradient]
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
+        require_finite(z, "z_e", step)
         with torch.autocast(z.device.type, enabled=False):
-            z_e = self._to_rows(z)
-            codes = nearest(z_e, self.codebook.entries)
-            e = F.embedding(codes, self.codebook.entries).to(z_e.dtype)
-            # β pulls z_e to its entry and never the entry to z_e: the moving average does that (section
-            # 3.2).
-            commitment = F.mse_loss(z_e, e)
-            counts = torch.bincount(codes, minlength=self.codebook_size)
-            z_q, weight = e, self.config.beta
+            z_e, vectors = self._to_rows(z), self.codebook.vectors
+            codes = nearest(z_e, vectors)
+            e = F.embedding(codes, vectors).to(z_e.dtype)
+            # β pulls z_e to its entry and never the entry to z_e (section 3.2): that is for the moving
+            # average, or for the codebook loss (equation 3).
+            commitment = F.mse_loss(z_e, e.detach())
+            z_q, weight = e, 1.0
             if self.training:
                 if bool(self.codebook.started):
-                    z_q = z_e + (e - z_e).detach()  # straight-through: forward e, backward the identity
+                    z_q = self.estimate(z_e, e.detach())
                 else:
                     z_q, weight = z_e, 0.0  # no codebook yet: encoder and decoder learn without it
-                counts = self.codebook.update(z_e.detach(), codes, z.shape[0], step)
+                self.codebook.update(z_e.detach(), codes, z.shape[0], step)
+                stats = self.codebook.health.stats()
+            else:
+                stats = batch_stats(codes, self.codebook_size, z_e.dtype)
             z_q = self._to_grid(_project(self.project_out, z_q), z.shape)
-        stats = {
-            "commitment": commitment.detach(),
-            "perplexity": perplexity(counts.to(z_e.dtype)),
-            "usage": (counts > 0).to(z_e.dtype).mean(),
-        }
-        return Bottlenecked(z_q, self._codes(codes, z.shape), {"commitment": weight * commitment}, stats)
+        losses = {"commitment": weight * self.config.beta * commitment}
+        if self.codebook.learnt:
+            losses["codebook"] = weight * F.mse_loss(e, z_e.detach())
+        stats = {"commitment": commitment.detach(), **{k: v.to(z_e.dtype) for k, v in stats.items()}}
+        return Bottlenecked(z_q, self._codes(codes, z.shape), losses, stats)
 
     def encode(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            return self._codes(nearest(self._to_rows(z), self.codebook.entries), z.shape)
+            return self._codes(nearest(self._to_rows(z), self.codebook.vectors), z.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
-            e = F.embedding(codes.flatten(), self.codebook.entries)
+            e = F.embedding(codes.flatten(), self.codebook.vectors)
             return self._to_grid(_project(self.project_out, e), codes.shape)
+
+    def compared(self, z: Tensor) -> Tensor:
+        return self._to_rows(z)[None]
 
     def _to_rows(self, z: Tensor) -> Tensor:
         """z: (B, dim, *grid) → z_e: (B · positions, codebook_dim), at least float32."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        return _project(self.project_in, rearrange(z, "b d ... -> (b ...) d"))
+        return self.codebook.on_sphere(_project(self.project_in, rearrange(z, "b d ... -> (b ...) d")))
 
     def _to_grid(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """rows: (B · positions, dim) → (B, dim, *grid), B and grid as in `shape` (B, any, *grid)."""
@@ -132,8 +170,8 @@ class VQ(Bottleneck):
     def ready(self) -> bool:
         return bool(self.codebook.started)
 
-    def codebook_vectors(self) -> Tensor | None:
-        return self.codebook.entries.detach().cpu()
+    def codebook_vectors(self) -> Tensor:
+        return self.codebook.vectors.detach().cpu()
 
     def training_state(self) -> dict[str, Tensor]:
         return self.codebook.training_state()

@@ -1,0 +1,29 @@
+"""Training presets that show the bottlenecks: each is the preset `emoji` with another one.
+
+Left out: which of them to choose (`benchmark.py quantizers` measures them), and the options themselves.
+"""
+
+import dataclasses
+
+from pipelines.options import TokenizerTraining
+from pipelines.preset_registry import TOKENIZERS, preset
+from tokenizer.bottlenecks import BottleneckConfig
+from tokenizer.bottlenecks.grouped import GroupedConfig
+from tokenizer.bottlenecks.vq import VQConfig
+
+COST = "About 4 minutes on 2 CPU cores; 0.9 M parameters."
+
+
+def _emoji_with(bottleneck: BottleneckConfig) -> TokenizerTraining:
+    options: TokenizerTraining = TOKENIZERS["emoji"].build()
+    return dataclasses.replace(options, model=dataclasses.replace(options.model, bottleneck=bottleneck))
+
+
+@preset(TOKENIZERS, "emoji-simvq", "32 × 32 colour emoji, 64 codes of 14 bits from one large codebook.", COST)
+def _simvq() -> TokenizerTraining:
+    return _emoji_with(VQConfig(codebook_size=16384, update="simvq"))
+
+
+@preset(TOKENIZERS, "emoji-grouped", "32 × 32 colour emoji, 64 positions of 2 codes of 8 bits.", COST)
+def _grouped() -> TokenizerTraining:
+    return _emoji_with(GroupedConfig(groups=2, base=VQConfig(codebook_size=256, dim=4, codebook_dim=4)))

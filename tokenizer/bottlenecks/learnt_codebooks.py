@@ -1,0 +1,89 @@
+"""Codebooks learnt by gradient: free entries, and SimVQ's linear map of a fixed random basis.
+
+Left out: the losses that teach them (`vq.py`), and the upkeep that all codebooks share (`codebook.py`).
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.bottlenecks.codebook import Codebook, kmeans
+from tokenizer.distributed import broadcast
+
+
+class GradientCodebook(Codebook):
+    """Entries (N, D) that a loss pulls to their vectors (van den Oord et al. 2017, arXiv 1711.00937, equation
+    3); only the chosen ones get a gradient."""
+
+    learnt: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        decay: float,
+        kmeans_steps: int,
+        revive_below: float,
+        spherical: bool = False,
+    ) -> None:
+        super().__init__(size, dim, decay, kmeans_steps, revive_below, spherical)
+        self.entries = nn.Parameter(self.on_sphere(torch.randn(size, dim)))
+
+    @property
+    def vectors(self) -> Tensor:
+        return self.on_sphere(self.entries)
+
+    def _begin(self, reservoir: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
+        entries, counts = kmeans(reservoir, self.size, generator, self.spherical)
+        self.entries.copy_(broadcast(entries))
+        return counts, f"k-means placed {self.size} entries among"
+
+    def _move(self, index: Tensor, dead: Tensor, vectors: Tensor) -> None:
+        self.entries[index] = torch.where(dead[:, None], vectors, self.entries[index])
+
+
+class SimVQCodebook(Codebook):
+    """Entries b C + a: a fixed Gaussian basis b (N, D) under a learnt linear map C, so that a gradient of any
+    entry moves them all and none is left behind (Zhu et al. 2024, arXiv 2411.02038, section 4).
+
+    The map starts as the one that gives the basis the mean and covariance of the first vectors. Revival moves
+    a dead entry's row of the basis.
+    """
+
+    learnt: ClassVar[bool] = True
+
+    basis: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        decay: float,
+        kmeans_steps: int,
+        revive_below: float,
+        spherical: bool = False,
+    ) -> None:
+        super().__init__(size, dim, decay, kmeans_steps, revive_below, spherical)
+        self.register_buffer("basis", torch.randn(size, dim))
+        self.map = nn.Parameter(torch.eye(dim))
+        self.shift = nn.Parameter(torch.zeros(dim))
+
+    @property
+    def vectors(self) -> Tensor:
+        return self.on_sphere(self.basis @ self.map + self.shift)
+
+    def _begin(self, reservoir: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
+        mean = reservoir.mean(0)
+        covariance = (reservoir - mean).T @ (reservoir - mean) / len(reservoir)
+        variances, axes = torch.linalg.eigh(covariance)
+        # No direction starts flat: the map must be able to grow, and to be inverted.
+        scales = variances.clamp(min=1e-6 * float(variances.amax().clamp(min=1e-12))).sqrt()
+        self.map.copy_(broadcast(scales[:, None] * axes.T))
+        self.shift.copy_(broadcast(mean))
+        uniform = reservoir.new_full((self.size,), len(reservoir) / self.size)
+        return uniform, f"a random basis of {self.size} entries got the mean and covariance of"
+
+    def _move(self, index: Tensor, dead: Tensor, vectors: Tensor) -> None:
+        rows = (vectors - self.shift) @ torch.linalg.pinv(self.map)
+        self.basis[index] = torch.where(dead[:, None], rows, self.basis[index])
