@@ -27,8 +27,8 @@ from tokenizer.distributed import keyed_generator
 from tokenizer.metrics import CodeUsage, bernoulli_elbo, bits_per_dim, gaussian_elbo, psnr, ssim
 
 EVAL_BATCH = 128
-# Pictures on the sheet of reconstructions.
-SHEET = 24
+# Pictures on the sheet of reconstructions, and those whose encoder outputs lie behind the codebook.
+SHEET, CLOUD = 24, 64
 
 
 @torch.no_grad()
@@ -133,8 +133,8 @@ def write_tokenizer_report(tok: Tokenizer, splits: Splits, measured: Measured | 
     the measures of sound."""
     source = splits.held_out if len(splits.held_out) else splits.train
     if isinstance(source, Clips):
-        write_sound_results(tok, source, measured or Measured({}, None), folder, splits.name)
-        write_sound_sample(tok, source, folder)
+        rows = write_sound_results(tok, source, measured or Measured({}, None), folder, splits.name)
+        write_sound_sample(tok, rows, folder)
     else:
         write_picture_results(tok, source, folder)
         shutil.copyfile(folder / "reconstructions.png", folder / "sample.png")
@@ -148,21 +148,29 @@ def write_picture_results(tok: Tokenizer, examples: Examples, folder: Path) -> N
         write_codebook(tok, examples, folder / "codebook.png")
 
 
+def spread_out(count: int, some: int) -> list[int]:
+    """`some` indices, or all, spread evenly over `count`."""
+    picked: list[int] = torch.linspace(0, count - 1, min(some, count)).round().long().tolist()
+    return picked
+
+
 @torch.no_grad()
 def write_reconstructions(tok: Tokenizer, examples: Examples, path: Path) -> None:
     """Some pictures, spread over the examples, above what the tokenizer makes of them."""
     tok.eval()
-    picked = torch.linspace(0, len(examples) - 1, min(SHEET, len(examples))).round().long().tolist()
-    x = to_float(torch.stack([examples.x(i) for i in picked]).to(tok.device))
+    x = to_float(torch.stack([examples.x(i) for i in spread_out(len(examples), SHEET)]).to(tok.device))
     reconstruction_sheet(x.cpu(), tok(x).x_hat.cpu(), path)
 
 
 def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:
-    """How often each code occurs in the examples, and where the codebook's entries lie."""
+    """How often each code occurs in the examples, and where the codebook's entries lie among what the encoder
+    gives for some of them."""
     usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=tok.device)
     for batch in held_out_batches(examples, EVAL_BATCH):
         usage.update(tok.encode(to_float(batch.x.to(tok.device))))
-    codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors())
+    x = to_float(torch.stack([examples.x(i) for i in spread_out(len(examples), CLOUD)]).to(tok.device))
+    outputs = tok.bottleneck.compared(tok(x).z_e)
+    codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors(), outputs)
 
 
 @torch.no_grad()

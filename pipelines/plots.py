@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BLUE, ORANGE, GREEN = "#2f6db5", "#d9622b", "#4f9d4f"
+BLUE, ORANGE, GREEN, GREY = "#2f6db5", "#d9622b", "#4f9d4f", "#b8b8b8"
 COLORS = {"train": BLUE, "valid": ORANGE}
 LOSS_WORDS = ("loss", "l1", "l2", "mse", "ms_ssim", "perceptual", "nll", "kl", "bits")
 
 
-def codebook_plot(counts: Tensor, path: str | Path, codebook: Tensor | None = None) -> None:
+def codebook_plot(
+    counts: Tensor, path: str | Path, codebook: Tensor | None = None, outputs: Tensor | None = None
+) -> None:
     """Write a PNG of how often each code is used, sorted: counts (K, N), a panel per codebook.
 
-    With `codebook` (N, D), or (K, N, D), also its vectors on their two principal axes, larger where used
-    more. `ValueError` for wrong shapes, or a codebook of which nothing was counted.
+    With `codebook` (N, D), or (K, N, D), also its vectors on two principal axes, larger where used more, and
+    behind them `outputs` (K, M, D), vectors of an encoder that are compared with them; the axes are those of
+    the outputs, if there are any. `ValueError` for wrong shapes, or a codebook of which nothing was counted.
     """
     counts = counts.detach().cpu().double()
     if counts.ndim != 2 or counts.numel() == 0:
@@ -49,12 +52,19 @@ def codebook_plot(counts: Tensor, path: str | Path, codebook: Tensor | None = No
                 f"expected a finite codebook {expected} for counts {tuple(counts.shape)}, "
                 f"got {tuple(codebook.shape)}"
             )
+    if outputs is not None:
+        outputs = outputs.detach().cpu().double()
+        if vectors is None or outputs.ndim != 3 or outputs.shape[::2] != vectors.shape[::2]:
+            wanted = (
+                "none without a codebook" if vectors is None else f"{len(vectors)}, M, {vectors.shape[2]}"
+            )
+            raise ValueError(f"expected outputs ({wanted}), got {tuple(outputs.shape)}")
     each = 1 if vectors is None else 2
     figure, axes = panel_figure(each * len(counts), columns=2)
     for k, count in enumerate(counts):
         _plot_usage(axes[each * k], count, f"codebook {k + 1}: " if len(counts) > 1 else "")
         if vectors is not None:
-            _plot_vectors(axes[each * k + 1], count, vectors[k])
+            _plot_vectors(axes[each * k + 1], count, vectors[k], None if outputs is None else outputs[k])
     save_figure(figure, path)
 
 
@@ -74,14 +84,22 @@ def _plot_usage(ax: "Axes", count: Tensor, prefix: str) -> None:
     ax.legend(frameon=False)
 
 
-def _plot_vectors(ax: "Axes", count: Tensor, vectors: Tensor) -> None:
-    """Vectors (N, D) projected on their first two principal axes, with an area by their counts (N,)."""
-    centred = vectors - vectors.mean(0)
-    _, scales, axes = torch.linalg.svd(centred, full_matrices=False)
+def _plot_vectors(ax: "Axes", count: Tensor, vectors: Tensor, outputs: Tensor | None) -> None:
+    """Vectors (N, D) with an area by their counts (N,), before encoder outputs (M, D) if there are any, on
+    the first two principal axes of these, else of the vectors."""
+    cloud = vectors if outputs is None else outputs
+    centre = cloud.mean(0)
+    _, scales, axes = torch.linalg.svd(cloud - centre, full_matrices=False)
     shares = [*(scales.square() / scales.square().sum().clamp(min=1e-30)).tolist(), 0.0]
-    points = centred @ axes[:2].T
-    points = torch.nn.functional.pad(points, (0, 2 - points.shape[1]))
-    used = count > 0
+
+    def projected(rows: Tensor) -> Tensor:
+        points = (rows - centre) @ axes[:2].T
+        return torch.nn.functional.pad(points, (0, 2 - points.shape[1]))
+
+    if outputs is not None:
+        x, y = projected(outputs).T.numpy()
+        ax.scatter(x, y, s=4, color=GREY, alpha=0.5, linewidths=0, zorder=0, label="encoder outputs")
+    points, used = projected(vectors), count > 0
     area = 3 + 150 * min(1.0, 128 / len(count)) * count / count.max()
     x, y = points[used].T.numpy()
     label = "used (area: how often)"
@@ -90,8 +108,8 @@ def _plot_vectors(ax: "Axes", count: Tensor, vectors: Tensor) -> None:
         x, y = points[~used].T.numpy()
         ax.scatter(x, y, s=14, color=ORANGE, marker="x", linewidths=1, zorder=0, label="never used")
     ax.set(xlabel=f"first principal axis ({shares[0]:.0%} of variance)", ylabel=f"second ({shares[1]:.0%})")
-    ax.set_title("codebook vectors")
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+    ax.set_title("codebook vectors" if outputs is None else "codebook vectors and encoder outputs")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3)
 
 
 def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:

@@ -67,7 +67,8 @@ def evaluate_sound(
     tok: Tokenizer, clips: Clips, accelerator: Accelerator, thorough: bool = False
 ) -> Measured:
     """Means over `clips` by number of codebooks, each clip counted once over all processes. Without
-    `thorough` only for all codebooks. The number of a VAE is 0. Without clips there are none.
+    `thorough`, or where the first codebooks do not decode alone, only for all codebooks. The number of a VAE
+    is 0. Without clips there are none.
 
     Means are bitrate (bits per second), l1, mel_distance, stft_distance and si_sdr (dB, of what is not
     silent); with `thorough` also stoi and pesq where their packages are installed; for all codebooks also
@@ -78,7 +79,8 @@ def evaluate_sound(
     tok.eval()
     most, rate = tok.bottleneck.num_codebooks, tok.modality.sample_rate
     usage = CodeUsage(most, tok.codebook_size, device=accelerator.device) if most else None
-    means = {k: Means() for k in (range(1, most + 1) if thorough and most else [most])}
+    each = thorough and tok.bottleneck.prefix_decodes
+    means = {k: Means() for k in (range(1, most + 1) if each else [most])}
     mine = range(accelerator.process_index, len(clips), accelerator.num_processes)
     bar = progress(len(mine), "measure", 0, accelerator.is_main_process and thorough)
     for i in mine:

@@ -22,9 +22,13 @@ from tokenizer.files import write_atomically
 SHOWN, SHOWN_SECONDS = 9, 6
 
 
-def write_sound_results(tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str) -> None:
-    """reconstructions.html, .png and reconstructions/*.wav of some clips, and, of what was `measured` of
-    codes, codebook.png and rate_distortion.json and .png in `folder`."""
+# Names of clips, with them and their reconstructions by name, (C, T) on the CPU.
+Rows = list[tuple[str, dict[str, Tensor]]]
+
+
+def write_sound_results(tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str) -> Rows:
+    """reconstructions.html, .png and reconstructions/*.wav of some clips, which are returned, and, of what
+    was `measured` of codes, codebook.png and rate_distortion.json and .png in `folder`."""
     rates, counts = measured
     rate = tok.modality.sample_rate
     rows = reconstructions(tok, clips)
@@ -36,21 +40,31 @@ def write_sound_results(tok: Tokenizer, clips: Clips, measured: Measured, folder
     )
     write_wavs(folder / "reconstructions", rows, rate)
     notes = [f"{len(rows)} of {len(clips)} clips, the first {SHOWN_SECONDS} s of each."]
-    if most > 1:
+    if most > 1 and tok.bottleneck.prefix_decodes:
         notes.append(f"Rebuilt from all {most} codebooks, and from the first {most // 2} alone.")
     listening_page(
         rows, rate, folder / "reconstructions.html", f"Reconstructions of {name}", notes, rates.get(most)
     )
     if counts is not None and rates:
-        codebook_plot(counts, folder / "codebook.png", tok.bottleneck.codebook_vectors())
+        codebook_plot(counts, folder / "codebook.png", tok.bottleneck.codebook_vectors(), outputs(tok, rows))
         text = json.dumps(rate_distortion_rows(rates), indent=2) + "\n"
         write_atomically(folder / "rate_distortion.json", lambda p: p.write_text(text, encoding="utf-8"))
         rate_distortion_plot({k: curve(row) for k, row in rates.items()}, folder / "rate_distortion.png")
+    return rows
 
 
-def write_sound_sample(tok: Tokenizer, clips: Clips, folder: Path) -> None:
-    """sample.png and sample.wav of one clip and what the tokenizer keeps of it, for the model's card."""
-    name, row = reconstructions(tok, clips)[0]
+@torch.no_grad()
+def outputs(tok: Tokenizer, rows: Rows) -> Tensor | None:
+    """What the encoder gives for some clips, as the codebooks see it: (K, M, D), or None."""
+    seen = [tok.bottleneck.compared(tok(row["original"][None].to(tok.device)).z_e) for _, row in rows]
+    known = [s for s in seen if s is not None]
+    return torch.cat(known, dim=1) if known else None
+
+
+def write_sound_sample(tok: Tokenizer, rows: Rows, folder: Path) -> None:
+    """sample.png and sample.wav of the first of `rows` and what the tokenizer keeps of it, for the model's
+    card."""
+    name, row = rows[0]
     rate = tok.modality.sample_rate
     pair = {"original": row["original"], "rebuilt": row["rebuilt"]}
     mel_sheet([(name, pair)], rate, folder / "sample.png")
@@ -59,7 +73,7 @@ def write_sound_sample(tok: Tokenizer, clips: Clips, folder: Path) -> None:
 
 
 @torch.no_grad()
-def reconstructions(tok: Tokenizer, clips: Clips) -> list[tuple[str, dict[str, Tensor]]]:
+def reconstructions(tok: Tokenizer, clips: Clips) -> Rows:
     """Names of some clips, the longer half preferred, with them and their reconstructions, (C, T) on the
     CPU."""
     tok.eval()
@@ -85,7 +99,7 @@ def rebuilt_clips(tok: Tokenizer, x: Tensor) -> dict[str, Tensor]:
         return {"original": x, "rebuilt": tok.decode_latents(tok.posterior(x[None]).mode(), samples)[0]}
     codes = tok.encode(x[None])
     made = {"original": x, "rebuilt": tok.decode(codes, size=samples)[0]}
-    if most > 1:
+    if most > 1 and tok.bottleneck.prefix_decodes:
         half = most // 2
         made[f"{half} of {most} codebooks"] = tok.decode(codes[:, :half], size=samples)[0]
     return made

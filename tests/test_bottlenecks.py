@@ -1,9 +1,10 @@
-"""Bottlenecks: the contract that every registered one keeps, on one process and on two.
+"""Bottlenecks: the contract that every registered one keeps, on one process and on several.
 
 Left out: what single bottlenecks do (test_vq.py, test_gaussian.py), the search (test_search.py), and the
 networks around a bottleneck (test_tokenizer.py).
 """
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from einops import rearrange
 from safetensors.torch import load_file, save_file
-from tiny import bottleneck_config, latents, trained
+from tiny import VARIANTS, bottleneck_config, latents, trained
 from torch import Tensor
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
 from tokenizer.config import config_from_dict, config_to_dict
-from tokenizer.distributed import Step
+from tokenizer.distributed import Step, all_reduce_sum
 
-KINDS = sorted(kinds())
+KINDS = [*sorted(kinds()), *VARIANTS]
 GRIDS = [(5,), (3, 4)]
 
 
@@ -45,7 +46,7 @@ def test_the_two_systems_are_registered() -> None:
 def test_defaults_build_and_configs_survive_json(kind: str) -> None:
     config = bottleneck_config(kind)
     assert config_from_dict(BottleneckConfig, config_to_dict(config)) == config
-    assert kinds()[kind]().build().in_dim >= 1
+    assert type(config)().build().in_dim >= 1
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -185,21 +186,29 @@ def test_bf16_under_autocast_is_float32_of_the_same_values(kind: str) -> None:
 def run_in_passes(
     bottleneck: Bottleneck, data: list[Tensor], seed: int, rank: int = 0, world: int = 1, passes: int = 1
 ) -> list[Tensor]:
-    """Train on global batches `data`, of which this rank sees its part, in several accumulation passes.
-    Returns the z_q of this rank's rows, in the order of the global batch's rows."""
-    outputs = []
+    """Train on global batches `data`, of which this rank sees its part, in several accumulation passes, with
+    plain gradient descent. Returns the z_q of this rank's rows, in the order of the global batch's rows."""
+    outputs, parameters = [], list(bottleneck.parameters())
     for index, z in enumerate(data):
         total = z.shape[0]
         rows = total // (world * passes)
         for micro in range(passes):
             offset = (rank * passes + micro) * rows
             step = Step(seed, index, offset, total, last=micro == passes - 1)
-            outputs.append(bottleneck(z[offset : offset + rows], step).z_q.detach())
+            out = bottleneck(z[offset : offset + rows], step)
+            outputs.append(out.z_q.detach())
+            if parameters:
+                loss = torch.stack([out.z_q.square().mean(), *out.losses.values()]).sum()
+                (loss / (passes * world)).backward()
+        for p in parameters:
+            assert p.grad is not None
+            p.data -= 0.02 * all_reduce_sum(p.grad)
+            p.grad = None
     return outputs
 
 
 def moving_clusters(dim: int, steps: int) -> list[Tensor]:
-    """Global batches (12, dim, 4) float64 around few centres that jump halfway, so that entries die."""
+    """Global batches (24, dim, 2) float64 around few centres that jump halfway, so that entries die."""
     generator = torch.Generator().manual_seed(3)
     centres = [5 * torch.randn(10, dim, generator=generator, dtype=torch.float64) for _ in range(2)]
     data = []
@@ -207,7 +216,7 @@ def moving_clusters(dim: int, steps: int) -> list[Tensor]:
         which = torch.randint(10, (48,), generator=generator)
         z = centres[2 * index // steps][which]
         z = z + 0.3 * torch.randn(48, dim, generator=generator, dtype=torch.float64)
-        data.append(rearrange(z, "(b p) d -> b d p", b=12))
+        data.append(rearrange(z, "(b p) d -> b d p", b=24))
     return data
 
 
@@ -233,47 +242,65 @@ def test_accumulation_passes_equal_the_whole_batch(kind: str, passes: int) -> No
 def lively_config(kind: str) -> BottleneckConfig:
     """Small, with a quick decay where there is one, so that 30 steps see deaths and revivals."""
     changes = {"decay": 0.8, "kmeans_steps": 4, "revive_below": 0.2}
-    names = kinds()[kind].__dataclass_fields__
-    return bottleneck_config(kind, **{k: v for k, v in changes.items() if k in names})
+    return _lively(bottleneck_config(kind), changes)
 
 
-def one_rank(rank: int, kind: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{kind}", rank=rank, world_size=2)
+def _lively(config: BottleneckConfig, changes: dict[str, float]) -> BottleneckConfig:
+    values = {n: getattr(config, n) for n in config.__dataclass_fields__}
+    inner = {n: _lively(v, changes) for n, v in values.items() if isinstance(v, BottleneckConfig)}
+    mine = {n: v for n, v in changes.items() if n in values}
+    return dataclasses.replace(config, **mine, **inner)
+
+
+def one_rank(rank: int, world: int, kind: str, folder: str) -> None:
     torch.manual_seed(0)
     bottleneck = lively_config(kind).build().double().train()
-    outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, 40), 1, rank, world=2, passes=2)
-    saved = {**bottleneck.state_dict(), "z_q": torch.stack(outputs)}
-    save_file({k: v.contiguous() for k, v in saved.items()}, f"{folder}/{kind}-{rank}")
-    Path(f"{folder}/{kind}-{rank}-events").write_text("\n".join(bottleneck.events()))
+    passes = 4 // world
+    outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, 40), 1, rank, world, passes)
+    state = {
+        **bottleneck.state_dict(),
+        **{f"training.{k}": v for k, v in bottleneck.training_state().items()},
+    }
+    saved = {**state, "z_q": torch.stack(outputs)}
+    save_file({k: v.contiguous() for k, v in saved.items()}, f"{folder}/{kind}-{world}-{rank}")
+    Path(f"{folder}/{kind}-{world}-{rank}-events").write_text("\n".join(bottleneck.events()))
+
+
+def all_kinds_on_one_rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
+    for kind in KINDS:
+        one_rank(rank, world, kind, folder)
     dist.destroy_process_group()
 
 
-def all_kinds_on_one_rank(rank: int, folder: str) -> None:
-    for kind in KINDS:
-        one_rank(rank, kind, folder)
-
-
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two and what four processes learn from the same global batches."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(all_kinds_on_one_rank, (str(folder),), nprocs=2)
+    for world in (2, 4):
+        mp.spawn(all_kinds_on_one_rank, (world, str(folder)), nprocs=world)
     return folder
 
 
+@pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_equal_one(kind: str, two_processes: Path) -> None:
+def test_several_processes_equal_one(kind: str, world: int, processes: Path) -> None:
     torch.manual_seed(0)
     single = lively_config(kind).build().double().train()
     outputs = run_in_passes(single, moving_clusters(single.in_dim, 40), seed=1, passes=4)
-    ranks = [load_file(two_processes / f"{kind}-{rank}") for rank in range(2)]
-    z_q = rearrange(torch.stack(outputs), "(s r m) ... -> r (s m) ...", r=2, m=2)
-    for rank in range(2):
+    ranks = [load_file(processes / f"{kind}-{world}-{rank}") for rank in range(world)]
+    z_q = rearrange(torch.stack(outputs), "(s r m) ... -> r (s m) ...", r=world, m=4 // world)
+    for rank in range(world):
         torch.testing.assert_close(ranks[rank].pop("z_q"), z_q[rank], rtol=1e-9, atol=1e-9)
-    assert_same(ranks[0], ranks[1])
-    for name, value in single.state_dict().items():
+        assert_same(ranks[0], ranks[rank])
+    state = {**single.state_dict(), **{f"training.{k}": v for k, v in single.training_state().items()}}
+    for name, value in state.items():
         torch.testing.assert_close(ranks[0][name], value, rtol=1e-9, atol=1e-9, msg=name)
     events = single.events()
-    assert [(two_processes / f"{kind}-{r}-events").read_text().splitlines() for r in range(2)] == [events] * 2
+    for rank in range(world):
+        assert (processes / f"{kind}-{world}-{rank}-events").read_text().splitlines() == events
+    if kind.startswith("vq"):
+        assert any("vectors" in e for e in events) and any(e.startswith("revived") for e in events)
     if kind == "vq":
         assert any(e.startswith("k-means") for e in events) and any(e.startswith("revived") for e in events)

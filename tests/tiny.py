@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
+from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import Step
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.image import ImageConfig
@@ -27,9 +28,25 @@ SMALL: dict[str, Any] = {
 }
 
 
-def bottleneck_config(kind: str, **changes: Any) -> BottleneckConfig:
-    """The config of `kind` with small sizes, and `changes`."""
-    config = _small(kinds()[kind]())
+# Configs beside the defaults of the kinds, by name: the kind and what differs.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vq-cosine": ("vq", {"distance": "cosine"}),
+    "vq-gradient": ("vq", {"update": "gradient"}),
+    "vq-gradient-cosine-rotation": (
+        "vq",
+        {"update": "gradient", "distance": "cosine", "gradient": "rotation"},
+    ),
+    "vq-simvq": ("vq", {"update": "simvq"}),
+    "vq-simvq-cosine": ("vq", {"update": "simvq", "distance": "cosine"}),
+    "vq-rotation": ("vq", {"gradient": "rotation"}),
+    "rvq-gradient": ("rvq", {"stage": VQConfig(update="gradient", dim=4, codebook_dim=4)}),
+}
+
+
+def bottleneck_config(name: str, **changes: Any) -> BottleneckConfig:
+    """The config of a kind, or of one of VARIANTS, with small sizes, and `changes`."""
+    kind, differs = VARIANTS.get(name, (name, {}))
+    config = _small(dataclasses.replace(kinds()[kind](), **differs))
     return dataclasses.replace(config, **changes)
 
 

@@ -14,8 +14,7 @@ from tokenizer.layers_1d import Network, State, zero_after
 if TYPE_CHECKING:
     from tokenizer.model import Tokenizer
 
-# Samples, over all examples of a batch, that go through a network at once: about 20 MB for each of its
-# widest
+# Samples, over all examples of a batch, that go through a network at once: about 20 MB for each of its widest
 # activations. Longer sound goes through in chunks.
 CHUNK = 1 << 18
 

@@ -32,7 +32,8 @@ class GradientCodebook(Codebook):
 
     @property
     def vectors(self) -> Tensor:
-        return self.on_sphere(self.entries)
+        # A copy, because revival moves entries before the gradient of this pass is taken.
+        return self.on_sphere(self.entries.clone() if self.training else self.entries)
 
     def _begin(self, reservoir: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
         entries, counts = kmeans(reservoir, self.size, generator, self.spherical)
@@ -71,7 +72,9 @@ class SimVQCodebook(Codebook):
 
     @property
     def vectors(self) -> Tensor:
-        return self.on_sphere(self.basis @ self.map + self.shift)
+        # A copy, because revival moves rows before the gradient of this pass is taken.
+        basis = self.basis.clone() if self.training else self.basis
+        return self.on_sphere(basis @ self.map + self.shift)
 
     def _begin(self, reservoir: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
         mean = reservoir.mean(0)

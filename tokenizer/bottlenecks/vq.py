@@ -56,7 +56,7 @@ class VQConfig(BottleneckConfig, kind="vq"):
     kmeans_steps: int = 10
     """First optimizer steps, which pass z through unquantized and fill the reservoir that the codebook then
     starts from, by k-means (simvq: by its mean and covariance). 0 starts from random entries."""
-    revive_below: float = 0.03
+    revive_below: float = 0.1
     """An entry used less often than this share of uniform use is dead and moves to a vector of the batch.
     0: never."""
 
