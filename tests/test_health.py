@@ -55,8 +55,8 @@ def test_low_usage_is_warned_of_now_and_then() -> None:
         health.count(torch.arange(30), None)
         warnings += [(step, event) for event in health.events()]
     assert [step for step, _ in warnings] == [200, 1200, 2200]
-    text = "warning: 30.0% of 100 codes were used in the last 100 steps, of 100.0% that so many codes could reach"
-    assert warnings[0][1] == f"{text}; use fewer"
+    text = "warning: 30.0% of 100 codes were used in the last 100 steps, of 100.0% that so many codes could"
+    assert warnings[0][1] == f"{text} reach; use fewer"
 
 
 def test_few_codes_are_no_reason_for_a_warning() -> None:
