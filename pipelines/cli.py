@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 import tyro
 
 from tokenizer.config import config_from_dict
@@ -137,3 +138,11 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("Interrupted. A training run continues with --resume latest.", file=sys.stderr, flush=True)
         sys.exit(130)
+    finally:
+        leave_group()
+
+
+def leave_group() -> None:
+    """Take this process out of its group, whose threads would abort the interpreter's exit."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
