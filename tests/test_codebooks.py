@@ -150,16 +150,20 @@ def test_learnt_codebooks_follow_moving_vectors(update: str) -> None:
     assert sum(errors[-10:]) < 1.3 * sum(errors[2:12])
 
 
-def test_simvq_starts_with_the_mean_and_covariance_of_the_first_vectors() -> None:
-    codebook = SimVQCodebook(4000, 3, 0.99, 1, 0.0).double()
+def test_simvq_starts_from_kmeans_with_a_whitened_basis() -> None:
+    codebook = SimVQCodebook(200, 3, 0.99, 1, 0.0).double()
     mix = torch.tensor([[2.0, 0, 0], [1, 0.5, 0], [0, 0, 0.01]], dtype=torch.float64)
     z = torch.randn(8000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ mix + 5
-    codebook.update(z, torch.zeros(8000, dtype=torch.int64), 8000, Step(0, 0, 0, 8000))
-    assert bool(codebook.started)
-    vectors = codebook.vectors.detach()
-    torch.testing.assert_close(vectors.mean(0), z.mean(0), atol=0.1, rtol=0)
-    torch.testing.assert_close(vectors.T.cov(), z.T.cov(), atol=0.3, rtol=0)
-    assert codebook.events() == ["a random basis of 4000 entries got the mean and covariance of 8000 vectors"]
+    step = Step(0, 0, 0, 8000)
+    codebook.update(z, torch.zeros(8000, dtype=torch.int64), 8000, step)
+    entries, counts = kmeans(
+        z[torch.randperm(8000, generator=step.generator("reservoir"))], 200, step.generator("kmeans")
+    )
+    torch.testing.assert_close(codebook.vectors.detach(), entries)
+    torch.testing.assert_close(codebook.ema_count, counts)
+    torch.testing.assert_close(codebook.map.T @ codebook.map, z.T.cov(correction=0))
+    assert codebook.basis.var(0).max() < 2
+    assert codebook.events() == ["k-means placed a basis of 200 entries among 8000 vectors"]
 
 
 def test_a_gradient_of_one_entry_moves_all_of_simvq() -> None:

@@ -45,11 +45,11 @@ class GradientCodebook(Codebook):
 
 
 class SimVQCodebook(Codebook):
-    """Entries b C + a: a fixed Gaussian basis b (N, D) under a learnt linear map C, so that a gradient of any
-    entry moves them all and none is left behind (Zhu et al. 2024, arXiv 2411.02038, section 4).
+    """Entries b C + a: a fixed basis b (N, D) under a learnt linear map C, so that a gradient of any entry
+    moves them all and none is left behind (Zhu et al. 2024, arXiv 2411.02038, section 4).
 
-    The map starts as the one that gives the basis the mean and covariance of the first vectors. Revival moves
-    a dead entry's row of the basis.
+    The paper's basis is Gaussian; here k-means makes it of the first vectors, whitened, and the map gives
+    their mean and covariance back. Revival moves a dead entry's row of the basis.
     """
 
     learnt: ClassVar[bool] = True
@@ -84,8 +84,9 @@ class SimVQCodebook(Codebook):
         scales = variances.clamp(min=1e-6 * float(variances.amax().clamp(min=1e-12))).sqrt()
         self.map.copy_(broadcast(scales[:, None] * axes.T))
         self.shift.copy_(broadcast(mean))
-        uniform = reservoir.new_full((self.size,), len(reservoir) / self.size)
-        return uniform, f"a random basis of {self.size} entries got the mean and covariance of"
+        entries, counts = kmeans(reservoir, self.size, generator, self.spherical)
+        self.basis.copy_(broadcast((entries - mean) @ axes / scales))
+        return counts, f"k-means placed a basis of {self.size} entries among"
 
     def _move(self, index: Tensor, dead: Tensor, vectors: Tensor) -> None:
         rows = (vectors - self.shift) @ torch.linalg.pinv(self.map)

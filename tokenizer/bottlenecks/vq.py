@@ -42,7 +42,7 @@ class VQConfig(BottleneckConfig, kind="vq"):
     usage high (Yu et al. 2021, arXiv 2110.04627, section 3.2)."""
     update: Literal["ema", "gradient", "simvq"] = "ema"
     """How the codebook learns: ema, the moving average of its vectors; gradient, by a loss; simvq, a learnt
-    linear map of a random basis (arXiv 2411.02038), which keeps very large codebooks in use."""
+    linear map of a fixed basis (arXiv 2411.02038), which keeps very large codebooks in use."""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """Nearest by distance, or by direction: then z_e and entries have length 1 (Yu et al. 2021, arXiv
     2110.04627, section 3.2)."""
@@ -55,7 +55,7 @@ class VQConfig(BottleneckConfig, kind="vq"):
     """Decay of the moving averages, per optimizer step; those of gradient and simvq only count."""
     kmeans_steps: int = 10
     """First optimizer steps, which pass z through unquantized and fill the reservoir that the codebook then
-    starts from, by k-means (simvq: by its mean and covariance). 0 starts from random entries."""
+    starts from, by k-means. 0 starts from random entries."""
     revive_below: float = 0.1
     """An entry used less often than this share of uniform use is dead and moves to a vector of the batch.
     0: never."""
