@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,6 +64,12 @@ def chunks(tok: Tokenizer, samples: int) -> Iterator[Tensor]:
 
 def peak() -> int:
     """Bytes of this process's largest resident memory so far."""
+    # Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM is its own (proc(5)).
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     # The unit is KiB on Linux and bytes on macOS (getrusage(2) of each).
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -1,0 +1,188 @@
+"""The benchmark `search`: speed of the search for nearest entries, and of `vq` around it, beside its peers.
+
+Left out: quality of what is learnt; codes are exact here, so only time and memory differ.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipelines.benchmarking import (
+    Spread,
+    benchmark,
+    in_turns,
+    machine,
+    print_table,
+    ratios,
+    spread,
+    synchronizer,
+)
+from pipelines.search_memory import measure_in_a_process
+from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.config import require
+from tokenizer.distributed import keyed_generator
+from tokenizer.search import nearest
+
+Shape = tuple[int, int, int]
+Jobs = dict[str, Callable[[], object]]
+
+# Package → the module it is imported as.
+PEERS = {"faiss-cpu": "faiss", "vector-quantize-pytorch": "vector_quantize_pytorch"}
+# What is compared with what: ours → the others.
+COMPARED = {
+    "nearest": ("torch.mm", "torch.cdist", "faiss", "VectorQuantize eval"),
+    "vq eval": ("torch.mm", "VectorQuantize eval"),
+    "vq train": ("torch.mm", "VectorQuantize train"),
+}
+MEMORY_SHAPE = (65536, 262144, 8)
+
+
+@dataclass(frozen=True)
+class SearchBenchmark:
+    """Options of benchmark.py search."""
+
+    shapes: tuple[str, ...] = ("16384x8192x64", "16384x16384x8", "16384x16384x256", "16384x1024x64")
+    """Vectors x entries x dimensions, one measurement each."""
+    turns: int = 10
+    """Timed turns; 10 or more for numbers that go elsewhere."""
+    warm_up: int = 2
+    """Turns before them that do not count."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    memory: bool = False
+    """Also measure the memory that searching 65536 vectors among 262144 entries of 8 dimensions takes, on the
+    CPU, in a process of its own."""
+    output: Path | None = None
+    """Folder for benchmark-search.json."""
+
+    def __post_init__(self) -> None:
+        require(len(self.shapes) > 0, "shapes is empty, expected one or more such as 16384x1024x64")
+        for shape in self.shapes:
+            parse_shape(shape)
+        require(self.turns >= 1, f"turns is {self.turns}, expected 1 or more")
+        require(self.warm_up >= 0, f"warm_up is {self.warm_up}, expected 0 or more")
+
+
+def parse_shape(text: str) -> Shape:
+    """(M, N, D) of "MxNxD"; `ValueError` for anything else."""
+    words = text.split("x")
+    good = len(words) == 3 and all(word.isdecimal() and int(word) > 0 for word in words)
+    require(good, f"shape is {text!r}, expected vectors x entries x dimensions such as 16384x1024x64")
+    m, n, d = map(int, words)
+    return m, n, d
+
+
+def jobs(shape: Shape, device: torch.device) -> Jobs:
+    """What is timed at a shape (M, N, D): ours, the bare product, and those peers that are installed."""
+    m, n, d = shape
+    z = torch.randn(m, d, generator=keyed_generator(0, "z")).to(device)
+    codebook = torch.randn(n, d, generator=keyed_generator(0, "codebook")).to(device)
+    products = torch.empty(m, n, device=device)
+    found: Jobs = {
+        "nearest": lambda: nearest(z, codebook),
+        "torch.mm": lambda: torch.mm(z, codebook.T, out=products),
+        "torch.cdist": lambda: torch.cdist(z, codebook).argmin(1),
+    }
+    grid = z.T[None].contiguous()
+    for name, training in (("vq eval", False), ("vq train", True)):
+        vq = VQConfig(codebook_size=n, dim=d, codebook_dim=d, kmeans_steps=0).build().to(device)
+        vq.codebook.entries.data.copy_(codebook)
+        vq.train(training)
+        found[name] = lambda vq=vq: vq(grid)  # type: ignore[misc]
+    if find_spec(PEERS["faiss-cpu"]) and device.type == "cpu":
+        found["faiss"] = faiss_search(z, codebook)
+    if find_spec(PEERS["vector-quantize-pytorch"]):
+        from vector_quantize_pytorch import VectorQuantize
+
+        for name, training in (("VectorQuantize eval", False), ("VectorQuantize train", True)):
+            peer = VectorQuantize(dim=d, codebook_size=n, decay=0.99).to(device).train(training)
+            found[name] = lambda peer=peer: peer(z[None])  # type: ignore[misc]
+    return found
+
+
+def faiss_search(z: Tensor, codebook: Tensor) -> Callable[[], object]:
+    """FAISS's exact search, with as many threads as torch."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(codebook.shape[1])
+    index.add(codebook.numpy())
+    return lambda: index.search(z.numpy(), 1)
+
+
+def compare(shape: Shape, options: SearchBenchmark, device: torch.device) -> dict[str, Any]:
+    """Milliseconds of every job at a shape, and the ratios of ours to the others, turn by turn."""
+    seconds = in_turns(jobs(shape, device), options.turns, options.warm_up, synchronizer(device))
+    return {
+        "milliseconds": {name: spread([1000 * s for s in values]) for name, values in seconds.items()},
+        "ratio": {
+            mine: {other: ratios(seconds[mine], seconds[other]) for other in others if other in seconds}
+            for mine, others in COMPARED.items()
+        },
+    }
+
+
+def show(results: dict[str, dict[str, Any]], missing: list[str], where: dict[str, Any]) -> None:
+    """The tables of all shapes on stdout."""
+    print(f"{where['device']}, {where['threads']} threads\n")
+    for shape, result in results.items():
+        times, ratio = result["milliseconds"], result["ratio"]
+        print_table(
+            f"{shape} (vectors x entries x dimensions): median over turns (least..greatest);\n"
+            "ours / the one in the row, below 1 is faster",
+            [
+                ("", "milliseconds", *(f"{mine} /" for mine in ratio)),
+                *((name, times[name], *(r.get(name, "") for r in ratio.values())) for name in times),
+            ],
+        )
+    if missing:
+        print(f"Not installed, so not compared: {', '.join(missing)} (pip install 'tokenloom[bench]')")
+    print("  ".join(f"{k} {v}" for k, v in where["versions"].items()))
+    print(f"{where['command']}\n")
+
+
+def show_memory(row: dict[str, float], shape: Shape) -> None:
+    """The table of memory on stdout."""
+    print_table(
+        f"Searching {'x'.join(map(str, shape))}: peak resident memory above that before, MiB",
+        [
+            ("additional", "(vectors and entries)", "(codes)", "(a table of all distances)"),
+            tuple(f"{row[c]:.1f}" for c in ("additional_mib", "inputs_mib", "codes_mib", "table_mib")),
+        ],
+    )
+
+
+@benchmark(
+    "search",
+    SearchBenchmark,
+    "Speed of the search for nearest entries and of vq, beside torch.mm, torch.cdist, FAISS and "
+    "vector-quantize-pytorch (tokenloom[bench]); --memory: its memory.",
+)
+def measure(options: SearchBenchmark) -> dict[str, Any]:
+    """Compare at every shape, and measure memory if asked to."""
+    gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("--device cuda: there is no GPU that torch can use; leave it out or give cpu")
+    device = torch.device("cuda" if gpu else "cpu")
+    missing = [package for package, module in PEERS.items() if not find_spec(module)]
+    where = machine(device, "numba", *PEERS)
+    results = {text: compare(parse_shape(text), options, device) for text in options.shapes}
+    show(results, missing, where)
+    values: dict[str, Any] = {**where, "turns": options.turns, "missing": missing, "shapes": _plain(results)}
+    if options.memory:
+        values["memory"] = measure_in_a_process(MEMORY_SHAPE)
+        show_memory(values["memory"], MEMORY_SHAPE)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """Spreads as JSON objects."""
+    if isinstance(value, Spread):
+        return dataclasses.asdict(value)
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
