@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,12 @@ def run(main: Callable[[], None]) -> None:
 
 
 def leave_group() -> None:
-    """Take this process out of its group, whose threads would abort the interpreter's exit."""
+    """Take this process out of its group.
+
+    A thread of gloo drops the tensors of the last collective a moment after it is done. It needs the
+    interpreter for that, and aborts the process, with another exit code, if that is being closed by then: so
+    it gets the moment.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(0.2)

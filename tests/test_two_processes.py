@@ -60,13 +60,12 @@ def launch(*words: object) -> Finished:
 # Several scripts in one launch, because most of the time of a launch goes into imports.
 SEVERAL = """
 import importlib, json, sys
-import torch.distributed as dist
 from accelerate import Accelerator
 from pipelines import cli, train_prior
 
 # The processes stay connected until the last script is done.
 Accelerator.end_training = lambda self: None
-cli.leave_group = lambda: None
+leave_group, cli.leave_group = cli.leave_group, lambda: None
 train_prior.loss_plot = lambda *paths: None
 for name, *words in json.loads(sys.argv[1]):
     sys.argv = [f"{name}.py", *words]
@@ -74,7 +73,7 @@ for name, *words in json.loads(sys.argv[1]):
         cli.run(importlib.import_module(f"pipelines.{name}").main)
     except SystemExit as stop:
         print(f"{name} ended with {stop.code}", flush=True)
-dist.destroy_process_group()
+leave_group()
 """
 
 
