@@ -317,3 +317,20 @@ def test_a_codebook_of_one_entry_works() -> None:
     z = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
     codebook.update(z, torch.zeros(2, dtype=torch.int64), 2, None)
     assert codebook.ema_count.tolist() == [2] and codebook.entries.tolist() == [[2, 4]]
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("update", ["ema", "gradient", "simvq"])
+def test_every_choice_trains_through_its_start_and_revivals(
+    update: str, distance: str, gradient: str
+) -> None:
+    """The upkeep of the codebook comes between forward and backward, and must leave what backward needs."""
+    choice = {"update": update, "distance": distance, "gradient": gradient}
+    bottleneck = vq(kmeans_steps=2, revive_below=0.9, decay=0.5, **choice)
+    for index in range(6):
+        z = latents(bottleneck, 8, 3, seed=index).double().requires_grad_()
+        out = bottleneck(z, Step(0, index, 0, 8))
+        (out.z_q.square().mean() + torch.stack(list(out.losses.values())).sum()).backward()
+        assert z.grad is not None and bool(z.grad.isfinite().all()) and bool(z.grad.any())
+    assert any(e.startswith("revived") for e in bottleneck.events())
