@@ -1,7 +1,7 @@
 """Turn a data set into tokens: `accelerate launch pipelines/encode_dataset.py --tokenizer DIR --output
 DIR`.
 
-Left out: VAEs, whose latents are not tokens.
+Left out: VAEs, whose latents are not tokens; `quantize_vae.py` gives them codes first.
 """
 
 import logging
@@ -54,7 +54,8 @@ def main() -> None:
     tok = Tokenizer.from_pretrained(options.tokenizer).to(accelerator.device)
     if not tok.bottleneck.num_codebooks:
         raise ValueError(
-            f"{options.tokenizer} is a VAE and has no codes; draw from it with sample.py --tokenizer"
+            f"{options.tokenizer} is a VAE and has no codes; quantize_vae.py gives it some, and sample.py "
+            "--tokenizer draws from it as it is"
         )
     if (options.output / TOKENS_FILE).exists():
         raise ValueError(

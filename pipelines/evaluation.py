@@ -129,8 +129,14 @@ def _reduced(
 
 
 def write_tokenizer_report(tok: Tokenizer, splits: Splits, measured: Measured | None, folder: Path) -> None:
-    """The files that show what a tokenizer keeps of held-out data, and loss.png, in `folder`; `rates` are
-    the measures of sound."""
+    """`write_results`, and loss.png, in `folder`."""
+    write_results(tok, splits, measured, folder)
+    loss_plot(folder / "metrics.jsonl", folder / "loss.png")
+
+
+def write_results(tok: Tokenizer, splits: Splits, measured: Measured | None, folder: Path) -> None:
+    """The files that show what a tokenizer keeps of held-out data, in `folder`; `measured` are the measures
+    of sound."""
     source = splits.held_out if len(splits.held_out) else splits.train
     if isinstance(source, Clips):
         rows = write_sound_results(tok, source, measured or Measured({}, None), folder, splits.name)
@@ -138,7 +144,6 @@ def write_tokenizer_report(tok: Tokenizer, splits: Splits, measured: Measured | 
     else:
         write_picture_results(tok, source, folder)
         shutil.copyfile(folder / "reconstructions.png", folder / "sample.png")
-    loss_plot(folder / "metrics.jsonl", folder / "loss.png")
 
 
 def write_picture_results(tok: Tokenizer, examples: Examples, folder: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 from pipelines.options import TokenizerTraining
 from pipelines.preset_registry import TOKENIZERS, preset
 from tokenizer.bottlenecks import BottleneckConfig
+from tokenizer.bottlenecks.gaussian_quant import GaussianQuantConfig
 from tokenizer.bottlenecks.grouped import GroupedConfig
 from tokenizer.bottlenecks.vq import VQConfig
 
@@ -27,3 +28,13 @@ def _simvq() -> TokenizerTraining:
 @preset(TOKENIZERS, "emoji-grouped", "32 × 32 colour emoji, 64 positions of 2 codes of 8 bits.", COST)
 def _grouped() -> TokenizerTraining:
     return _emoji_with(GroupedConfig(groups=2, base=VQConfig(codebook_size=256, dim=4, codebook_dim=4)))
+
+
+@preset(
+    TOKENIZERS,
+    "emoji-gaussian-quant",
+    "32 × 32 colour emoji by a VAE with 64 codes of 10 bits from Gaussian draws.",
+    COST,
+)
+def _gaussian_quant() -> TokenizerTraining:
+    return _emoji_with(GaussianQuantConfig(dim=4, group_dim=4, codebook_size=1024, kl_weight=0.02))

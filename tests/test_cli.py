@@ -18,6 +18,7 @@ from pipelines.encode_dataset import EncodeOptions
 from pipelines.evaluate import EvaluateOptions
 from pipelines.options import PriorTraining, TokenizerTraining, TrainingOptions
 from pipelines.presets import PRIORS, TOKENIZERS
+from pipelines.quantize_vae import QuantizeOptions
 from pipelines.quickstart import QuickstartOptions
 from pipelines.run_folder import options_to_dict
 from pipelines.sample import SampleOptions
@@ -343,7 +344,10 @@ def flags_of(cls: type) -> list[str]:
 
 @pytest.mark.parametrize(
     "cls",
-    [TokenizerTraining, PriorTraining, EncodeOptions, EvaluateOptions, SampleOptions, QuickstartOptions],
+    [
+        *(TokenizerTraining, PriorTraining, EncodeOptions, EvaluateOptions, SampleOptions),
+        *(QuantizeOptions, QuickstartOptions),
+    ],
 )
 def test_help_explains_every_flag(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
     text = help_of(cls, monkeypatch)

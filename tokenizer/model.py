@@ -3,6 +3,7 @@
 Left out: training loops and files of data (`pipelines/`), saving and loading (`tokenizer.hub`).
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
+from tokenizer.bottlenecks.gaussian_quant import quantizing
 from tokenizer.card import describe
 from tokenizer.checks import check_codes, check_input, check_lengths, checked_size
 from tokenizer.config import changed_fields
@@ -20,6 +22,8 @@ from tokenizer.hub import HubModel
 from tokenizer.losses import reconstruction_losses
 from tokenizer.model_config import TokenizerConfig
 from tokenizer.streaming import DecodeStream, EncodeStream, chunk_size, encode_padded, is_long, run_stream
+
+NO_CODES = "a VAE has no codes; use posterior(x) and decode_latents(z), or quantized(...).encode(x)"
 
 
 class TokenizerOutput(NamedTuple):
@@ -73,8 +77,8 @@ class Tokenizer(HubModel):
         stands in the padding does not matter. Long sound is taken in chunks (`encode_stream`), so memory
         stays bounded. `num_codebooks`: only the first so many codes of each position.
 
-        `TypeError` for a VAE (use `posterior`); `ValueError` for x of a wrong shape or type, for `lengths`
-        of pictures or out of range, and for more codebooks than there are.
+        `TypeError` for a VAE (use `posterior`, or `quantized`); `ValueError` for x of a wrong shape or type,
+        for `lengths` of pictures or out of range, and for more codebooks than there are.
         """
         self._require_codes("encode")
         k = self.checked_num_codebooks(num_codebooks)
@@ -139,6 +143,19 @@ class Tokenizer(HubModel):
                 "posterior is for a VAE (bottleneck gaussian); this tokenizer has codes: use encode"
             )
         return self.bottleneck.posterior(self._latents(x))
+
+    def quantized(self, codebook_size: int, group_dim: int = 1, seed: int = 0) -> "Tokenizer":
+        """A tokenizer with codes made of this VAE without training: its weights and the bottleneck
+        `gaussian_quant`, in eval mode. Each `group_dim` channels of z get one code of log2(codebook_size)
+        bits; little is lost where that is above their KL in bits (`pipelines/quantize_vae.py` measures it).
+
+        `TypeError` for a tokenizer that has codes already; `ValueError` for sizes that do not fit.
+        """
+        bottleneck = quantizing(self.config.bottleneck, codebook_size, group_dim, seed)
+        tok = Tokenizer(dataclasses.replace(self.config, bottleneck=bottleneck))
+        tok.to(self.device, next(self.parameters()).dtype)
+        tok.load_state_dict(tok.state_dict() | self.state_dict())
+        return tok.eval()
 
     def preprocess(self, source: Any) -> Tensor:
         """A file or object (or a list of them) as x (B, C, *size) in [-1, 1], on the model's device."""
@@ -244,7 +261,7 @@ class Tokenizer(HubModel):
 
     def _require_codes(self, name: str) -> None:
         if self.bottleneck.num_codebooks == 0:
-            raise TypeError(f"{name}: a VAE has no codes; use posterior(x) and decode_latents(z)")
+            raise TypeError(f"{name}: {NO_CODES}")
 
     def check_codes(self, codes: Tensor) -> None:
         """`ValueError` unless codes are (B, k, *grid) int64 of this tokenizer, 1 ≤ k ≤ K."""

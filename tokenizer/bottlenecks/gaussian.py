@@ -54,9 +54,12 @@ class Posterior:
         return self.mean
 
     def kl(self) -> Tensor:
-        """KL(q(z | x) ‖ N(0, I)) in nats per example: (B,). Kingma & Welling 2013, appendix B."""
-        terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
-        return 0.5 * terms.flatten(1).sum(1)
+        """KL(q(z | x) ‖ N(0, I)) in nats per example: (B,)."""
+        return self.kl_by_channel().flatten(1).sum(1)
+
+    def kl_by_channel(self) -> Tensor:
+        """Its terms (B, dim, *grid), one for each number of z. Kingma & Welling 2013, appendix B."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
 
     def reparameterise(self, noise: Tensor) -> Tensor:
         return self.mean + (0.5 * self.logvar).exp() * noise
@@ -83,16 +86,16 @@ class Gaussian(Bottleneck):
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         with torch.autocast(z.device.type, enabled=False):
             posterior = self.posterior(z)
-            if not self.training:
-                latent = posterior.mode()
-            elif step is None:
-                latent = posterior.sample()
-            else:
-                latent = posterior.reparameterise(step.normal(posterior.mean, "epsilon"))
+            latent = self._sample(posterior, step) if self.training else posterior.mode()
             kl = posterior.kl().mean()
             std = (0.5 * posterior.logvar).exp().mean()
         losses = {"kl": self.config.kl_weight * self._warmup(step) * kl}
         return Bottlenecked(latent, None, losses, {"kl": kl.detach(), "posterior_std": std.detach()})
+
+    def _sample(self, posterior: Posterior, step: Step | None) -> Tensor:
+        if step is None:
+            return posterior.sample()
+        return posterior.reparameterise(step.normal(posterior.mean, "epsilon"))
 
     def _warmup(self, step: Step | None) -> float:
         if step is None or self.config.kl_warmup_steps == 0:

@@ -1,0 +1,206 @@
+"""Give a trained VAE codes, without training: `python pipelines/quantize_vae.py --tokenizer DIR --output
+DIR`.
+
+Left out: training a VAE for its codes, which is the bottleneck `gaussian_quant` of `train_tokenizer.py`.
+"""
+
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from einops import reduce
+from torch import Tensor
+
+from pipelines.cli import parse, run
+from pipelines.data import (
+    EMBEDDED,
+    Clips,
+    DataConfig,
+    Examples,
+    Splits,
+    held_out_batches,
+    load_splits,
+    to_float,
+)
+from pipelines.evaluation import evaluate_tokenizer, write_results
+from pipelines.sound_evaluation import Measured, evaluate_sound, headline, readable_blocks
+from pipelines.training import patient_accelerator, require_equal, sum_over_processes
+from tokenizer import Tokenizer
+from tokenizer.config import require
+from tokenizer.hub import CardInfo, push_folder
+
+logger = logging.getLogger(__name__)
+
+# Of the sizes chosen here; search and, above all, a prior's vocabulary grow with N.
+LARGEST = 1 << 16
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Options of quantize_vae.py."""
+
+    tokenizer: str = "runs/vae"
+    """Folder or Hub id of a VAE (bottleneck gaussian)."""
+    output: Path = Path("runs/vae-codes")
+    """Hub-ready folder for the tokenizer with codes."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data to measure on: their held-out part, or all if none is held out."""
+    codebook_size: int | None = None
+    """Entries of the codebook. Left out: the smallest power of two with `margin` bits more than the mean KL
+    of a group, at most 65536."""
+    group_dim: int = 1
+    """Channels that share a code. More channels keep more at equal bits, but need a larger codebook."""
+    margin: float = 2.0
+    """Bits per code above the KL of a group, where the codebook's size is left out. With 2, codes are
+    rebuilt about as well as a sample of the posterior."""
+    seed: int = 0
+    """Decides the codebook."""
+    batch_size: int = 128
+    """Pictures per forward pass and process; sound goes clip by clip."""
+    license: str = "apache-2.0"
+    """Licence of the model, as the Hub names it; mind the licence of your data."""
+    push_to_hub: str = ""
+    """Hub repository (user/name) that the tokenizer is uploaded to."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        require(self.group_dim >= 1, f"group_dim is {self.group_dim}, expected 1 or more")
+        require(0 <= self.margin < float("inf"), f"margin is {self.margin}, expected 0 or more")
+        size = self.codebook_size
+        require(size is None or size >= 2, f"codebook_size is {size}, expected 2 or more")
+
+
+def main() -> None:
+    """Measure the KL, choose a codebook, measure again, write the folder."""
+    options = parse(QuantizeOptions, __doc__ or "")
+    accelerator = patient_accelerator()
+    if (options.output / "config.json").exists():
+        raise ValueError(
+            f"{options.output} already holds a model; choose another --output or delete that folder"
+        )
+    vae = Tokenizer.from_pretrained(options.tokenizer).to(accelerator.device)
+    if vae.bottleneck.num_codebooks:
+        raise ValueError(f"{options.tokenizer} has codes already: encode_dataset.py makes tokens with it")
+    if vae.bottleneck.out_dim % options.group_dim:
+        raise ValueError(
+            f"--group-dim {options.group_dim} does not divide the VAE's {vae.bottleneck.out_dim} channels"
+        )
+    splits = load_splits(options.data, vae.modality)
+    require_equal(accelerator, splits.digest(), "the data")
+    examples = splits.held_out if len(splits.held_out) else splits.train
+    if not len(splits.held_out):
+        logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)
+    bits = kl_bits(vae, examples, accelerator, options.group_dim, options.batch_size)
+    logger.info("%s", in_words(bits))
+    size = options.codebook_size or chosen_size(bits, options.margin)
+    tok = vae.quantized(size, options.group_dim, options.seed)
+    before, _ = measure(vae, examples, accelerator, options.batch_size)
+    after, measured = measure(tok, examples, accelerator, options.batch_size)
+    metrics = {**after, "kl_bits_per_code": float(bits.mean())}
+    metrics |= {f"posterior_mean_{k}": v for k, v in before.items() if k in after}
+    if accelerator.is_main_process:
+        write_model(options, tok, splits, metrics, measured)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+@torch.no_grad()
+def kl_bits(
+    vae: Tokenizer, examples: Examples | Clips, accelerator: Accelerator, group_dim: int, batch_size: int
+) -> Tensor:
+    """The mean KL of each group of channels, in bits, over all positions of `examples`: (K,) float64."""
+    sums, positions = torch.zeros(vae.bottleneck.out_dim // group_dim, dtype=torch.float64), 0
+    for x in inputs(examples, accelerator, batch_size):
+        nats = vae.posterior(x.to(accelerator.device)).kl_by_channel().double()
+        sums += reduce(nats, "b (k m) ... -> k", "sum", m=group_dim).cpu() / math.log(2)
+        positions += nats[:, 0].numel()
+    totals = sum_over_processes(accelerator, torch.cat([sums, sums.new_tensor([positions])]))
+    if totals[-1] == 0:
+        raise ValueError("there is nothing to measure the KL on; give other data with --data.path")
+    return totals[:-1] / totals[-1]
+
+
+def inputs(examples: Examples | Clips, accelerator: Accelerator, batch_size: int) -> Iterator[Tensor]:
+    """This process's share of the examples as x (B, C, *size)."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if isinstance(examples, Clips):
+        for i in range(rank, len(examples), world):
+            yield from (block[None] for block in readable_blocks(examples, i))
+    else:
+        for batch in held_out_batches(examples, batch_size * world, rank, world):
+            if len(batch.x):
+                yield to_float(batch.x)
+
+
+def in_words(bits: Tensor) -> str:
+    """What the KL of the groups (K,) asks for."""
+    each = ", ".join(f"{float(b):.2f}" for b in bits[:16]) + (", ..." if len(bits) > 16 else "")
+    return (
+        f"KL per code: {float(bits.mean()):.2f} bits ({each}), so a codebook of "
+        f"{2 ** float(bits.mean()):.0f} entries or more loses little"
+    )
+
+
+def chosen_size(bits: Tensor, margin: float) -> int:
+    """The smallest power of two with `margin` bits more than the mean of `bits` (K,); a warning if capped."""
+    wanted = math.ceil(float(bits.mean()) + margin)
+    size = min(LARGEST, 1 << max(1, wanted))
+    if size < 1 << max(1, wanted):
+        logger.warning(
+            "2^%d entries would be needed, capped at %d: expect a loss; train the VAE with a higher "
+            "--model.bottleneck.kl-weight, or take a smaller --group-dim",
+            wanted,
+            size,
+        )
+    return size
+
+
+def measure(
+    tok: Tokenizer, examples: Examples | Clips, accelerator: Accelerator, batch_size: int
+) -> tuple[dict[str, float], Measured | None]:
+    """The headline measures of a tokenizer and, of sound, all of them."""
+    if isinstance(examples, Clips):
+        measured = evaluate_sound(tok, examples, accelerator, thorough=True)
+        return headline(measured), measured
+    return evaluate_tokenizer(tok, examples, accelerator, batch_size * accelerator.num_processes), None
+
+
+def write_model(
+    options: QuantizeOptions,
+    tok: Tokenizer,
+    splits: Splits,
+    metrics: dict[str, float],
+    measured: Measured | None,
+) -> None:
+    """The Hub-ready folder: model, card, metrics and pictures, or sounds."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_results(tok, splits, measured, options.output)
+    embedded = options.data.path.startswith(EMBEDDED)
+    on_hub = not embedded and not Path(options.data.path).expanduser().exists()
+    examples = splits.held_out if len(splits.held_out) else splits.train
+    card = CardInfo(
+        license=options.license,
+        title=f"Tokenizer of {splits.name}, quantized from a VAE",
+        datasets=(splits.name,) if on_hub else (),
+        command=shlex.join(["python", "pipelines/quantize_vae.py", *sys.argv[1:]]),
+        metrics=metrics,
+        notes=f"The VAE {options.tokenizer} with a codebook of {tok.codebook_size} Gaussian draws for every "
+        f"{options.group_dim} of its channels, which nothing was trained for; posterior_mean_* are the VAE's "
+        f"own measures. Measured on {len(examples)} items.",
+    )
+    tok.save_pretrained(options.output, card)
+    summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+    logger.info("%d codes of %g bits: %s", tok.num_codebooks, tok.bits_per_code, summary)
+    logger.info("saved to %s", options.output)
+    if options.push_to_hub:
+        logger.info("pushed: %s", push_folder(options.output, options.push_to_hub))
+
+
+if __name__ == "__main__":
+    run(main)
