@@ -8,8 +8,11 @@ import dataclasses
 from pipelines.options import TokenizerTraining
 from pipelines.preset_registry import TOKENIZERS, preset
 from tokenizer.bottlenecks import BottleneckConfig
+from tokenizer.bottlenecks.bsq import BSQConfig
+from tokenizer.bottlenecks.fsq import FSQConfig
 from tokenizer.bottlenecks.gaussian_quant import GaussianQuantConfig
 from tokenizer.bottlenecks.grouped import GroupedConfig
+from tokenizer.bottlenecks.lfq import LFQConfig
 from tokenizer.bottlenecks.vq import VQConfig
 
 COST = "About 4 minutes on 2 CPU cores; 0.9 M parameters."
@@ -38,3 +41,22 @@ def _grouped() -> TokenizerTraining:
 )
 def _gaussian_quant() -> TokenizerTraining:
     return _emoji_with(GaussianQuantConfig(dim=4, group_dim=4, codebook_size=1024, kl_weight=0.02))
+
+
+@preset(
+    TOKENIZERS, "emoji-fsq", "32 × 32 colour emoji, 64 codes of 10 bits, channels rounded to levels.", COST
+)
+def _fsq() -> TokenizerTraining:
+    return _emoji_with(FSQConfig(levels=(8, 5, 5, 5)))
+
+
+@preset(
+    TOKENIZERS, "emoji-lfq", "32 × 32 colour emoji, 64 codes of 10 bits, each the sign of a channel.", COST
+)
+def _lfq() -> TokenizerTraining:
+    return _emoji_with(LFQConfig(bits=10))
+
+
+@preset(TOKENIZERS, "emoji-bsq", "32 × 32 colour emoji, 64 codes of 10 bits, signs of a unit vector.", COST)
+def _bsq() -> TokenizerTraining:
+    return _emoji_with(BSQConfig(bits=10))
