@@ -26,7 +26,9 @@ def _audio_small() -> TokenizerTraining:
         data=DataConfig(path="embedded:speech"),
         model=TokenizerConfig(
             modality=AudioConfig(size=(12800,)),
-            bottleneck=RVQConfig(stage=VQConfig(codebook_size=512, dim=32, codebook_dim=32, beta=0.1)),
+            bottleneck=RVQConfig(
+                stage=VQConfig(codebook_size=512, dim=32, codebook_dim=32, beta=0.1, decay=0.99)
+            ),
             losses={**default_weights(), "l1": 1.0, "mel": 1.0},
         ),
     )

@@ -161,14 +161,15 @@ def test_float64_stays(kind: str) -> None:
     assert all(v.dtype == torch.float64 for v in bottleneck.training_state().values())
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bf16_under_autocast_is_float32_of_the_same_values(kind: str) -> None:
+def test_half_precision_under_autocast_is_float32_of_the_same_values(kind: str, half: torch.dtype) -> None:
     for training in (True, False):
         # Each pass in training mode moves the statistics, so each gets a bottleneck of its own.
         bottleneck, other = (trained(kind).train(training) for _ in range(2))
-        # So many vectors that some lie where bf16 would turn the code.
-        z = latents(bottleneck, 8, 20, 25, seed=99).bfloat16()
-        with torch.autocast("cpu", torch.bfloat16):
+        # So many vectors that some lie where half precision would turn the code.
+        z = latents(bottleneck, 8, 20, 25, seed=99).to(half)
+        with torch.autocast("cpu", half):
             out = bottleneck(z, Step(0, 50, 0, 8))
         expected = other(z.float(), Step(0, 50, 0, 8))
         assert out.z_q.dtype == torch.float32 and torch.equal(out.z_q, expected.z_q)
@@ -176,7 +177,7 @@ def test_bf16_under_autocast_is_float32_of_the_same_values(kind: str) -> None:
         assert_same(bottleneck.state_dict(), other.state_dict())
         if is_discrete(bottleneck):
             assert torch.equal(out.codes, expected.codes)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", half):
                 codes = bottleneck.eval().encode(z)
                 decoded = bottleneck.decode(codes)
             assert torch.equal(codes, other.eval().encode(z.float()))

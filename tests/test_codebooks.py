@@ -180,7 +180,7 @@ def test_a_gradient_of_one_entry_moves_all_of_simvq() -> None:
 @pytest.mark.parametrize("update", ["gradient", "simvq"])
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_dead_learnt_entries_move_to_vectors_of_the_batch(update: str, distance: str) -> None:
-    bottleneck = vq(4, update=update, distance=distance, revive_below=0.1)
+    bottleneck = vq(4, update=update, distance=distance, revive_below=0.1, decay=0.99)
     bottleneck.events()
     state = bottleneck.codebook
     state.ema_count[[3, 7]] = 0.0

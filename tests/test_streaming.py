@@ -37,7 +37,7 @@ def assert_same_codes(tok: Tokenizer, x: Tensor, codes: Tensor, alone: Tensor) -
         stage = int((codes != alone)[0, :, t].nonzero()[0])
         before = tok.bottleneck.decode(alone[:, :stage]) if stage else torch.zeros_like(z)
         quantizer = tok.bottleneck.stages[stage]
-        row = quantizer._to_rows((z - before)[..., t : t + 1]) - quantizer.codebook.entries.mean(0)
+        row = quantizer.to_rows((z - before)[..., t : t + 1]) - quantizer.codebook.entries.mean(0)
         entries = quantizer.codebook.entries - quantizer.codebook.entries.mean(0)
         distances = (row - entries).square().sum(1)
         (first, second), (nearest, _) = (v[:2] for v in distances.sort())

@@ -334,3 +334,15 @@ def test_every_choice_trains_through_its_start_and_revivals(
         (out.z_q.square().mean() + torch.stack(list(out.losses.values())).sum()).backward()
         assert z.grad is not None and bool(z.grad.isfinite().all()) and bool(z.grad.any())
     assert any(e.startswith("revived") for e in bottleneck.events())
+
+
+@pytest.mark.parametrize(
+    ("size", "decay"), [(5, 0.9), (1024, 1 - 4096 / 1024 / 64), (4096, 1 - 1 / 64), (1 << 16, 0.99)]
+)
+def test_the_decay_follows_from_the_vectors_per_entry(size: int, decay: float) -> None:
+    codebook = EMACodebook(size, 2, decay=None, kmeans_steps=0, revive_below=0.0)
+    assert codebook.decay_for(4096) == pytest.approx(decay)
+    z = torch.randn(4096, 2, generator=torch.Generator().manual_seed(0))
+    codebook.update(z, torch.zeros(4096, dtype=torch.int64), 64, Step(0, 0, 0, 64))
+    assert codebook.ema_count[0].item() == pytest.approx(decay + (1 - decay) * 4096, rel=1e-5)
+    torch.testing.assert_close(codebook.entries[0], codebook.ema_sum[0] / codebook.ema_count[0])

@@ -21,6 +21,10 @@ CANDIDATES = 128
 # Vectors per entry that the k-means reservoir aims at, as far as the first steps have that many.
 RESERVOIR_PER_ENTRY = 64
 KMEANS_ITERATIONS = 10
+# Without a decay given, the moving averages reach back over about so many vectors of each entry, as far as
+# that is between these decays. Measured on emoji, 512 entries after 300 steps: 21.8 dB with 0.99 at 8 vectors
+# per entry and step, 22.5 with 0.97, 22.6 with 0.9.
+VECTORS_PER_ENTRY, QUICKEST, SLOWEST = 64, 0.9, 0.99
 
 ADVICE = (
     "try a smaller --model.bottleneck.codebook-size, a higher --model.bottleneck.revive-below, or "
@@ -49,7 +53,7 @@ class Codebook(nn.Module):
         self,
         size: int,
         dim: int,
-        decay: float,
+        decay: float | None,
         kmeans_steps: int,
         revive_below: float,
         spherical: bool = False,
@@ -72,8 +76,15 @@ class Codebook(nn.Module):
         """The entries (N, D) as the search compares them; on the unit sphere if `spherical`."""
         raise TypeError(f"{type(self).__name__} does not define vectors")
 
-    def _learn(self, total: Tensor) -> None:
-        """Apply the statistics (N, D + 1 or 1) of a whole optimizer step, after `ema_count` was updated."""
+    def decay_for(self, rows: float) -> float:
+        """The decay of the moving averages at `rows` vectors per optimizer step."""
+        if self.decay is not None:
+            return self.decay
+        return min(SLOWEST, max(QUICKEST, 1 - rows / self.size / VECTORS_PER_ENTRY))
+
+    def _learn(self, total: Tensor, share: float) -> None:
+        """Apply the statistics (N, D + 1 or 1) of a whole optimizer step, which take `share` of the moving
+        averages, after `ema_count` was updated."""
 
     def _begin(self, reservoir: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
         """Set the entries by a reservoir (M, D) of vectors, M ≥ N. Returns how many of its rows each entry
@@ -101,8 +112,9 @@ class Codebook(nn.Module):
         self._picked = None
         rows_of_step = step.total * z_e.shape[0] / examples
         if bool(self.started):
-            self.ema_count.lerp_(total[:, -1], 1 - self.decay)
-            self._learn(total)
+            share = 1 - self.decay_for(rows_of_step)
+            self.ema_count.lerp_(total[:, -1], share)
+            self._learn(total, share)
             self._revive(picked, rows_of_step)
             self.health.observe(total[:, -1])
         else:
@@ -198,7 +210,7 @@ class EMACodebook(Codebook):
         self,
         size: int,
         dim: int,
-        decay: float,
+        decay: float | None,
         kmeans_steps: int,
         revive_below: float,
         spherical: bool = False,
@@ -211,8 +223,8 @@ class EMACodebook(Codebook):
     def vectors(self) -> Tensor:
         return self.entries
 
-    def _learn(self, total: Tensor) -> None:
-        self.ema_sum.lerp_(total[:, :-1], 1 - self.decay)
+    def _learn(self, total: Tensor, share: float) -> None:
+        self.ema_sum.lerp_(total[:, :-1], share)
         # An entry whose count has vanished stays where it is instead of becoming 0 / 0.
         used = self.ema_count > 1e-6
         mean = self.on_sphere(self.ema_sum / self.ema_count.clamp(min=1e-6)[:, None])

@@ -4,13 +4,12 @@ Left out: how the numbers are bounded and rounded (`fsq.py`, `lfq.py`, `bsq.py`)
 """
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from tokenizer.bottlenecks import Bottleneck, Bottlenecked
+from tokenizer.bottlenecks import Bottlenecked
 from tokenizer.bottlenecks.estimators import straight_through
 from tokenizer.bottlenecks.health import Health, batch_stats
+from tokenizer.bottlenecks.projected import Projected
 from tokenizer.checks import require_finite
 from tokenizer.distributed import Step
 
@@ -20,21 +19,15 @@ MOST_CODES = 1 << 24
 MOST_DRAWN = 1 << 16
 
 
-class Implicit(Bottleneck):
+class Implicit(Projected):
     """`width` numbers per position, rounded one by one: there is no search, and no entry that could die.
 
     A subclass says with `quantized` what is rounded and to which code, and with `entries` what a code stands
-    for. If `dim`, the channels of encoder and decoder, is not `width`, linear maps lead there and back.
+    for.
     """
 
-    not_coding = frozenset({"project_out.weight", "project_out.bias"})
-
     def __init__(self, dim: int, width: int, size: int, advice: str) -> None:
-        super().__init__()
-        self.in_dim = self.out_dim = dim
-        self.num_codebooks, self.codebook_size = 1, size
-        self.project_in = nn.Identity() if dim == width else nn.Linear(dim, width)
-        self.project_out = nn.Identity() if dim == width else nn.Linear(width, dim)
+        super().__init__(dim, width, size)
         self.health = Health(size, advice)
 
     def quantized(self, z_e: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +46,7 @@ class Implicit(Bottleneck):
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         require_finite(z, "z_e", step)
         with torch.autocast(z.device.type, enabled=False):
-            u, codes = self.quantized(self._to_rows(z))
+            u, codes = self.quantized(self.to_rows(z))
             z_q = e = self.entries(codes, u.dtype)
             losses, stats = self.terms(u, e, step)
             if self.training:
@@ -62,23 +55,23 @@ class Implicit(Bottleneck):
                 health = self.health.stats()
             else:
                 health = batch_stats(codes, self.codebook_size, u.dtype)
-            z_q = self._to_grid(project(self.project_out, z_q), z.shape)
+            z_q = self.to_grid(z_q, z.shape)
         stats |= {k: v.to(u.dtype) for k, v in health.items()}
-        return Bottlenecked(z_q, self._codes(codes, z.shape), losses, stats)
+        return Bottlenecked(z_q, self.codes_on_grid(codes, z.shape), losses, stats)
 
     def encode(self, z: Tensor) -> Tensor:
         require_finite(z, "z_e")
         with torch.autocast(z.device.type, enabled=False):
-            return self._codes(self.quantized(self._to_rows(z))[1], z.shape)
+            return self.codes_on_grid(self.quantized(self.to_rows(z))[1], z.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
             e = self.entries(codes.flatten(), self._dtype)
-            return self._to_grid(project(self.project_out, e), codes.shape)
+            return self.to_grid(e, codes.shape)
 
     def compared(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            return self.quantized(self._to_rows(z))[0][None]
+            return self.quantized(self.to_rows(z))[0][None]
 
     def codebook_vectors(self) -> Tensor | None:
         if self.codebook_size > MOST_DRAWN:
@@ -91,18 +84,6 @@ class Implicit(Bottleneck):
         """That of the module, which may have no weights, and at least float32."""
         return torch.promote_types(self.health.recent.dtype, torch.float32)
 
-    def _to_rows(self, z: Tensor) -> Tensor:
-        """z: (B, dim, *grid) → z_e: (B · positions, width), at least float32."""
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        return project(self.project_in, rearrange(z, "b d ... -> (b ...) d"))
-
-    def _to_grid(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """rows: (B · positions, dim) → (B, dim, *grid), B and grid as in `shape` (B, any, *grid)."""
-        return rearrange(rows.reshape(shape[0], *shape[2:], -1), "b ... d -> b d ...")
-
-    def _codes(self, codes: Tensor, shape: torch.Size) -> Tensor:
-        return codes.reshape(shape[0], 1, *shape[2:])
-
     def training_state(self) -> dict[str, Tensor]:
         return self.health.training_state()
 
@@ -111,10 +92,3 @@ class Implicit(Bottleneck):
 
     def events(self) -> list[str]:
         return self.health.events()
-
-
-def project(layer: nn.Module, rows: Tensor) -> Tensor:
-    """A linear map (or none) in the rows' precision, whatever that of its weights."""
-    if not isinstance(layer, nn.Linear):
-        return rows
-    return F.linear(rows, layer.weight.to(rows.dtype), layer.bias.to(rows.dtype))

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
 from tokenizer.bottlenecks.codebook import Codebook, EMACodebook
 from tokenizer.bottlenecks.estimators import ESTIMATORS
 from tokenizer.bottlenecks.health import batch_stats
 from tokenizer.bottlenecks.learnt_codebooks import GradientCodebook, SimVQCodebook
+from tokenizer.bottlenecks.projected import Projected
 from tokenizer.checks import require_finite
 from tokenizer.config import require
 from tokenizer.distributed import Step
@@ -51,8 +51,9 @@ class VQConfig(BottleneckConfig, kind="vq"):
     2410.06424)."""
     beta: float = 0.25
     """Weight β of the commitment loss ‖z_e − sg[e]‖²."""
-    decay: float = 0.99
-    """Decay of the moving averages, per optimizer step; those of gradient and simvq only count."""
+    decay: float | None = None
+    """Decay of the moving averages, per optimizer step; those of gradient and simvq only count. None: by how
+    many vectors an entry gets in a step, so that they reach back over about 64; 0.9 to 0.99."""
     kmeans_steps: int = 10
     """First optimizer steps, which pass z through unquantized and fill the reservoir that the codebook then
     starts from, by k-means. 0 starts from random entries."""
@@ -71,7 +72,10 @@ class VQConfig(BottleneckConfig, kind="vq"):
             "nothing to what the encoder gives",
         )
         require(0 <= self.beta < float("inf"), f"beta is {self.beta}, expected 0 or more")
-        require(0 <= self.decay < 1, f"decay is {self.decay}, expected 0 or more and less than 1")
+        require(
+            self.decay is None or 0 <= self.decay < 1,
+            f"decay is {self.decay}, expected 0 or more and less than 1, or none",
+        )
         require(self.kmeans_steps >= 0, f"kmeans_steps is {self.kmeans_steps}, expected 0 or more")
         require(
             0 <= self.revive_below < 1, f"revive_below is {self.revive_below}, expected 0 or more, below 1"
@@ -88,21 +92,17 @@ class VQConfig(BottleneckConfig, kind="vq"):
         return VQ(self)
 
 
-class VQ(Bottleneck):
+class VQ(Projected):
     """z_q = e_k, k = argmin_j ‖z_e − e_j‖² (van den Oord et al. 2017, arXiv 1711.00937, equations 1 and
     2)."""
 
     statistics = frozenset({"codebook.ema_count", "codebook.ema_sum", "codebook.started"})
-    not_coding = statistics | {"project_out.weight", "project_out.bias"}
+    not_coding = statistics | Projected.not_coding
 
     def __init__(self, config: VQConfig) -> None:
-        super().__init__()
+        super().__init__(config.dim, config.codebook_dim, config.codebook_size)
         self.config = config
-        self.in_dim = self.out_dim = config.dim
-        self.num_codebooks, self.codebook_size = 1, config.codebook_size
         same = config.dim == config.codebook_dim
-        self.project_in = nn.Identity() if same else nn.Linear(config.dim, config.codebook_dim)
-        self.project_out = nn.Identity() if same else nn.Linear(config.codebook_dim, config.dim)
         self.identity_gradient = (
             same and config.distance == "euclidean" and config.gradient == "straight_through"
         )
@@ -117,9 +117,10 @@ class VQ(Bottleneck):
         self.estimate = ESTIMATORS[config.gradient]
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
-        require_finite(z, "z_e", step)
+        if self.training:  # in eval mode the search looks itself
+            require_finite(z, "z_e", step)
         with torch.autocast(z.device.type, enabled=False):
-            z_e, vectors = self._to_rows(z), self.codebook.vectors
+            z_e, vectors = self.to_rows(z), self.codebook.vectors
             codes = nearest(z_e, vectors)
             e = F.embedding(codes, vectors).to(z_e.dtype)
             # β pulls z_e to its entry and never the entry to z_e (section 3.2): that is for the moving
@@ -135,36 +136,27 @@ class VQ(Bottleneck):
                 stats = self.codebook.health.stats()
             else:
                 stats = batch_stats(codes, self.codebook_size, z_e.dtype)
-            z_q = self._to_grid(_project(self.project_out, z_q), z.shape)
+            z_q = self.to_grid(z_q, z.shape)
         losses = {"commitment": weight * self.config.beta * commitment}
         if self.codebook.learnt:
             losses["codebook"] = weight * F.mse_loss(e, z_e.detach())
         stats = {"commitment": commitment.detach(), **{k: v.to(z_e.dtype) for k, v in stats.items()}}
-        return Bottlenecked(z_q, self._codes(codes, z.shape), losses, stats)
+        return Bottlenecked(z_q, self.codes_on_grid(codes, z.shape), losses, stats)
 
     def encode(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            return self._codes(nearest(self._to_rows(z), self.codebook.vectors), z.shape)
+            return self.codes_on_grid(nearest(self.to_rows(z), self.codebook.vectors), z.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
             e = F.embedding(codes.flatten(), self.codebook.vectors)
-            return self._to_grid(_project(self.project_out, e), codes.shape)
+            return self.to_grid(e, codes.shape)
 
     def compared(self, z: Tensor) -> Tensor:
-        return self._to_rows(z)[None]
+        return self.to_rows(z)[None]
 
-    def _to_rows(self, z: Tensor) -> Tensor:
-        """z: (B, dim, *grid) → z_e: (B · positions, codebook_dim), at least float32."""
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        return self.codebook.on_sphere(_project(self.project_in, rearrange(z, "b d ... -> (b ...) d")))
-
-    def _to_grid(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """rows: (B · positions, dim) → (B, dim, *grid), B and grid as in `shape` (B, any, *grid)."""
-        return rearrange(rows.reshape(shape[0], *shape[2:], -1), "b ... d -> b d ...")
-
-    def _codes(self, codes: Tensor, shape: torch.Size) -> Tensor:
-        return codes.reshape(shape[0], 1, *shape[2:])
+    def to_rows(self, z: Tensor) -> Tensor:
+        return self.codebook.on_sphere(super().to_rows(z))
 
     @property
     def ready(self) -> bool:
@@ -181,10 +173,3 @@ class VQ(Bottleneck):
 
     def events(self) -> list[str]:
         return self.codebook.events()
-
-
-def _project(layer: nn.Module, rows: Tensor) -> Tensor:
-    """A linear map (or none) in the rows' precision, whatever that of its weights."""
-    if not isinstance(layer, nn.Linear):
-        return rows
-    return F.linear(rows, layer.weight.to(rows.dtype), layer.bias.to(rows.dtype))
