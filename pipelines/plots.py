@@ -109,7 +109,7 @@ def _plot_vectors(ax: "Axes", count: Tensor, vectors: Tensor, outputs: Tensor | 
         ax.scatter(x, y, s=14, color=ORANGE, marker="x", linewidths=1, zorder=0, label="never used")
     ax.set(xlabel=f"first principal axis ({shares[0]:.0%} of variance)", ylabel=f"second ({shares[1]:.0%})")
     ax.set_title("codebook vectors" if outputs is None else "codebook vectors and encoder outputs")
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.04, -0.14), ncols=3, fontsize="small")
 
 
 def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:

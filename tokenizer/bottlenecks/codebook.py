@@ -47,7 +47,8 @@ class Codebook(nn.Module):
 
     ema_count: Tensor
     started: Tensor
-    pending: Tensor
+    pending_sums: Tensor
+    pending_counts: Tensor
 
     def __init__(
         self,
@@ -63,8 +64,9 @@ class Codebook(nn.Module):
         self.decay, self.kmeans_steps, self.revive_below = decay, kmeans_steps, revive_below
         self.register_buffer("ema_count", torch.ones(size))
         self.register_buffer("started", torch.tensor(kmeans_steps == 0))
-        # Sums (N, D) and counts (N, 1) since the last optimizer step, in one tensor for one collective.
-        self.register_buffer("pending", torch.zeros(size, dim * self.sums + 1), persistent=False)
+        # Sums (N, D) of vectors by code, if they are needed, and counts (N,) since the last optimizer step.
+        self.register_buffer("pending_sums", torch.zeros(size, dim * self.sums), persistent=False)
+        self.register_buffer("pending_counts", torch.zeros(size), persistent=False)
         self.health = Health(size, ADVICE)
         self._picked: Tensor | None = None
         self._reservoir: list[Tensor] = []
@@ -100,16 +102,16 @@ class Codebook(nn.Module):
         """Take in z_e (M, D) of `examples` examples and their codes (M,)."""
         step = step or Step(int(torch.randint(1 << 31, ())), 0, 0, examples)
         self._pick(z_e, examples, step)
-        ones = z_e.new_ones(z_e.shape[0], 1)
-        rows = torch.cat([z_e, ones], dim=1) if self.sums else ones
-        self.pending.index_add_(0, codes, rows.to(self.pending.dtype))
+        if self.sums:
+            self.pending_sums.index_add_(0, codes, z_e.to(self.pending_sums.dtype))
+        self.pending_counts += torch.bincount(codes, minlength=self.size)
         if not step.last:
             return
-        total = all_reduce_sum(self.pending.clone())
+        # One tensor for one collective.
+        total = all_reduce_sum(torch.cat([self.pending_sums, self.pending_counts[:, None]], dim=1))
         assert self._picked is not None
         picked = all_reduce_sum(self._picked)
-        self.pending.zero_()
-        self._picked = None
+        self._drop_pending()
         rows_of_step = step.total * z_e.shape[0] / examples
         if bool(self.started):
             share = 1 - self.decay_for(rows_of_step)
@@ -182,7 +184,11 @@ class Codebook(nn.Module):
         """Restore `training_state`; sums of an unfinished optimizer step are dropped."""
         self._reservoir = list(state["reservoir"].to(self.ema_count)) if "reservoir" in state else []
         self.health.load_training_state(state)
-        self.pending.zero_()
+        self._drop_pending()
+
+    def _drop_pending(self) -> None:
+        self.pending_sums.zero_()
+        self.pending_counts.zero_()
         self._picked = None
 
     def events(self) -> list[str]:
