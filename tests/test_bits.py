@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from vector_quantize_pytorch import LFQ as OtherLFQ
 
+from pipelines.cli import leave_group
 from tokenizer.bottlenecks.bits import Bits, MeanEntropy, mean_of_products
 from tokenizer.bottlenecks.bsq import BSQConfig
 from tokenizer.bottlenecks.lfq import LFQConfig
@@ -307,7 +308,7 @@ def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     save_file({k: gradients(k, rank, world=2, passes=2) for k in KINDS}, f"{folder}/{rank}")
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:

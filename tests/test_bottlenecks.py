@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import VARIANTS, bottleneck_config, latents, trained
 from torch import Tensor
 
+from pipelines.cli import leave_group
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
 from tokenizer.config import config_from_dict, config_to_dict
 from tokenizer.distributed import Step, all_reduce_sum
@@ -272,7 +273,7 @@ def all_kinds_on_one_rank(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
     for kind in KINDS:
         one_rank(rank, world, kind, folder)
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from pipelines.cli import leave_group
 from tokenizer.metrics import (
     CodeUsage,
     bernoulli_elbo,
@@ -119,7 +120,7 @@ def count_in_process(rank: int, path: str) -> None:
     usage.reduce()
     usage.reduce()  # counting twice would show
     torch.save(usage.counts, f"{path}/{rank}.pt")
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_code_usage_sums_over_processes(tmp_path: Path) -> None:
