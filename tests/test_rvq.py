@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.tiny import bottleneck_config, codec, latents, pictures, sounds, tokenizer, trained
+from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.grouped import GroupedConfig
+from tokenizer.bottlenecks.lfq import LFQConfig
 from tokenizer.bottlenecks.rvq import RVQ, RVQConfig
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import Step
@@ -118,9 +120,13 @@ def test_gradients_pass_straight_through_all_stages() -> None:
     torch.testing.assert_close(z.grad, weights)
 
 
-def test_the_commitment_of_every_stage_pulls_z() -> None:
-    config = RVQConfig(3, VQConfig(24, dim=4, codebook_dim=4, kmeans_steps=1, beta=1.0), dropout=0.0)
-    rvq = config.build().train()
+@pytest.mark.parametrize(
+    "stage",
+    [VQConfig(24, dim=4, codebook_dim=4, kmeans_steps=1, beta=1.0), LFQConfig(bits=4, dim=4, beta=1.0)],
+    ids=["vq", "lfq"],
+)
+def test_the_commitment_of_every_stage_pulls_z(stage: BottleneckConfig) -> None:
+    rvq = RVQConfig(3, stage, dropout=0.0).build().train()
     for index in range(4):
         rvq(latents(rvq, 8, 5, seed=index), Step(0, index, 0, 8))
     z = latents(rvq, 2, 3).requires_grad_()

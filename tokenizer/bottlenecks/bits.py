@@ -20,10 +20,7 @@ LEAST = 1e-12
 # Weight of the uniform distribution that the moving average starts from, against 1 − decay of each step.
 START = 1e-6
 
-ADVICE = (
-    "try a higher --model.bottleneck.entropy-weight or --model.bottleneck.diversity, or fewer "
-    "--model.bottleneck.bits"
-)
+ADVICE = "try a higher entropy_weight or diversity, or fewer bits"
 
 
 @dataclass(frozen=True)

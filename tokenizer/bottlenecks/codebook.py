@@ -26,10 +26,7 @@ KMEANS_ITERATIONS = 10
 # per entry and step, 22.5 with 0.97, 22.6 with 0.9.
 VECTORS_PER_ENTRY, QUICKEST, SLOWEST = 64, 0.9, 0.99
 
-ADVICE = (
-    "try a smaller --model.bottleneck.codebook-size, a higher --model.bottleneck.revive-below, or "
-    "--model.bottleneck.update simvq"
-)
+ADVICE = "try a smaller codebook_size, a higher revive_below, or update simvq"
 
 
 class Codebook(nn.Module):
@@ -72,6 +69,11 @@ class Codebook(nn.Module):
         self._reservoir: list[Tensor] = []
         self._revived = torch.zeros((), dtype=torch.int64)
         self._events: list[str] = []
+        self._make()
+
+    def _make(self) -> None:
+        """Add random entries, or what they are made of."""
+        raise TypeError(f"{type(self).__name__} does not define _make")
 
     @property
     def vectors(self) -> Tensor:
@@ -212,17 +214,8 @@ class EMACodebook(Codebook):
     entries: Tensor
     ema_sum: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        dim: int,
-        decay: float | None,
-        kmeans_steps: int,
-        revive_below: float,
-        spherical: bool = False,
-    ) -> None:
-        super().__init__(size, dim, decay, kmeans_steps, revive_below, spherical)
-        self.register_buffer("entries", self.on_sphere(torch.randn(size, dim)))
+    def _make(self) -> None:
+        self.register_buffer("entries", self.on_sphere(torch.randn(self.size, self.dim)))
         self.register_buffer("ema_sum", self.entries.clone())
 
     @property

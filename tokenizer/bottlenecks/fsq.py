@@ -57,9 +57,9 @@ class FSQ(Implicit):
     place: Tensor
 
     def __init__(self, config: FSQConfig) -> None:
-        advice = "levels of the channels differ in use; try fewer --model.bottleneck.levels"
+        advice = "levels of the channels differ in use; try fewer levels"
         if config.bound != "even":
-            advice += ", or --model.bottleneck.bound even"
+            advice += ", or bound even"
         super().__init__(config.dim, len(config.levels), math.prod(config.levels), advice)
         self.config = config
         # Whole numbers, which no change of the module's type may round.

@@ -28,10 +28,7 @@ ALLOWED = 0.01
 # nothing, yet from 1 on log q − log p would ask for the farthest entry.
 LOOSEST = 0.5
 
-ADVICE = (
-    "try a smaller --model.bottleneck.codebook-size, a smaller --model.bottleneck.kl-weight, or "
-    "--model.bottleneck.target-divergence"
-)
+ADVICE = "try a smaller codebook_size, a smaller kl_weight, or target_divergence"
 
 
 @dataclass(frozen=True)

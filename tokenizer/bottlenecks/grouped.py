@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
 from tokenizer.bottlenecks.several import Several
 from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.checks import require_finite
 from tokenizer.config import require
 from tokenizer.distributed import Step
 
@@ -60,6 +61,7 @@ class Grouped(Several):
         self.statistics = self.names_of_members([m.statistics for m in self.each()])
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
+        require_finite(z, "z_e", step)  # before a group learns what another one then refuses
         outs = [member(part, step) for member, part in self._parts(z)]
         losses, stats = self.merged(outs)
         z_q, codes = (

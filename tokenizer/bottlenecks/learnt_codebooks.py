@@ -18,17 +18,8 @@ class GradientCodebook(Codebook):
 
     learnt: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        size: int,
-        dim: int,
-        decay: float | None,
-        kmeans_steps: int,
-        revive_below: float,
-        spherical: bool = False,
-    ) -> None:
-        super().__init__(size, dim, decay, kmeans_steps, revive_below, spherical)
-        self.entries = nn.Parameter(self.on_sphere(torch.randn(size, dim)))
+    def _make(self) -> None:
+        self.entries = nn.Parameter(self.on_sphere(torch.randn(self.size, self.dim)))
 
     @property
     def vectors(self) -> Tensor:
@@ -56,19 +47,10 @@ class SimVQCodebook(Codebook):
 
     basis: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        dim: int,
-        decay: float | None,
-        kmeans_steps: int,
-        revive_below: float,
-        spherical: bool = False,
-    ) -> None:
-        super().__init__(size, dim, decay, kmeans_steps, revive_below, spherical)
-        self.register_buffer("basis", torch.randn(size, dim))
-        self.map = nn.Parameter(torch.eye(dim))
-        self.shift = nn.Parameter(torch.zeros(dim))
+    def _make(self) -> None:
+        self.register_buffer("basis", torch.randn(self.size, self.dim))
+        self.map = nn.Parameter(torch.eye(self.dim))
+        self.shift = nn.Parameter(torch.zeros(self.dim))
 
     @property
     def vectors(self) -> Tensor:
