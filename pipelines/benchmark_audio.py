@@ -3,7 +3,6 @@
 Left out: quality (`evaluate.py`), and training; the weights are random unless a tokenizer is given.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ import torch
 
 from pipelines.audio_codecs import DEFAULT_PRESET, Codec, encodec, load_tokenizer, ours
 from pipelines.benchmarking import (
-    Spread,
     benchmark,
+    chosen_device,
     in_turns,
     machine,
+    plain,
     print_table,
     ratios,
     spread,
@@ -148,10 +148,7 @@ def show_memory(rows: dict[str, dict[str, float]], seconds: float) -> None:
 )
 def measure(options: AudioBenchmark) -> dict[str, Any]:
     """Compare, and measure memory if asked to."""
-    gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    if gpu and not torch.cuda.is_available():
-        raise ValueError("--device cuda: there is no GPU that torch can use; leave it out or give cpu")
-    device = torch.device("cuda" if gpu else "cpu")
+    device = chosen_device(options.device)
     name = options.tokenizer or options.preset or DEFAULT_PRESET
     mine = ours(load_tokenizer(options.preset, options.tokenizer), name, device)
     peer = encodec(device)
@@ -160,7 +157,7 @@ def measure(options: AudioBenchmark) -> dict[str, Any]:
     show(mine, peer, result, where)
     values: dict[str, Any] = {**where, "ours": mine.described(), "peer": peer.described()}
     values |= {"seconds": options.seconds, "batch_size": options.batch_size, "turns": options.turns}
-    values |= _plain(result)
+    values |= plain(result)
     if options.memory:
         values["memory"] = {
             way: measure_in_a_process(options.preset, options.tokenizer, options.memory_seconds, way)
@@ -168,10 +165,3 @@ def measure(options: AudioBenchmark) -> dict[str, Any]:
         }
         show_memory(values["memory"], options.memory_seconds)
     return values
-
-
-def _plain(value: Any) -> Any:
-    """Spreads as JSON objects."""
-    if isinstance(value, Spread):
-        return dataclasses.asdict(value)
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value

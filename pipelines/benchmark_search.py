@@ -3,7 +3,6 @@
 Left out: quality of what is learnt; codes are exact here, so only time and memory differ.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from pipelines.benchmarking import (
-    Spread,
     benchmark,
+    chosen_device,
     in_turns,
     machine,
+    plain,
     print_table,
     ratios,
     spread,
@@ -166,23 +166,13 @@ def show_memory(row: dict[str, float], shape: Shape) -> None:
 )
 def measure(options: SearchBenchmark) -> dict[str, Any]:
     """Compare at every shape, and measure memory if asked to."""
-    gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    if gpu and not torch.cuda.is_available():
-        raise ValueError("--device cuda: there is no GPU that torch can use; leave it out or give cpu")
-    device = torch.device("cuda" if gpu else "cpu")
+    device = chosen_device(options.device)
     missing = [package for package, module in PEERS.items() if not find_spec(module)]
     where = machine(device, "numba", *PEERS)
     results = {text: compare(parse_shape(text), options, device) for text in options.shapes}
     show(results, missing, where)
-    values: dict[str, Any] = {**where, "turns": options.turns, "missing": missing, "shapes": _plain(results)}
+    values: dict[str, Any] = {**where, "turns": options.turns, "missing": missing, "shapes": plain(results)}
     if options.memory:
         values["memory"] = measure_in_a_process(MEMORY_SHAPE)
         show_memory(values["memory"], MEMORY_SHAPE)
     return values
-
-
-def _plain(value: Any) -> Any:
-    """Spreads as JSON objects."""
-    if isinstance(value, Spread):
-        return dataclasses.asdict(value)
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value

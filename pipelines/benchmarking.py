@@ -5,6 +5,7 @@ Left out: the benchmarks themselves. Each is one file `benchmark_NAME.py` beside
 found without touching others.
 """
 
+import dataclasses
 import platform
 import shlex
 import statistics
@@ -88,6 +89,21 @@ def in_turns(
 def ratios(ours: Sequence[float], peer: Sequence[float], scale: float = 1.0) -> Spread:
     """The spread of ours / peer · scale, turn by turn."""
     return spread([scale * a / b for a, b in zip(ours, peer, strict=True)])
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device that an option names; auto: a GPU if there is one. `ValueError` for a GPU that is not
+    there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: there is no GPU that torch can use; leave it out or give cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def plain(value: Any) -> Any:
+    """Spreads as JSON objects, in dicts too."""
+    if isinstance(value, Spread):
+        return dataclasses.asdict(value)
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:

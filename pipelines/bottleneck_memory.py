@@ -5,16 +5,15 @@ Left out: memory of encoder, decoder and optimizers, which is the same for all, 
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
 from pipelines.contestants import contestants
+from pipelines.own_process import MIB, run_module, status
 from tokenizer.distributed import Step
 
-MIB = 1 << 20
 CLEAR = Path("/proc/self/clear_refs")
 STEPS = 3
 
@@ -26,20 +25,10 @@ def available() -> bool:
 
 def measure_in_a_process(name: str, bits: int, dim: int, batch_size: int, grid: tuple[int, int]) -> float:
     """`measure` in a process of its own, with as many threads as here."""
-    words = [name, bits, dim, batch_size, *grid, torch.get_num_threads()]
     # Freed tensors go back to the system (mallopt(3)), instead of being kept for the step that is measured.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.bottleneck_memory", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode:
-        raise ValueError(
-            f"measuring the memory of {name} failed with exit code {done.returncode}: {done.stderr[-2000:]}"
-        )
-    value: float = json.loads(done.stdout.splitlines()[-1])
+    environment = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
+    words = (name, bits, dim, batch_size, *grid)
+    value: float = run_module("pipelines.bottleneck_memory", *words, environment=environment)
     return value
 
 
@@ -53,21 +42,14 @@ def measure(name: str, bits: int, dim: int, batch_size: int, grid: tuple[int, in
     index, ready_for, growth = 0, 0, 0
     while ready_for <= STEPS:
         CLEAR.write_text("5")
-        before = _status("VmRSS")
+        before = status("VmRSS")
         out = bottleneck(z, Step(0, index, 0, batch_size))
         (out.z_q.square().mean() + sum(out.losses.values())).backward()
         del out
         if ready_for:  # the first step after the start makes the workspaces of its operations
-            growth = max(growth, _status("VmHWM") - before)
+            growth = max(growth, status("VmHWM") - before)
         index, ready_for = index + 1, ready_for + bottleneck.ready
     return growth / MIB
-
-
-def _status(field: str) -> int:
-    """Bytes of one of the kernel's numbers about this process (proc(5))."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

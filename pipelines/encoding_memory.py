@@ -4,19 +4,16 @@ Left out: memory of GPUs, and of training.
 """
 
 import json
-import resource
-import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipelines.audio_codecs import load_tokenizer
+from pipelines.own_process import MIB, peak, run_module
 from tokenizer import Tokenizer
 
-MIB = 1 << 20
 # encode: the waveform is in memory and goes to `encode`, which takes it in chunks; encode_stream: chunks of
 # a second are made on the fly, and nothing is there as a whole but the codes.
 WAYS = ("encode", "encode_stream")
@@ -24,13 +21,7 @@ WAYS = ("encode", "encode_stream")
 
 def measure_in_a_process(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
     """`measure` in a process of its own, with as many threads as here: a peak never falls again."""
-    words = [preset, tokenizer, repr(seconds), way, str(torch.get_num_threads())]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.encoding_memory", *words], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise ValueError(f"measuring memory failed with exit code {done.returncode}: {done.stderr[-2000:]}")
-    values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    values: dict[str, float] = run_module("pipelines.encoding_memory", preset, tokenizer, repr(seconds), way)
     return values
 
 
@@ -60,18 +51,6 @@ def chunks(tok: Tokenizer, samples: int) -> Iterator[Tensor]:
     """The same in chunks of a second."""
     for start in range(0, samples, tok.modality.sample_rate):
         yield noise(tok, min(tok.modality.sample_rate, samples - start))
-
-
-def peak() -> int:
-    """Bytes of this process's largest resident memory so far."""
-    # Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM is its own (proc(5)).
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    # The unit is KiB on Linux and bytes on macOS (getrusage(2) of each).
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -4,24 +4,17 @@ Left out: memory of GPUs.
 """
 
 import json
-import subprocess
 import sys
 
 import torch
 
-from pipelines.encoding_memory import MIB, peak
+from pipelines.own_process import MIB, peak, run_module
 from tokenizer.search import nearest
 
 
 def measure_in_a_process(shape: tuple[int, int, int]) -> dict[str, float]:
     """`measure` in a process of its own, with as many threads as here: a peak never falls again."""
-    words = [*map(str, shape), str(torch.get_num_threads())]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.search_memory", *words], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise ValueError(f"measuring memory failed with exit code {done.returncode}: {done.stderr[-2000:]}")
-    values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    values: dict[str, float] = run_module("pipelines.search_memory", *shape)
     return values
 
 

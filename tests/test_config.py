@@ -15,7 +15,7 @@ from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks import kinds
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
-from tokenizer.config import Variant, config_from_dict, config_to_dict, require
+from tokenizer.config import Variant, changed_fields, config_from_dict, config_to_dict, require
 from tokenizer.modalities import ModalityConfig
 from tokenizer.modalities.image import ImageConfig
 
@@ -207,3 +207,18 @@ def test_a_member_is_read_through_its_family() -> None:
     assert config_from_dict(Shape, {"kind": "square", "side": 2}) == Square(2.0)
     with pytest.raises(ValueError, match=r"config.kind: unknown None"):
         config_from_dict(Shape, {"side": 2})
+
+
+def test_changed_fields_are_those_without_their_default() -> None:
+    assert changed_fields(VQConfig()) == {"kind": "vq"}
+    assert changed_fields(VQConfig(codebook_size=24, decay=0.5)) == {
+        "kind": "vq",
+        "codebook_size": 24,
+        "decay": 0.5,
+    }
+    config = TokenizerConfig(bottleneck=VQConfig(dim=9))
+    assert changed_fields(config) == {"bottleneck": {"kind": "vq", "dim": 9}}
+    # Another member of a family counts as changed even with all its defaults.
+    assert changed_fields(TokenizerConfig(bottleneck=GaussianConfig())) == {
+        "bottleneck": {"kind": "gaussian"}
+    }

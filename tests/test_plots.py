@@ -41,6 +41,26 @@ def test_codebook_plot_follows_its_data(tmp_path: Path) -> None:
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".png"] * 6
 
 
+def test_encoder_outputs_lie_behind_the_codebook_and_choose_the_axes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = []
+    monkeypatch.setattr("pipelines.plots.save_figure", lambda figure, path: figures.append(figure))
+    generator = torch.Generator().manual_seed(0)
+    counts, vectors = torch.full((1, 64), 10), torch.randn(64, 4, generator=generator)
+    outputs = torch.randn(1, 300, 4, generator=generator) * torch.tensor([1.0, 9, 1, 1])
+    codebook_plot(counts, tmp_path / "plot.png", vectors, outputs)
+    axes = figures[0].axes[1]
+    assert axes.get_xlabel() == "first principal axis (97% of variance)"
+    cloud, entries = (points.get_offsets() for points in axes.collections)
+    assert cloud.shape == (300, 2) and entries.shape == (64, 2)
+    along = vectors[:, 1] - outputs[0, :, 1].mean()  # the longest direction of the outputs, almost
+    assert abs(entries[:, 0]).mean() == pytest.approx(along.abs().mean().item(), rel=0.1)
+    for codebook, wrong in ((None, outputs), (vectors, outputs[0]), (vectors, outputs[..., :3])):
+        with pytest.raises(ValueError, match="expected outputs"):
+            codebook_plot(counts, tmp_path / "plot.png", codebook, wrong)
+
+
 def test_codebook_plot_refuses_what_it_cannot_show(tmp_path: Path) -> None:
     for counts, codebook, message in [
         (torch.zeros(0, 0), None, r"counts \(K, N\), got \(0, 0\)"),

@@ -462,3 +462,12 @@ def test_the_priors_sizes_are_its_configs_defaults() -> None:
     size, config = PriorSize(), PriorConfig()
     sizes = {f: getattr(config, f) for f in ("dim", "depth", "heads", "dropout")}
     assert dataclasses.asdict(size) == {**sizes, "pattern": ""}  # chosen by the tokens, if not by name
+
+
+def test_codebooks_do_not_decay() -> None:
+    for update in ("gradient", "simvq"):
+        tok = Tokenizer(TokenizerConfig(bottleneck=VQConfig(update=update, dim=8, codebook_dim=4)))
+        (adamw,) = build_optimizers(tok, "adamw", 1e-3, 0.02, 0.1)
+        decayed = {id(p) for group in adamw.param_groups if group["weight_decay"] for p in group["params"]}
+        names = {n for n, p in tok.bottleneck.named_parameters() if id(p) in decayed}
+        assert names == {"project_in.weight", "project_out.weight"}

@@ -24,4 +24,3 @@ class LFQ(Bits):
         super().__init__(config, scale=1.0)
         self.config = config
         self.identity_gradient = config.dim == config.bits
-        self.identity_gradient = config.dim == config.bits

@@ -1,0 +1,53 @@
+"""Measuring memory in a process of its own, whose peak nothing else has raised.
+
+Left out: what is measured (`encoding_memory.py`, `search_memory.py`, `bottleneck_memory.py`), and GPUs.
+"""
+
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MIB = 1 << 20
+STATUS = Path("/proc/self/status")
+
+
+def run_module(module: str, *words: object, environment: Mapping[str, str] | None = None) -> Any:
+    """What `python -m module words... threads` prints last, as JSON, with as many threads as here.
+    `ValueError` with the end of its errors if it fails."""
+    command = ["-m", module, *map(str, words), str(torch.get_num_threads())]
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    if done.returncode:
+        raise ValueError(
+            f"measuring memory failed with exit code {done.returncode}: python {shlex.join(command)}: "
+            f"{done.stderr[-2000:]}"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak() -> int:
+    """Bytes of this process's largest resident memory so far."""
+    # Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM is its own (proc(5)).
+    if STATUS.exists():
+        return status("VmHWM")
+    # The unit is KiB on Linux and bytes on macOS (getrusage(2) of each).
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def status(field: str) -> int:
+    """Bytes of one of Linux's numbers about this process (proc(5))."""
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
