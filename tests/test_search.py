@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from brute_force import brute_force, normal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,20 +23,6 @@ from tokenizer import search, search_cpu, search_cuda, search_tiles
 from tokenizer.search import Distance, Table, directions, full_precision, nearest
 
 ROOT = Path(__file__).parents[1]
-
-
-def brute_force(z: Tensor, codebook: Tensor) -> Tensor:
-    """argmin of the distances written out in float64, of equal ones the first."""
-    codes = []
-    for rows in z.double().split(64):
-        distances = (rows[:, None] - codebook.double()).square().sum(-1)
-        is_smallest = distances == distances.amin(dim=1, keepdim=True)
-        codes.append(is_smallest.int().argmax(dim=1))
-    return torch.cat(codes) if codes else torch.empty(0, dtype=torch.int64)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenizer import search_bf16
 from tokenizer.search_tiles import TILE, propose
 
 Distance = Literal["euclidean", "cosine"]
@@ -67,7 +68,13 @@ def _nearest(z: Tensor, codebook: Tensor, distance: str) -> Tensor:
         z, codebook = z.to(dtype), codebook.to(dtype)
         if distance == "cosine":
             z, codebook = directions(z, "z"), directions(codebook, "the codebook")
-        return Table(codebook).search(z)
+        if not search_bf16.serves(z, codebook):
+            return Table(codebook).search(z)
+        codes = search_bf16.search(z, codebook, middle(codebook))
+        left = (codes == search_bf16.UNDECIDED).nonzero()[:, 0]
+        if len(left):
+            codes[left] = Table(codebook).search(z[left])
+        return codes
 
 
 @_nearest.register_fake
@@ -84,16 +91,20 @@ def directions(x: Tensor, name: str) -> Tensor:
     return scaled.to(x.dtype)
 
 
+def middle(codebook: Tensor) -> Tensor:
+    """A point (D,) to centre on, as ‖z‖² − 2 z·e + ‖e‖² would cancel far from the origin. Of a median, unlike
+    of a mean, a single entry far away does not take it along."""
+    sample = codebook[:: max(1, len(codebook) // SAMPLE)]
+    return sample.sort(0).values[len(sample) // 2]
+
+
 class Table:
     """A codebook (N, D), float32 or float64, centred and made ready for products with vectors."""
 
     def __init__(self, codebook: Tensor, final: bool = False) -> None:
         size, dim = codebook.shape
         self.codebook, self.final = codebook, final
-        # Far from the origin ‖z‖² − 2 z·e + ‖e‖² would cancel. Of a median, unlike of a mean, a single entry
-        # far away does not take the centre with it.
-        sample = codebook[:: max(1, size // SAMPLE)]
-        self.centre = sample.sort(0).values[len(sample) // 2]
+        self.centre = middle(codebook)
         info = torch.finfo(codebook.dtype)
         # Rounding, u = eps / 2 each: z − c and e − c (2 u), their product and ½‖e‖² in any order of summation
         # ((D + 1) u), ½‖e‖² itself ((D + 6) u / 2), sums of bounds (2 u). Together less than (D + 10) u times

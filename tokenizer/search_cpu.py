@@ -41,35 +41,50 @@ def propose(z: Tensor, entries: Tensor) -> Found:
         far[:, -1] = torch.inf  # the factor of z there is 1
         entries = torch.cat([entries, far])
     kernel = product_kernel(z.shape[1])
-    return _shared(kernel, LANES, z.numpy(), entries.numpy())
+    return _searched(kernel, LANES, z.numpy(), entries.numpy())
 
 
 def two_least(products: Tensor) -> Found:
     """Of each row of products (R, N), contiguous float32: the least, its index, the least of all others."""
-    return _shared(scan_kernel(), 1, products.numpy())
+    return _searched(scan_kernel(), 1, products.numpy())
 
 
-def _shared(kernel: Callable[..., None], rows_at_once: int, *arrays: Any) -> Found:
-    """Run a kernel over the rows of the first array, in as many threads as torch uses."""
+def _searched(kernel: Callable[..., None], rows_at_once: int, *arrays: Any) -> Found:
+    """Run a kernel over the rows of the first array."""
     size = len(arrays[0])
     least, second = np.empty((2, size), np.float32)
     codes = np.empty(size, np.int64)
-    blocks = -(-size // rows_at_once)
-    threads = min(torch.get_num_threads(), blocks)
-    bounds = [min(size, blocks * i // threads * rows_at_once) for i in range(threads)] + [size]
-
-    def work(start: int, stop: int) -> None:
-        kernel(*arrays, least, codes, second, start, stop)
-
-    if threads == 1:
-        work(0, size)
-    else:
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = [pool.submit(work, *bounds[i : i + 2]) for i in range(1, threads)]
-            work(*bounds[:2])
-            for other in others:
-                other.result()
+    with Threads(torch.get_num_threads()) as threads:
+        threads.share(size, rows_at_once, kernel, *arrays, least, codes, second)
     return torch.from_numpy(least), torch.from_numpy(codes), torch.from_numpy(second)
+
+
+class Threads:
+    """`count` threads, the one that waits for them among these, for a single search: they must not be kept,
+    as a process that is forked from this one would wait for threads that it does not have."""
+
+    def __init__(self, count: int) -> None:
+        self.count = max(1, count)
+        self.others = ThreadPoolExecutor(self.count - 1) if self.count > 1 else None
+
+    def __enter__(self) -> "Threads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.others:
+            self.others.shutdown()
+
+    def share(self, size: int, rows_at_once: int, kernel: Callable[..., None], *arguments: Any) -> None:
+        """`kernel(*arguments, start, stop)` over `size` rows, each thread with a part of them."""
+        blocks = -(-size // rows_at_once)
+        parts = min(self.count, blocks)
+        bounds = [min(size, blocks * i // parts * rows_at_once) for i in range(parts)] + [size]
+        waiting = []
+        if self.others:
+            waiting = [self.others.submit(kernel, *arguments, *bounds[i : i + 2]) for i in range(1, parts)]
+        kernel(*arguments, *bounds[:2])
+        for other in waiting:
+            other.result()
 
 
 @cache
