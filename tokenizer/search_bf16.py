@@ -22,8 +22,8 @@ from tokenizer.search_cpu import Threads
 
 # Products per tile at most, 8 MiB, and the entries that a tile spans at most.
 TILE, WIDEST = 1 << 22, 1 << 14
-# Lanes in which a row of products is scanned; entries are padded to a multiple of it.
-LANES = 128
+# Lanes in which a row of products is scanned, a block at a time; entries are padded to a multiple of them.
+LANES, BLOCK = 128, 32
 # Factors of a product are padded to a multiple of this.
 FACTORS = 32
 # A row with more candidates than this is left undecided.
@@ -106,7 +106,8 @@ def lift(x: Tensor, centre: Tensor, entries: bool, threads: Threads) -> tuple[Te
     """
     size, dim = x.shape
     width = -(-(dim + 6) // FACTORS) * FACTORS
-    lifted = torch.zeros(-(-size // LANES) * LANES if entries else size, width, dtype=torch.bfloat16)
+    lifted = torch.empty(-(-size // LANES) * LANES if entries else size, width, dtype=torch.bfloat16)
+    lifted[size:] = 0
     lifted[size:, dim] = torch.inf
     lengths, errors = torch.empty(2, size, dtype=torch.float64)
     arrays = [t.numpy() for t in (x, centre, lifted.view(torch.int16), lengths, errors)]
@@ -121,7 +122,7 @@ def farthest(least: Tensor, slack: Tensor) -> Tensor:
     # twice the slack more; the latter was rounded too.
     value = (least.int() << 16).view(torch.float32)
     bound = (value * (1 + 2.0**-9 + 2.0**-17) + 2.001 * slack).float()
-    return (bound.view(torch.int32) >> 16) + 1
+    return ((bound.view(torch.int32) >> 16) + 1).clamp(max=LARGEST).to(torch.int16)
 
 
 @cache
@@ -158,6 +159,8 @@ def lift_kernel() -> Callable[..., None]:
                 left -= half[i]
                 lifted[r, of_half + i] = np.int16(half_bits[i] >> np.uint32(16))
                 lifted[r, ones + i] = np.int16(ONE)
+            for k in range(dim + 6, lifted.shape[1]):
+                lifted[r, k] = 0
 
     return kernel
 
@@ -181,13 +184,19 @@ def decide_kernel() -> Callable[..., None]:
                 continue
             limit, count = limits[r], 0
             if limit < LARGEST:
-                for l in range(LANES):
-                    if lanes[r, l] <= limit:
-                        for column in range(l, products.shape[1], LANES):
-                            if products[r, column] <= limit:
-                                if count < MOST:
-                                    found[count] = column
-                                count += 1
+                for block in range(0, LANES, BLOCK):
+                    some = False
+                    for l in range(block, block + BLOCK):  # in one vector
+                        some |= lanes[r, l] <= limit
+                    if not some:
+                        continue
+                    for l in range(block, block + BLOCK):
+                        if lanes[r, l] <= limit:
+                            for column in range(l, products.shape[1], LANES):
+                                if products[r, column] <= limit:
+                                    if count < MOST:
+                                        found[count] = column
+                                    count += 1
             if limit >= LARGEST or count > MOST:
                 best[r], codes[r] = -1, UNDECIDED
                 continue

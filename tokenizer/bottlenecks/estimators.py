@@ -4,6 +4,7 @@ Left out: quantizers themselves.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,26 @@ from torch.nn import functional as F
 SHORTEST = 1e-6
 
 
+class _StraightThrough(torch.autograd.Function):
+    """e itself, where z_e + (e − z_e) would be e but for rounding, in two more tensors."""
+
+    @staticmethod
+    def forward(z_e: Tensor, e: Tensor) -> Tensor:
+        return e.view_as(e)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 def straight_through(z_e: Tensor, e: Tensor) -> Tensor:
     """Forward e, backward the identity (Bengio et al. 2013, arXiv 1308.3432): (M, D) → (M, D)."""
-    return z_e + (e - z_e).detach()
+    z_q: Tensor = _StraightThrough.apply(z_e, e.detach())  # type: ignore[no-untyped-call]
+    return z_q
 
 
 def rotate(z_e: Tensor, e: Tensor) -> Tensor:
@@ -30,7 +48,7 @@ def rotate(z_e: Tensor, e: Tensor) -> Tensor:
         z_e - 2 * (z_e * between).sum(1, keepdim=True) * between + 2 * (z_e * from_).sum(1, keepdim=True) * to
     )
     q: Tensor = scale * rotated
-    return q + (e - q).detach()  # e itself, not e but for rounding
+    return straight_through(q, e)
 
 
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
