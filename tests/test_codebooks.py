@@ -195,6 +195,13 @@ def test_dead_learnt_entries_move_to_vectors_of_the_batch(update: str, distance:
     assert bottleneck.events()[0].startswith("revived 2 codebook entries used below 0.1 of uniform use")
 
 
+def test_what_counts_as_dead_follows_from_the_update_unless_it_is_given() -> None:
+    for update, least in (("ema", 0.1), ("gradient", 0.1), ("simvq", 0.35)):
+        assert vq(update=update).codebook.revive_below == least
+        for given in (0.0, 0.2):
+            assert vq(update=update, revive_below=given).codebook.revive_below == given
+
+
 # Mistakes
 
 

@@ -39,6 +39,8 @@ class Codebook(nn.Module):
 
     # Whether gradients reach the entries; then the bottleneck adds a loss that pulls them to their vectors.
     learnt: ClassVar[bool] = False
+    # Share of uniform use below which an entry is dead, unless another one is given.
+    least_use: ClassVar[float] = 0.1
     # Whether `_learn` needs the sums of vectors by code, besides their counts.
     sums: ClassVar[bool] = False
 
@@ -53,12 +55,13 @@ class Codebook(nn.Module):
         dim: int,
         decay: float | None,
         kmeans_steps: int,
-        revive_below: float,
+        revive_below: float | None,
         spherical: bool = False,
     ) -> None:
         super().__init__()
         self.size, self.dim, self.spherical = size, dim, spherical
-        self.decay, self.kmeans_steps, self.revive_below = decay, kmeans_steps, revive_below
+        self.decay, self.kmeans_steps = decay, kmeans_steps
+        self.revive_below = self.least_use if revive_below is None else revive_below
         self.register_buffer("ema_count", torch.ones(size))
         self.register_buffer("started", torch.tensor(kmeans_steps == 0))
         # Sums (N, D) of vectors by code, if they are needed, and counts (N,) since the last optimizer step.

@@ -44,6 +44,9 @@ class SimVQCodebook(Codebook):
     """
 
     learnt: ClassVar[bool] = True
+    # Where vectors come and go, only revival moves a single entry. Measured on emoji, 16,384 entries after
+    # 400 steps: 24.1 dB and 88.9 % of entries used with 0.1, 24.2 and 91.2 with 0.2, 24.5 and 92.7 with 0.35.
+    least_use: ClassVar[float] = 0.35
 
     basis: Tensor
 

@@ -57,9 +57,9 @@ class VQConfig(BottleneckConfig, kind="vq"):
     kmeans_steps: int = 10
     """First optimizer steps, which pass z through unquantized and fill the reservoir that the codebook then
     starts from, by k-means. 0 starts from random entries."""
-    revive_below: float = 0.1
+    revive_below: float | None = None
     """An entry used less often than this share of uniform use is dead and moves to a vector of the batch.
-    0: never."""
+    0: never. None: 0.1, and 0.35 for simvq, whose map moves no entry on its own."""
 
     def __post_init__(self) -> None:
         require(
@@ -78,7 +78,8 @@ class VQConfig(BottleneckConfig, kind="vq"):
         )
         require(self.kmeans_steps >= 0, f"kmeans_steps is {self.kmeans_steps}, expected 0 or more")
         require(
-            0 <= self.revive_below < 1, f"revive_below is {self.revive_below}, expected 0 or more, below 1"
+            self.revive_below is None or 0 <= self.revive_below < 1,
+            f"revive_below is {self.revive_below}, expected 0 or more, below 1, or none",
         )
 
     @property
