@@ -7,6 +7,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from pipelines.sound_report import listening_page, mel_sheet, write_wavs
 from pipelines.training import quiet_logging
 from prior import Prior
 from prior.continuation import continue_codes
+from prior.sampling import Choice, SamplingOptions
 from tokenizer import Tokenizer
 from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
@@ -53,12 +55,16 @@ class SampleOptions:
     """Draw from the so many likeliest codes only."""
     top_p: float | None = None
     """Draw from the likeliest codes that together have this probability."""
+    min_p: float | None = None
+    """Draw from the codes that are at least so many times as likely as the likeliest one, 0 to 1."""
     seconds: float | None = None
     """Sound: seconds to draw. Left out: the prior's window. More are drawn window by window."""
     prefix: str = ""
     """Sound: a file that every sample continues; --seconds are those after it."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: above 1 follows the label more closely. Needs labels."""
+    cfg_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Guidance from the first code on, or growing from none to --cfg-scale at the last one."""
     seed: int = 0
     """Decides all noise."""
     batch_size: int = 64
@@ -67,8 +73,21 @@ class SampleOptions:
     def __post_init__(self) -> None:
         require(self.num >= 1, f"num is {self.num}, expected 1 or more")
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        Choice(**self.choice)  # checks itself
         seconds = self.seconds
         require(seconds is None or 0 < seconds <= 86400, f"seconds is {seconds}, expected above 0, to 86400")
+
+    @property
+    def choice(self) -> SamplingOptions:
+        """How codes are chosen, for the prior."""
+        return SamplingOptions(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            cfg_scale=self.cfg_scale,
+            cfg_schedule=self.cfg_schedule,
+        )
 
 
 def main() -> None:
@@ -127,11 +146,8 @@ def draw_codes(
         return prior.sample(
             count,
             label=label,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            cfg_scale=options.cfg_scale,
             generator=generator,
+            **options.choice,
         )
     frame_rate = tok.modality.sample_rate / tok.stride
     new = prior.config.grid[0] if options.seconds is None else max(1, round(options.seconds * frame_rate))
@@ -142,10 +158,7 @@ def draw_codes(
         label=label,
         prefix=prefix,
         generator=generator,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        cfg_scale=options.cfg_scale,
+        **options.choice,
     )
 
 
@@ -171,7 +184,9 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor
         ("label", options.label, ()),
         ("top-k", options.top_k, None),
         ("top-p", options.top_p, None),
+        ("min-p", options.min_p, None),
         ("cfg-scale", options.cfg_scale, 1.0),
+        ("cfg-schedule", options.cfg_schedule, "constant"),
     ):
         if value != neutral:
             raise ValueError(f"--{name} is for priors; a VAE has no classes and no codes to choose from")

@@ -3,22 +3,14 @@
 Left out: drawing within a window (`Prior.sample`), and turning codes into sound.
 """
 
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from prior.inputs import Label, check_prefix
 from prior.model import Prior
-
-
-class SamplingOptions(TypedDict, total=False):
-    """Options that are handed on to `Prior.sample`."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    cfg_scale: float
+from prior.sampling import SamplingOptions
 
 
 def continue_codes(

@@ -42,6 +42,33 @@ def check_prefix(prefix: Tensor, codebook_size: int, shape: tuple[int, ...], bat
     return rows
 
 
+def check_size(size: int | None, rows: int, most: int) -> int:
+    """The rows or frames to draw: all `most` of them if left out, else at least those of the prefix and 1."""
+    if size is None:
+        return most
+    if not max(rows, 1) <= size <= most:
+        least = f"{max(rows, 1)} (the prefix's)" if rows > 1 else "1"
+        raise ValueError(f"size: expected {least} to {most} rows or frames, got {size}")
+    return size
+
+
+def free_codes(mask: Tensor, codes: Tensor) -> Tensor:
+    """A mask (*grid), (B, *grid) or (B, K, *grid) bool → that of all codes (B, K, *grid).
+
+    Raises `ValueError` for any other shape or dtype.
+    """
+    batch, _, *grid = codes.shape
+    shapes = [tuple(grid), (batch, *grid), tuple(codes.shape)]
+    if mask.dtype != torch.bool or tuple(mask.shape) not in shapes:
+        expected = ", ".join(map(str, shapes))
+        raise ValueError(
+            f"mask: expected bool of one of the shapes {expected}, got {mask.dtype} of {tuple(mask.shape)}"
+        )
+    axes = codes.ndim - mask.ndim  # those of the codebooks, and perhaps of the batch, are missing
+    full = mask[:, None] if axes == 1 else mask[(None,) * axes]
+    return full.to(codes.device).expand(codes.shape)
+
+
 def label_index(label: int | str, class_names: Sequence[str]) -> int:
     """The number of a class given by name or number; -1 stays -1. `ValueError` if there is no such class."""
     if isinstance(label, str):

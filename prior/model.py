@@ -4,7 +4,7 @@ Left out: training, label dropout included (the script passes -1), and whatever 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from einops import rearrange, reduce
@@ -13,10 +13,20 @@ from torch.nn import functional as F
 
 from prior.card import describe
 from prior.config import PriorConfig
-from prior.inputs import UNCONDITIONAL, Label, check_codes, check_prefix, label_index, label_rows
+from prior.generation import generate
+from prior.inputs import (
+    UNCONDITIONAL,
+    Label,
+    check_codes,
+    check_prefix,
+    check_size,
+    free_codes,
+    label_index,
+    label_rows,
+)
 from prior.layers import Block, KeyValueCache, at_least_float32, rotary_table
 from prior.patterns import Pattern
-from prior.sampling import Generators, check_options, draw, probabilities, uniform_table
+from prior.sampling import Choice, Generators, SamplingOptions
 from tokenizer.hub import HubModel
 
 
@@ -89,48 +99,61 @@ class Prior(HubModel):
         cfg_scale: float = 1.0,
         generator: Generators = None,
         size: int | None = None,
+        min_p: float | None = None,
+        cfg_schedule: str = "constant",
     ) -> Tensor:
         """Draw codes (batch_size, K, *grid) int64; never with dropout.
 
         `label`: a class (name or number) for all, a list or (batch_size,) tensor of them, -1 or None for the
         unconditional class. `prefix` (batch_size or 1, K, n, *grid[1:]) fixes the first n rows or frames; a
         code is drawn given the steps before its own, so what the pattern puts later of a prefix is not seen.
-        `temperature` 0 takes the most likely codes, `top_k` and `top_p` cut the tail. `cfg_scale` s takes
-        uncond + s (cond - uncond) as logits (classifier-free guidance, arXiv 2207.12598). With `size` only
-        the first so many rows or frames are drawn, (batch_size, K, size, *grid[1:]), equal to those of the
-        whole. All chance is one table of uniform numbers, drawn before the first step from `generator`: one
-        for all, or a list with one for each. Raises `ValueError` for an argument out of range.
+        `temperature` 0 takes the most likely codes; `top_k`, `top_p` and `min_p` cut the tail. `cfg_scale` s
+        takes uncond + s (cond - uncond) as logits (classifier-free guidance, arXiv 2207.12598); with the
+        `cfg_schedule` linear or cosine s grows from 1 at the first step to `cfg_scale` at the last one. With
+        `size` only the first so many rows or frames are drawn, (batch_size, K, size, *grid[1:]), equal to
+        those of the whole. All chance is one table of uniform numbers, drawn before the first step from
+        `generator`: one for all, or a list with one for each. Raises `ValueError` for an argument out of
+        range.
         """
-        config, pattern = self.config, self.pattern
-        check_options(config.codebook_size, temperature, top_k, top_p, cfg_scale)
+        choice = Choice(temperature, top_k, top_p, min_p, cfg_scale, cfg_schedule)
+        choice.check(self.config.codebook_size)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-        classes = label_rows(label, batch_size, config.class_names, self.head.device)
-        guided = cfg_scale != 1
-        if guided and bool((classes == UNCONDITIONAL).all()):
-            raise ValueError(
-                f"cfg_scale={cfg_scale} needs a label to guide towards; give one, or cfg_scale=1"
-            )
-        copies = 2 if guided else 1
-        if guided:
-            classes = torch.cat([classes, torch.full_like(classes, UNCONDITIONAL)])
-        sequence, known, steps = self._begin(prefix, batch_size, size)
-        uniform = uniform_table(tuple(sequence.shape), generator, sequence.device)
-        layout = pattern.layout()
-        caches = [KeyValueCache(steps.stop) for _ in self.blocks]
-        x = self._inputs(sequence[:, : steps.start].repeat(copies, 1, 1), classes)
-        for step in steps:
-            hidden = self._hidden(x, caches=caches)[:, -1]
-            for q, (book, position) in enumerate(layout[step]):
-                if position >= known:  # neither of the prefix nor a gap (-1)
-                    logits = at_least_float32(F.linear(hidden, self.head[book]))
-                    if guided:
-                        cond, uncond = logits.chunk(2)
-                        logits = uncond + cfg_scale * (cond - uncond)
-                    probs = probabilities(logits, temperature, top_k, top_p)
-                    sequence[:, step, q] = draw(probs, uniform[:, step, q])
-            x = self._embed(sequence[:, step : step + 1].repeat(copies, 1, 1), step)
-        return pattern.to_codes(sequence)[:, :, :size]
+        classes = self._classes(label, batch_size)
+        codes, rows = self._begin(prefix, batch_size)
+        size = check_size(size, rows, self.config.grid[0])
+        free = torch.ones_like(codes, dtype=torch.bool)
+        free[:, :, :rows] = False
+        # Up to the last step that holds one of these rows. Codes beyond them in these steps are drawn too:
+        # the steps after see them.
+        wanted = self.pattern.step.view(-1, *self.config.grid)[:, rows:size]
+        stop = int(wanted.max()) + 1 if wanted.numel() else 0
+        return generate(self, codes, free, classes, choice, generator, stop)[:, :, :size]
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        codes: Tensor,
+        mask: Tensor,
+        label: Label = None,
+        generator: Generators = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Tensor:
+        """codes (B, K, *grid) int64 with those where `mask` holds drawn anew; never with dropout.
+
+        `mask`: bool, (*grid), (B, *grid) or (B, K, *grid). `label`, `generator` and `options` are those of
+        `sample`, with the same meaning and the same use of chance. Codes are drawn in the pattern's order,
+        each given all before it, drawn or fixed: what is fixed after it is not seen, so the end of a region
+        may not fit what follows. Raises `ValueError` for an argument of wrong shape, dtype or range.
+        """
+        config = self.config
+        choice = Choice(**options)
+        choice.check(config.codebook_size)
+        check_codes(codes, config.codebook_size, (config.num_codebooks, *config.grid))
+        if len(codes) < 1:
+            raise ValueError("codes: expected 1 example or more, got 0")
+        codes, free = codes.to(self.head.device), free_codes(mask, codes)
+        return generate(self, codes, free, self._classes(label, len(codes)), choice, generator)
 
     def label_index(self, label: int | str) -> int:
         """The number of a class given by name or number, -1 for "no class"; `ValueError` if it is unknown."""
@@ -154,9 +177,9 @@ class Prior(HubModel):
         """Nats per example, (B,), of codes (B, K, *grid)."""
         config = self.config
         check_codes(codes, config.codebook_size, (config.num_codebooks, *config.grid))
-        rows = label_rows(label, len(codes), config.class_names, self.head.device)
+        rows = self._classes(label, len(codes))
         sequence = self.pattern.to_sequence(codes)
-        hidden = self._hidden(self._inputs(sequence[:, :-1], rows), dropout)
+        hidden = self.hidden(self.inputs(sequence[:, :-1], rows), dropout)
         # Each code is predicted by its codebook's head from the step that holds it.
         hidden = rearrange(hidden[:, self.pattern.step], "b k p d -> k (b p) d")
         logits = rearrange(hidden @ self.head.mT, "k bp n -> (k bp) n")
@@ -164,12 +187,12 @@ class Prior(HubModel):
         nats = F.cross_entropy(at_least_float32(logits), targets, reduction="none")
         return reduce(nats, "(k b p) -> b", "sum", k=config.num_codebooks, b=len(codes))
 
-    def _inputs(self, sequence: Tensor, rows: Tensor) -> Tensor:
+    def inputs(self, sequence: Tensor, rows: Tensor) -> Tensor:
         """The first n steps (B, n, Q) and labels (B,) → inputs (B, 1 + n, dim): the class, then the codes."""
         start = self.class_embedding(torch.where(rows == UNCONDITIONAL, len(self.config.class_names), rows))
-        return torch.cat([start[:, None], self._embed(sequence, 0)], dim=1)
+        return torch.cat([start[:, None], self.embed(sequence, 0)], dim=1)
 
-    def _embed(self, sequence: Tensor, start: int) -> Tensor:
+    def embed(self, sequence: Tensor, start: int) -> Tensor:
         """Codes (B, n, Q) of the steps from `start` on → embeddings (B, n, dim), summed over each step."""
         book = self.pattern.codebook[start : start + sequence.shape[1]]
         x: Tensor = self.code_embedding((book * self.config.codebook_size + sequence).clamp_min(0))
@@ -177,7 +200,7 @@ class Prior(HubModel):
             return x.squeeze(2)
         return (x * (sequence >= 0)[..., None]).sum(dim=2)
 
-    def _hidden(self, x: Tensor, dropout: float = 0.0, caches: list[KeyValueCache] | None = None) -> Tensor:
+    def hidden(self, x: Tensor, dropout: float = 0.0, caches: list[KeyValueCache] | None = None) -> Tensor:
         """Inputs (B, n, dim), following those in `caches` if given → last hidden layer (B, n, dim)."""
         start = caches[0].length if caches else 0
         # An input stands where the step before stands, the class before all of them.
@@ -190,26 +213,15 @@ class Prior(HubModel):
         y: Tensor = self.norm(x)
         return y
 
-    def _begin(self, prefix: Tensor | None, batch_size: int, size: int | None) -> tuple[Tensor, int, range]:
-        """The sequence (B, S, Q) with the prefix's codes filled in (0 elsewhere, -1 in gaps), the number of
-        positions, in raster order, that the prefix fixes, and the steps after which `size` rows are there."""
-        config, device = self.config, self.head.device
-        shape = (config.num_codebooks, *config.grid)
-        codes = torch.zeros((batch_size, *shape), dtype=torch.int64, device=device)
+    def _classes(self, label: Label, batch_size: int) -> Tensor:
+        return label_rows(label, batch_size, self.config.class_names, self.head.device)
+
+    def _begin(self, prefix: Tensor | None, batch_size: int) -> tuple[Tensor, int]:
+        """Codes (B, K, *grid), 0 but for the prefix, and the rows or frames that it fixes."""
+        shape = (self.config.num_codebooks, *self.config.grid)
+        codes = torch.zeros((batch_size, *shape), dtype=torch.int64, device=self.head.device)
         rows = 0
         if prefix is not None:
-            rows = check_prefix(prefix, config.codebook_size, shape, batch_size)
-            codes[:, :, :rows] = prefix.to(device)
-        if size is None:
-            size = config.grid[0]
-        elif not max(rows, 1) <= size <= config.grid[0]:
-            least = f"{max(rows, 1)} (the prefix's)" if rows > 1 else "1"
-            raise ValueError(f"size: expected {least} to {config.grid[0]} rows or frames, got {size}")
-        known, wanted = (n * math.prod(config.grid[1:]) for n in (rows, size))
-        if known == wanted:
-            return self.pattern.to_sequence(codes), known, range(0)
-        # From the first step that holds a code to draw. Codes beyond `size` in these steps are drawn too:
-        # the steps after see them.
-        step = self.pattern.step[:, known:]
-        steps = range(int(step.min()), int(step[:, : wanted - known].max()) + 1)
-        return self.pattern.to_sequence(codes), known, steps
+            rows = check_prefix(prefix, self.config.codebook_size, shape, batch_size)
+            codes[:, :, :rows] = prefix.to(codes.device)
+        return codes, rows

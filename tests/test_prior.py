@@ -58,7 +58,7 @@ def step_logits(prior: Prior, codes: Tensor, label: Tensor) -> Tensor:
     rows = torch.where(label < 0, len(prior.config.class_names), label)
     sequence = prior.pattern.to_sequence(codes)
     start = prior.class_embedding(rows)[:, None]
-    hidden = prior._hidden(torch.cat([start, prior._embed(sequence[:, :-1], 0)], dim=1))
+    hidden = prior.hidden(torch.cat([start, prior.embed(sequence[:, :-1], 0)], dim=1))
     return torch.einsum("bkpd,knd->bkpn", hidden[:, prior.pattern.step], prior.head).detach()
 
 
@@ -240,13 +240,13 @@ def test_a_prefix_stays_and_the_rest_goes_on_from_it(config: PriorConfig) -> Non
 def test_a_beginning_alone_is_that_of_the_whole(config: PriorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = random_prior(config)
     passes: list[int] = []
-    hidden = prior._hidden
+    hidden = prior.hidden
 
     def counted(*arguments: Any, **options: Any) -> Tensor:
         passes.append(1)
         return hidden(*arguments, **options)
 
-    monkeypatch.setattr(prior, "_hidden", counted)
+    monkeypatch.setattr(prior, "hidden", counted)
 
     def sample(prefix: Tensor | None = None, size: int | None = None) -> Tensor:
         passes.clear()
@@ -426,6 +426,8 @@ def test_labels_by_name_and_number() -> None:
         ({"temperature": -1.0}, "temperature: expected"),
         ({"top_k": 6}, r"top_k: expected 1 to 5"),
         ({"top_p": 0.0}, "top_p: expected"),
+        ({"min_p": 1.5}, "min_p: expected"),
+        ({"cfg_schedule": "steep"}, "cfg_schedule: unknown 'steep'; known: constant, linear, cosine"),
         ({"cfg_scale": 2.0}, "needs a label"),
         ({"cfg_scale": 2.0, "label": -1}, "needs a label"),
         ({"prefix": torch.full((1, 1, 1, 4), 5)}, "prefix: expected 0 to 4, got 5 to 5"),

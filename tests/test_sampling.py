@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from prior.sampling import check_options, draw, probabilities
+from prior.sampling import Choice, draw, probabilities
 
 P = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
 
@@ -30,6 +30,14 @@ P = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
         ({"top_p": 1e-12}, [0, 1, 0, 0]),
         # top-p counts shares of what top-k left: 4/7 reaches 0.5.
         ({"top_k": 2, "top_p": 0.5}, [0, 1, 0, 0]),
+        # min-p compares with the most likely code, whatever the others cut.
+        ({"min_p": 0.0}, [0.1, 0.4, 0.2, 0.3]),
+        ({"min_p": 0.26}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"min_p": 0.74}, [0, 4 / 7, 0, 3 / 7]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"min_p": 0.26, "temperature": 0.5}, [0, 16 / 25, 0, 9 / 25]),
+        ({"min_p": 0.6, "top_k": 3}, [0, 4 / 7, 0, 3 / 7]),
+        ({"min_p": 0.6, "top_p": 0.95}, [0, 4 / 7, 0, 3 / 7]),
     ],
 )
 def test_filters(options: dict[str, float], expected: list[float]) -> None:
@@ -80,9 +88,21 @@ def test_draw_has_the_right_frequencies() -> None:
             ("top_k", 9),
         ],
         *[("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("cfg_scale", -1.0), ("cfg_scale", math.nan)],
+        *[("min_p", -0.1), ("min_p", 1.1), ("min_p", math.nan)],
     ],
 )
 def test_options_out_of_range_are_refused(name: str, value: float) -> None:
-    options = {"temperature": 1.0, "top_k": None, "top_p": None, "cfg_scale": 1.0, name: value}
     with pytest.raises(ValueError, match=f"{name}: expected .*, got {value}"):
-        check_options(8, **options)  # type: ignore[arg-type]
+        Choice(**{name: value}).check(8)  # type: ignore[arg-type]
+
+
+def test_guidance_follows_its_schedule() -> None:
+    halfway = {"constant": 3.0, "linear": 2.0, "cosine": 2.0}
+    for schedule, middle in halfway.items():
+        choice = Choice(cfg_scale=3.0, cfg_schedule=schedule)
+        assert choice.guidance(0.5) == pytest.approx(middle)
+        assert choice.guidance(1.0) == pytest.approx(3.0)
+        assert choice.guidance(0.0) == (3.0 if schedule == "constant" else 1.0)
+    assert Choice(cfg_scale=3.0, cfg_schedule="cosine").guidance(0.25) < 1.5
+    with pytest.raises(ValueError, match="cfg_schedule: unknown 'steep'; known: constant, linear, cosine"):
+        Choice(cfg_schedule="steep")

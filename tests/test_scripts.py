@@ -210,7 +210,7 @@ def test_another_seed_gives_other_samples(
 
 
 def test_without_a_label_there_is_no_class(script: Script, tiny_prior: Path, tmp_path: Path) -> None:
-    words = ("--temperature", 0.5, "--top-k", 5, "--top-p", 0.9)
+    words = ("--temperature", 0.5, "--top-k", 5, "--top-p", 0.9, "--min-p", 0.05)
     script("sample", "--prior", tiny_prior, "--num", 2, "--output", tmp_path, *words)
     assert names_in(tmp_path) == {"samples.png", "no-class-0000.png", "no-class-0001.png"}
 
@@ -229,6 +229,8 @@ def test_temperature_0_takes_the_likeliest_codes(script: Script, tiny_prior: Pat
         (("--label", "food", "--temperature", "-1"), ("temperature", "-1")),
         (("--top-k", "33"), ("top_k", "33", "32")),
         (("--top-p", "0"), ("top_p",)),
+        (("--min-p", "2"), ("min_p",)),
+        (("--cfg-schedule", "steep"), ("--cfg-schedule", "steep")),
         (("--cfg-scale", "3"), ("cfg_scale=3.0 needs a label",)),
         (("--num", "0"), ("num is 0",)),
     ],
@@ -256,7 +258,8 @@ def test_a_vae_is_sampled_without_a_prior(script: Script, tiny_vae: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "words", [("--label", "3"), ("--top-k", "4"), ("--top-p", "0.5"), ("--cfg-scale", "2")]
+    "words",
+    [("--label", "3"), ("--top-k", "4"), ("--top-p", "0.5"), ("--min-p", "0.1"), ("--cfg-scale", "2")],
 )
 def test_options_for_priors_are_refused_for_a_vae(
     words: tuple[str, ...], script: Script, tiny_vae: Path, tmp_path: Path

@@ -1,0 +1,68 @@
+"""Drawing codes one step of the pattern after the other: the loop, its cache, guidance, and what stays fixed.
+
+Left out: choosing a code from logits (`sampling.py`), and the forms that users give things in (`inputs.py`).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prior.inputs import UNCONDITIONAL
+from prior.layers import KeyValueCache, at_least_float32
+from prior.sampling import Choice, Generators, draw, uniform_table
+
+if TYPE_CHECKING:
+    from prior.model import Prior
+
+
+def generate(
+    prior: "Prior",
+    codes: Tensor,
+    free: Tensor,
+    classes: Tensor,
+    choice: Choice,
+    generator: Generators,
+    stop: int | None = None,
+) -> Tensor:
+    """codes (B, K, *grid) int64 with those where `free` (B, K, *grid) bool holds drawn anew, for `classes`
+    (B,).
+
+    A code is drawn given all codes of the steps before its own, drawn or fixed. With `stop` only the steps
+    before that one are taken. All chance is one table of uniform numbers (B, S, Q), a number for each code
+    whether it is drawn or not. Raises `ValueError` for guidance where no class is given.
+    """
+    guided = choice.cfg_scale != 1
+    if guided and bool((classes == UNCONDITIONAL).all()):
+        raise ValueError(
+            f"cfg_scale={choice.cfg_scale} needs a label to guide towards; give one, or cfg_scale=1"
+        )
+    copies = 2 if guided else 1
+    if guided:
+        classes = torch.cat([classes, torch.full_like(classes, UNCONDITIONAL)])
+    pattern = prior.pattern
+    sequence, drawn = pattern.to_sequence(codes), pattern.to_sequence(free.long()) == 1
+    uniform = uniform_table(tuple(sequence.shape), generator, sequence.device)
+    # Whether none, some or all examples are to get a code from a step; looked at once, not in the loop.
+    some, every = drawn.any(0).tolist(), drawn.all(0).tolist()
+    taken = [step for step in range(pattern.num_steps if stop is None else stop) if any(some[step])]
+    if not taken:
+        return codes
+    first, last = taken[0], taken[-1]
+    layout = pattern.layout()
+    caches = [KeyValueCache(last + 1) for _ in prior.blocks]
+    x = prior.inputs(sequence[:, :first].repeat(copies, 1, 1), classes)
+    for step in range(first, last + 1):
+        hidden = prior.hidden(x, caches=caches)[:, -1]
+        for q, (book, _) in enumerate(layout[step]):
+            if some[step][q]:
+                logits = at_least_float32(F.linear(hidden, prior.head[book]))
+                if guided:
+                    cond, uncond = logits.chunk(2)
+                    logits = uncond + choice.guidance(step / max(1, pattern.num_steps - 1)) * (cond - uncond)
+                new = draw(choice.probabilities(logits), uniform[:, step, q])
+                old = sequence[:, step, q]
+                sequence[:, step, q] = new if every[step][q] else new.where(drawn[:, step, q], old)
+        x = prior.embed(sequence[:, step : step + 1].repeat(copies, 1, 1), step)
+    return pattern.to_codes(sequence)
