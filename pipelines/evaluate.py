@@ -114,6 +114,11 @@ def encode_examples(
     """The examples' codes as grids of the prior's size, with labels where the data's class names are the
     prior's."""
     known = class_names == prior.config.class_names and examples.labels is not None
+    if not (known or prior.config.unconditional):
+        raise ValueError(
+            "this prior knows codes of its classes only (label dropout was 0), and the data have not these "
+            f"classes; give data with the classes {', '.join(prior.config.class_names[:5])}, ..."
+        )
     if class_names and not known:
         logger.warning("the data's classes are not the prior's: measuring without labels")
     parts, found = [], []

@@ -184,9 +184,9 @@ def evaluate_prior(
 ) -> dict[str, float]:
     """Exact likelihoods, each item counted once over all processes; {} if there are none.
 
-    bits_per_code with the items' labels, bits_per_code_unconditional without, and bits_per_pixel: the bits
-    of an item's codes over its pixels, which is lossy, so not comparable with lossless models. For sound,
-    instead, bits_per_second: the bits of a window over its seconds.
+    bits_per_code with the items' labels, bits_per_code_unconditional without (if the prior learnt that), and
+    bits_per_pixel: the bits of an item's codes over its pixels, which is lossy, so not comparable with
+    lossless models. For sound, instead, bits_per_second: the bits of a window over its seconds.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     totals = torch.zeros(2, dtype=torch.float64)
@@ -201,7 +201,7 @@ def evaluate_prior(
         return {}
     labelled, unlabelled = (float(t) / math.log(2) / len(split) for t in totals)
     metrics = {"bits_per_code": labelled / info.codes_per_item}
-    if info.class_names:
+    if info.class_names and prior.config.unconditional:
         metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
     if info.is_sound:
         metrics["bits_per_second"] = labelled / (info.grid[0] / info.frame_rate)

@@ -53,8 +53,8 @@ def load_features(spec: str, download: bool) -> Features:
 def evaluate_kid(
     network: Features, tok: Tokenizer, prior: Prior | None, examples: Examples, batch_size: int
 ) -> dict[str, float]:
-    """KID (mean and spread over subsets) of reconstructions and, with a prior, of as many samples without
-    class."""
+    """KID (mean and spread over subsets) of reconstructions and, with a prior, of as many samples: without
+    class, or of random classes if it knows no others."""
     if len(examples) < 4:
         raise ValueError(f"--kid needs 4 pictures or more, there are {len(examples)}")
     real, rebuilt, sampled = [], [], []
@@ -64,7 +64,9 @@ def evaluate_kid(
         real.append(network(x).cpu())
         rebuilt.append(network(tok(x).x_hat).cpu())
         if prior is not None:
-            codes = prior.sample(len(x), generator=generator)
+            classes = 0 if prior.config.unconditional else len(prior.config.class_names)
+            label = torch.randint(classes, (len(x),), generator=generator) if classes else None
+            codes = prior.sample(len(x), label, generator=generator)
             sampled.append(network(tok.decode(codes, tuple(x.shape[2:]))).cpu())
     metrics = {}
     for name, parts in (("kid_reconstructions", rebuilt), ("kid_samples", sampled)):

@@ -63,7 +63,8 @@ def write_prior_sample(prior: Prior, folder: Path) -> None:
         return
     rows = []
     for name in config.class_names[:CLASSES] or ("samples",):
-        label, scale = (name, 2.0) if config.class_names else (None, 1.0)
+        label = name if config.class_names else None
+        scale = 2.0 if label and config.unconditional else 1.0
         count = SOUNDS if tok.modality.sample_rate else PICTURES
         codes = prior.sample(
             count, label, temperature=0.9, cfg_scale=scale, generator=keyed_generator(0, name)

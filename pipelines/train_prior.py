@@ -72,6 +72,7 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
         num_codebooks=info.num_codebooks,
         grid=info.grid,
         class_names=info.class_names,
+        unconditional=options.label_dropout > 0 or not info.class_names,
         dim=options.model.dim,
         depth=options.model.depth,
         heads=options.model.heads,

@@ -25,6 +25,8 @@ class PriorConfig:
     """Positions along each axis: rows and columns for pictures, frames for sound."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, in the order of their labels; empty for a prior without classes."""
+    unconditional: bool = True
+    """Whether it learnt p(codes) too, besides p(codes | class): by label dropout, or for want of classes."""
     dim: int = 128
     """Width of the transformer."""
     depth: int = 4
@@ -56,6 +58,8 @@ class PriorConfig:
         _between("number of class_names", len(self.class_names), 0, 1_000_000)
         if len(set(self.class_names)) < len(self.class_names) or "" in self.class_names:
             raise ValueError("class_names: expected names that are not empty and differ from each other")
+        if not (self.unconditional or self.class_names):
+            raise ValueError("unconditional: expected true, as there are no classes to condition on")
         _between("dim", self.dim, 2, 1 << 15)
         _between("depth", self.depth, 1, 512)
         _between("heads", self.heads, 1, 512)

@@ -31,12 +31,19 @@ def generate(
 
     A code is drawn given all codes of the steps before its own, drawn or fixed. With `stop` only the steps
     before that one are taken. All chance is one table of uniform numbers (B, S, Q), a number for each code
-    whether it is drawn or not. Raises `ValueError` for guidance where no class is given.
+    whether it is drawn or not. Raises `ValueError` for guidance where no class is given, and for what the
+    prior has not learnt.
     """
-    guided = choice.cfg_scale != 1
-    if guided and bool((classes == UNCONDITIONAL).all()):
+    guided, without_class = choice.cfg_scale != 1, classes == UNCONDITIONAL
+    if guided and bool(without_class.all()):
         raise ValueError(
             f"cfg_scale={choice.cfg_scale} needs a label to guide towards; give one, or cfg_scale=1"
+        )
+    if not prior.config.unconditional and (guided or bool(without_class.any())):
+        what = f"cfg_scale={choice.cfg_scale}" if guided else "sampling without a label"
+        raise ValueError(
+            f"{what} needs p(codes) without a class, which this prior has not learnt (label dropout was 0); "
+            "give every example a label and leave cfg_scale at 1, or train with label dropout"
         )
     copies = 2 if guided else 1
     if guided:

@@ -208,6 +208,21 @@ def test_a_seed_decides_the_samples_whatever_the_form_of_the_label() -> None:
     assert torch.equal(sample("owl", cfg_scale=0.0), sample(None))
 
 
+def test_without_label_dropout_there_is_nothing_to_guide_away_from() -> None:
+    prior, codes = random_prior(dataclasses.replace(PICTURE, unconditional=False)), random_codes(PICTURE)
+    expected = random_prior(PICTURE).sample(3, "cat", generator=torch.Generator().manual_seed(0))
+    assert torch.equal(prior.sample(3, "cat", generator=torch.Generator().manual_seed(0)), expected)
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    for call, what in (
+        (lambda: prior.sample(3, "cat", cfg_scale=2.0), "cfg_scale=2.0"),
+        (lambda: prior.sample(3), "sampling without a label"),
+        (lambda: prior.sample(3, ["cat", "dog", -1]), "sampling without a label"),
+        (lambda: prior.inpaint(codes, mask), "sampling without a label"),
+    ):
+        with pytest.raises(ValueError, match=f"{what} needs p.codes. .* label dropout"):
+            call()
+
+
 def test_guidance_makes_its_class_likelier() -> None:
     prior = random_prior(PICTURE)
 
@@ -468,6 +483,7 @@ def test_bad_options_of_sampling_are_refused(options: dict[str, Any], message: s
         ({"grid": (60000, 60000)}, "codes per example"),
         ({"class_names": ("a", "a")}, "class_names"),
         ({"class_names": ("",)}, "class_names"),
+        ({"class_names": (), "unconditional": False}, "unconditional: expected true"),
         ({"dim": 18}, "dim: expected a multiple of heads × 4 = 8"),
         ({"dim": 10**9}, "dim: expected"),
         ({"heads": 0}, "heads: expected"),

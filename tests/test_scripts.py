@@ -20,6 +20,7 @@ from conftest import (
     EMOJI,
     MODEL,
     ROOT,
+    TINY_PRIOR,
     TINY_TOKENIZER,
     Script,
     as_a_new_process,
@@ -374,6 +375,23 @@ def test_other_classes_than_the_priors_are_measured_without_labels(
     finished = script("evaluate", "--prior", tiny_prior, *words)
     assert "classes are not the prior's" in finished.err
     assert "prior_bits_per_code_unconditional" not in read(tmp_path / "metrics.json")
+
+
+def test_without_label_dropout_only_labels_are_measured_and_sampled(
+    script: Script, tiny_tokens: Path, tmp_path: Path
+) -> None:
+    prior = tmp_path / "prior"
+    words = ("--tokens", tiny_tokens, "--output", prior, "--max-steps", 2, "--label-dropout", 0)
+    script("train_prior", "small", *TINY_PRIOR, *words)
+    assert not Prior.from_pretrained(prior).config.unconditional
+    assert read(prior / "metrics.json").keys() == {"bits_per_code", "bits_per_pixel", "train_bits_per_code"}
+    assert size_of(prior / "sample.png")[0] > 0
+    words = ("--prior", prior, "--num", 1, "--output", tmp_path / "samples")
+    assert_refused(script("sample", *words, code=2), "sampling without a label", "label dropout")
+    assert_refused(script("sample", *words, "--label", "food", "--cfg-scale", 2, code=2), "cfg_scale=2.0")
+    script("sample", *words, "--label", "food")
+    words = ("--data.path", "embedded:digits", "--data.limit", 8, "--output", tmp_path / "eval")
+    assert_refused(script("evaluate", "--prior", prior, *words, code=2), "its classes only", *EMOJI[:5])
 
 
 # Another tokenizer
