@@ -148,6 +148,12 @@ class PriorSize:
             "sound of several codebooks, else flatten, which takes a step for every code."
         ),
     ] = ""
+    rotary: Literal["grid", "sequence"] = "grid"
+    """What rotary positions count: rows and columns (or frames), or steps of the sequence."""
+    qk_norm: bool = True
+    """Normalise queries and keys."""
+    target_embedding: bool = True
+    """Tell every step what it is about to predict."""
 
     def __post_init__(self) -> None:
         known = ", ".join(sorted(PATTERNS))

@@ -78,7 +78,10 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
         heads=options.model.heads,
         dropout=options.model.dropout,
         pattern=options.model.pattern or pattern,
-        rope_theta=10000.0 if of_time else PriorConfig.rope_theta,
+        rope_theta=10000.0 if of_time or options.model.rotary == "sequence" else PriorConfig.rope_theta,
+        rotary=options.model.rotary,
+        qk_norm=options.model.qk_norm,
+        target_embedding=options.model.target_embedding,
         tokenizer_id=info.tokenizer,
         tokenizer_fingerprint=info.fingerprint,
     )

@@ -5,6 +5,7 @@ Left out: how a prior is trained; those options belong to the training script.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from prior.patterns import PATTERNS
 
@@ -42,6 +43,12 @@ class PriorConfig:
     rope_theta: float = 100.0
     """Base of the rotary wavelengths: 100 suits tens of rows and columns, 10000 (which train_prior.py takes
     for grids of one axis) up to thousands of frames."""
+    rotary: Literal["grid", "sequence"] = "grid"
+    """What rotary positions count: rows and columns (or frames) of the grid, or steps of the sequence."""
+    qk_norm: bool = True
+    """Normalise queries and keys (arXiv 2010.04245)."""
+    target_embedding: bool = True
+    """Add to every step's input an embedding of the step that it predicts."""
     tokenizer_id: str = ""
     """Folder or Hub id of the tokenizer that made the codes."""
     tokenizer_fingerprint: str = ""
@@ -63,11 +70,15 @@ class PriorConfig:
         _between("dim", self.dim, 2, 1 << 15)
         _between("depth", self.depth, 1, 512)
         _between("heads", self.heads, 1, 512)
-        pairs = 2 * len(self.grid)
+        if self.rotary not in ("grid", "sequence"):
+            raise ValueError(f"rotary: expected grid or sequence, got {self.rotary!r}")
+        axes = len(self.grid) if self.rotary == "grid" else 1
+        pairs = 2 * axes
         if self.dim % self.heads or (self.dim // self.heads) % pairs:
+            what = f"each of the {axes} axes of the grid" if axes > 1 else "the positions"
             raise ValueError(
                 f"dim: expected a multiple of heads × {pairs} = {self.heads * pairs} (in each head a pair of "
-                f"channels for each of the {len(self.grid)} axes of the grid), got {self.dim}"
+                f"channels for {what}), got {self.dim}"
             )
         _between("ffn", self.ffn, 1 / 16, 64)
         if not 0 <= self.dropout < 1:
@@ -90,8 +101,10 @@ class PriorConfig:
     @property
     def num_parameters(self) -> int:
         """Parameters of the model, in which the pattern takes at most one step per code."""
-        block = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim + 2 * self.dim + 2 * (self.dim // self.heads)
-        tables = 2 * self.num_codebooks * self.codebook_size + len(self.class_names) + 1 + self.num_codes + 1
+        norms = 2 * self.dim + (2 * (self.dim // self.heads) if self.qk_norm else 0)
+        block = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim + norms
+        steps = self.num_codes if self.target_embedding else 0
+        tables = 2 * self.num_codebooks * self.codebook_size + len(self.class_names) + 1 + steps + 1
         return self.depth * block + tables * self.dim
 
 

@@ -8,6 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+NORM_EPS = 1e-6
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32, or as it is if it is float64."""
@@ -32,8 +34,10 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.view_as_real(pairs * table).flatten(-2)
 
 
-def normalise(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """`norm(x)` in at least float32, whatever the dtypes of `x` and of the weights under autocast."""
+def normalise(x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+    """`norm(x)`, or x, in at least float32, whatever the dtypes of `x` and of the weights under autocast."""
+    if norm is None:
+        return at_least_float32(x)
     weight = at_least_float32(norm.weight)
     return F.rms_norm(at_least_float32(x), norm.normalized_shape, weight, norm.eps)
 
@@ -59,14 +63,14 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention; queries and keys are normalised (QK-norm, arXiv 2010.04245), then rotated."""
+    """Causal self-attention; queries and keys are normalised if asked to (arXiv 2010.04245), then rotated."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.heads, self.dim = heads, dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6)
+        self.q_norm = nn.RMSNorm(dim // heads, eps=NORM_EPS) if qk_norm else None
+        self.k_norm = nn.RMSNorm(dim // heads, eps=NORM_EPS) if qk_norm else None
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
@@ -103,11 +107,11 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block. `dropout` is an argument, so that likelihoods and samples can leave it out."""
 
-    def __init__(self, dim: int, heads: int, ffn_dim: int) -> None:
+    def __init__(self, dim: int, heads: int, ffn_dim: int, qk_norm: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.attention = Attention(dim, heads)
-        self.ffn_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.attention_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.attention = Attention(dim, heads, qk_norm)
+        self.ffn_norm = nn.RMSNorm(dim, eps=NORM_EPS)
         self.ffn = SwiGLU(dim, ffn_dim)
 
     def forward(

@@ -4,7 +4,7 @@ Left out: training, label dropout included (the script passes -1), and whatever 
 """
 
 import math
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
 from einops import rearrange, reduce
@@ -24,10 +24,14 @@ from prior.inputs import (
     label_index,
     label_rows,
 )
-from prior.layers import Block, KeyValueCache, at_least_float32, rotary_table
+from prior.interop import to_llama
+from prior.layers import NORM_EPS, Block, KeyValueCache, at_least_float32, rotary_table
 from prior.patterns import Pattern
 from prior.sampling import Choice, Generators, SamplingOptions
 from tokenizer.hub import HubModel
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 
 class PriorOutput(NamedTuple):
@@ -53,11 +57,13 @@ class Prior(HubModel):
         self.code_embedding = nn.Embedding(config.num_codebooks * config.codebook_size, config.dim)
         self.class_embedding = nn.Embedding(len(config.class_names) + 1, config.dim)
         # What a step is about to predict: RoPE only tells where its input stands.
-        self.target_embedding = nn.Parameter(torch.empty(self.pattern.num_steps, config.dim))
-        self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, config.ffn_dim) for _ in range(config.depth)
+        self.target_embedding = (
+            nn.Parameter(torch.empty(self.pattern.num_steps, config.dim)) if config.target_embedding else None
         )
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.heads, config.ffn_dim, config.qk_norm) for _ in range(config.depth)
+        )
+        self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.head = nn.Parameter(torch.empty(config.num_codebooks, config.codebook_size, config.dim))
         self.reset_parameters()
 
@@ -169,6 +175,10 @@ class Prior(HubModel):
                 "use that tokenizer, or train a prior on the codes of this one"
             )
 
+    def to_transformers(self) -> "LlamaForCausalLM":
+        """This prior as a model of transformers, with the same logits; see `prior.interop.to_llama`."""
+        return to_llama(self)
+
     def card_fields(self) -> dict[str, Any]:
         """`pipeline_tag`, `tags`, `summary` and `usage` of the card."""
         return describe(self.config)
@@ -204,10 +214,15 @@ class Prior(HubModel):
         """Inputs (B, n, dim), following those in `caches` if given → last hidden layer (B, n, dim)."""
         start = caches[0].length if caches else 0
         # An input stands where the step before stands, the class before all of them.
-        coordinates = F.pad(self.pattern.coordinates[:-1], (0, 0, 1, 0), value=-1)
+        positions = self.pattern.coordinates
+        if self.config.rotary == "sequence":
+            positions = torch.arange(len(positions), device=positions.device)[:, None]
+        coordinates = F.pad(positions[:-1], (0, 0, 1, 0), value=-1)
         table = rotary_table(coordinates, self.config.dim // self.config.heads, self.config.rope_theta)
         steps = slice(start, start + x.shape[1])
-        x = F.dropout(x + self.target_embedding[steps], dropout)
+        if self.target_embedding is not None:
+            x = x + self.target_embedding[steps]
+        x = F.dropout(x, dropout)
         for i, block in enumerate(self.blocks):
             x = block(x, table[steps], dropout, caches[i] if caches else None)
         y: Tensor = self.norm(x)
