@@ -8,16 +8,19 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from pipelines.cli import parse, run
-from pipelines.data import Clips, DataConfig, Examples, held_out_batches, load_splits, to_float
+from pipelines.data import Clips, DataConfig, Examples, Splits, held_out_batches, load_splits, to_float
 from pipelines.encode_dataset import sound_codes
 from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
 from pipelines.kid import evaluate_kid, load_features
 from pipelines.models import load_models
+from pipelines.prior_positions import Positions, measure_positions, write_positions
 from pipelines.rate_distortion import rate_distortion_table
 from pipelines.sound_evaluation import Measured, evaluate_sound
 from pipelines.sound_results import curve, write_sound_results
@@ -78,10 +81,10 @@ def main() -> None:
         metrics |= measured.rates[max(measured.rates)] if measured.rates else {}
     else:
         metrics |= evaluate_tokenizer(tok, examples, accelerator, options.batch_size)
+    of_prior = None
     if prior is not None:
-        info, split = encode_examples(tok, examples, splits.class_names, prior)
-        prior_metrics = evaluate_prior(prior, info, split, accelerator, options.batch_size)
-        metrics |= {f"prior_{k}": v for k, v in prior_metrics.items()}
+        of_prior = measure_prior(prior, tok, splits, examples, accelerator, options.batch_size)
+        metrics |= {f"prior_{k}": v for k, v in of_prior.metrics.items()}
     if network is not None and accelerator.is_main_process:
         metrics |= evaluate_kid(network, tok, prior, examples, options.batch_size)
     if accelerator.is_main_process:
@@ -93,6 +96,8 @@ def main() -> None:
             say_what_is_missing()
         else:
             write_picture_results(tok, examples, options.output)
+        if of_prior is not None and of_prior.positions is not None:
+            write_positions(of_prior.positions, of_prior.info, options.output)
         if len(measured.rates) > 1:
             print(rate_distortion_table({k: curve(row) for k, row in measured.rates.items()}), end="\n\n")
         for name, value in metrics.items():
@@ -108,11 +113,47 @@ def say_what_is_missing() -> None:
         logger.info("not measured: %s; install them with: %s", ", ".join(sorted(missing)), INSTALL)
 
 
+class OfPrior(NamedTuple):
+    """What was measured of a prior, on codes that `info` tells about; positions: None for want of items."""
+
+    metrics: dict[str, float]
+    positions: Positions | None
+    info: TokenInfo
+
+
+def measure_prior(
+    prior: Prior,
+    tok: Tokenizer,
+    splits: Splits,
+    examples: Examples | Clips,
+    accelerator: Accelerator,
+    batch_size: int,
+) -> OfPrior:
+    """Likelihoods of the examples' codes; where these are held out, also of as many codes of training items,
+    which take fewer bits if the prior knows them by heart."""
+    info, split = encode_examples(tok, examples, splits.class_names, prior)
+    metrics = evaluate_prior(prior, info, split, accelerator, batch_size)
+    if not metrics:
+        return OfPrior({}, None, info)
+    positions = measure_positions(prior, split, accelerator, batch_size)
+    metrics |= positions.by_codebook()
+    if examples is splits.held_out:
+        info, split = encode_examples(tok, splits.train, splits.class_names, prior, len(examples))
+        seen = evaluate_prior(prior, info, split, accelerator, batch_size)
+        metrics |= {"train_bits_per_code": seen["bits_per_code"]} if seen else {}
+    return OfPrior(metrics, positions, info)
+
+
 def encode_examples(
-    tok: Tokenizer, examples: Examples | Clips, class_names: tuple[str, ...], prior: Prior
+    tok: Tokenizer,
+    examples: Examples | Clips,
+    class_names: tuple[str, ...],
+    prior: Prior,
+    limit: int | None = None,
 ) -> tuple[TokenInfo, Rows]:
-    """The examples' codes as grids of the prior's size, with labels where the data's class names are the
-    prior's."""
+    """The codes of the first `limit` examples as grids of the prior's size, with labels where the data's
+    class names are the prior's."""
+    count = len(examples) if limit is None else min(limit, len(examples))
     known = class_names == prior.config.class_names and examples.labels is not None
     if not (known or prior.config.unconditional):
         raise ValueError(
@@ -123,14 +164,17 @@ def encode_examples(
         logger.warning("the data's classes are not the prior's: measuring without labels")
     parts, found = [], []
     if isinstance(examples, Clips):
-        for part in sound_codes(tok, examples, range(len(examples))):
+        for part in sound_codes(tok, examples, range(count)):
             parts.append(part.codes)
             found += part.labels
         item_shape, rate = (tok.modality.channels,), tok.modality.sample_rate
     else:
         for batch in held_out_batches(examples, EVAL_BATCH):
-            parts.append(tok.encode(to_float(batch.x.to(tok.device))).cpu())
-            found += batch.labels.tolist()
+            wanted = count - len(found)
+            if wanted <= 0:
+                break
+            parts.append(tok.encode(to_float(batch.x[:wanted].to(tok.device))).cpu())
+            found += batch.labels[:wanted].tolist()
         item_shape, rate = tuple(examples.x(0).shape), 0
     labels = np.array(found if known else [-1] * len(found), np.int64)
     info = TokenInfo(

@@ -72,9 +72,10 @@ def to_llama(prior: "Prior") -> "LlamaForCausalLM":
             pad_token_id=None,
         )
     )
-    llama = llama.to(prior.head)
+    llama.to(prior.head.device, prior.head.dtype)  # type: ignore[arg-type]
     llama.load_state_dict(_weights(prior))
-    return llama.eval()
+    llama.eval()  # type: ignore[no-untyped-call]
+    return llama
 
 
 def _weights(prior: "Prior") -> dict[str, Tensor]:

@@ -42,6 +42,14 @@ class PriorOutput(NamedTuple):
     nll: Tensor
 
 
+class Likelihood(NamedTuple):
+    """Of every code, (B, K, *grid), in nats: `nats`, its negative log-likelihood; `entropy`, that of the
+    distribution it was predicted with."""
+
+    nats: Tensor
+    entropy: Tensor
+
+
 class Prior(HubModel):
     """p(codes | class), one step of the config's pattern after the other."""
 
@@ -92,6 +100,16 @@ class Prior(HubModel):
         `label` takes all forms that `sample` takes. Raises `ValueError` as `forward` does.
         """
         return self._nats(codes, label, dropout=0.0)
+
+    @torch.no_grad()
+    def likelihood(self, codes: Tensor, label: Label = None) -> Likelihood:
+        """What `nll` adds up, code by code; same arguments, same errors."""
+        logits, targets = self._predict(codes, label, dropout=0.0)
+        logprobs = at_least_float32(logits).log_softmax(dim=-1)
+        nats = -logprobs.gather(-1, targets[..., None])[..., 0]
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+        by_code = (rearrange(x, "k (b p) -> b k p", b=len(codes)).view(codes.shape) for x in (nats, entropy))
+        return Likelihood(*by_code)
 
     @torch.no_grad()
     def sample(
@@ -185,6 +203,12 @@ class Prior(HubModel):
 
     def _nats(self, codes: Tensor, label: Label, dropout: float) -> Tensor:
         """Nats per example, (B,), of codes (B, K, *grid)."""
+        logits, targets = self._predict(codes, label, dropout)
+        nats = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), targets.flatten(), reduction="none")
+        return reduce(nats, "(k b p) -> b", "sum", k=len(targets), b=len(codes))
+
+    def _predict(self, codes: Tensor, label: Label, dropout: float) -> tuple[Tensor, Tensor]:
+        """Logits (K, B · P, N) and targets (K, B · P) of codes (B, K, *grid)."""
         config = self.config
         check_codes(codes, config.codebook_size, (config.num_codebooks, *config.grid))
         rows = self._classes(label, len(codes))
@@ -192,10 +216,7 @@ class Prior(HubModel):
         hidden = self.hidden(self.inputs(sequence[:, :-1], rows), dropout)
         # Each code is predicted by its codebook's head from the step that holds it.
         hidden = rearrange(hidden[:, self.pattern.step], "b k p d -> k (b p) d")
-        logits = rearrange(hidden @ self.head.mT, "k bp n -> (k bp) n")
-        targets = rearrange(codes, "b k ... -> (k b ...)")
-        nats = F.cross_entropy(at_least_float32(logits), targets, reduction="none")
-        return reduce(nats, "(k b p) -> b", "sum", k=config.num_codebooks, b=len(codes))
+        return hidden @ self.head.mT, rearrange(codes, "b k ... -> k (b ...)")
 
     def inputs(self, sequence: Tensor, rows: Tensor) -> Tensor:
         """The first n steps (B, n, Q) and labels (B,) → inputs (B, 1 + n, dim): the class, then the codes."""

@@ -115,6 +115,18 @@ def test_a_code_changes_no_code_of_its_own_step(config: PriorConfig) -> None:
         assert torch.equal(difference > 1e-9, step > step[book, position])
 
 
+@pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
+def test_the_likelihood_of_every_code_adds_up(config: PriorConfig) -> None:
+    prior, codes, label = random_prior(config), random_codes(config), torch.tensor([1, -1, 0])
+    found = prior.likelihood(codes, label)
+    assert found.nats.shape == found.entropy.shape == codes.shape
+    torch.testing.assert_close(found.nats.flatten(1).sum(1), prior.nll(codes, label), rtol=1e-10, atol=0)
+    logprobs = step_logits(prior, codes, label).log_softmax(dim=-1)
+    nats = -logprobs.gather(-1, codes.flatten(2)[..., None])[..., 0]
+    torch.testing.assert_close(found.nats.flatten(2), nats)
+    torch.testing.assert_close(found.entropy.flatten(2), -(logprobs.exp() * logprobs).sum(-1))
+
+
 def test_one_codebook_gives_all_patterns_one_model() -> None:
     codes = random_codes(PICTURE)
     expected = random_prior(PICTURE).nll(codes, 1)

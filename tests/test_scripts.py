@@ -286,9 +286,13 @@ def test_a_prior_and_its_tokenizer_are_measured_together(
     script: Script, tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     finished = script("evaluate", "--prior", tiny_prior, "--output", tmp_path, "--data.limit", 32)
-    assert names_in(tmp_path) == {"metrics.json", "reconstructions.png", "codebook.png"}
+    of_prior = {"prior-positions.json", "prior-positions.png"}
+    assert names_in(tmp_path) == {"metrics.json", "reconstructions.png", "codebook.png", *of_prior}
     metrics = read(tmp_path / "metrics.json")
     assert metrics["items"] == 32
+    bits = np.array(read(tmp_path / "prior-positions.json")["bits"])
+    assert bits.shape == (1, 8, 8) and bits.mean() == pytest.approx(metrics["prior_bits_per_code"])
+    assert 0 < metrics["prior_train_bits_per_code"] < 5.2
     # On the data that training held out, so with the same results.
     for name, value in read(tiny_tokenizer / "metrics.json").items():
         assert metrics[name] == pytest.approx(value, rel=1e-4)

@@ -116,7 +116,8 @@ def test_evaluation_of_a_tokenizer_and_its_prior(
 ) -> None:
     words = ("--data.path", "embedded:speech", "--data.limit", 4, "--output", tmp_path)
     finished = script("evaluate", "--prior", tiny_codec_prior, *words)
-    assert names_in(tmp_path) == SHOWN | RATES | {"metrics.json"}
+    of_prior = {"prior-positions.json", "prior-positions.png"}
+    assert names_in(tmp_path) == SHOWN | RATES | of_prior | {"metrics.json"}
     metrics = read(tmp_path / "metrics.json")
     assert metrics["items"] == 4 and metrics["encode_speed"] > 0 and metrics["decode_speed"] > 0
     assert 0 < metrics["prior_bits_per_code"] < 5
