@@ -64,7 +64,7 @@ def search(z: Tensor, codebook: Tensor, centre: Tensor) -> Tensor:
     if len(z) == 0:
         return undecided
     z, codebook = z.contiguous(), codebook.contiguous()
-    dim, codes = z.shape[1], undecided.numpy().copy()
+    dim, z_array, codes = z.shape[1], z.numpy(), undecided.numpy().copy()
     # Threads of torch keep spinning for a while after each product, so half of the cores are for these.
     with Threads(torch.get_num_threads() // 2) as threads:
         entries, lengths, errors = lift(codebook, centre, True, threads)
@@ -77,8 +77,8 @@ def search(z: Tensor, codebook: Tensor, centre: Tensor) -> Tensor:
         both = lengths + longest
         slack = errors * longest + (lengths + errors) * worst
         slack += (dim + 20) * FLOAT32.eps * both * both / 2
-        slack += 4 * (dim + 20) * FLOAT32.tiny * (1 + both)
-        lowest, best = torch.full((len(z),), LARGEST, dtype=torch.int16), np.full(len(z), np.inf)
+        slack = (slack + 4 * (dim + 20) * FLOAT32.tiny * (1 + both)).numpy()
+        lowest, best = np.full(len(z), LARGEST, np.int16), np.full(len(z), np.inf)
         width = min(len(entries), WIDEST)
         height = max(1, TILE // width)
         tile = torch.empty(min(height, len(z)), width, dtype=torch.bfloat16)
@@ -90,10 +90,8 @@ def search(z: Tensor, codebook: Tensor, centre: Tensor) -> Tensor:
                 torch.mm(rows[some], part.T, out=products)
                 keys = products.view(torch.int16)
                 lanes = keys.view(len(keys), -1, LANES).amin(1)
-                lowest[some] = least = torch.minimum(lowest[some], lanes.amin(1)).clamp(min=0)
-                limits = farthest(least, slack[some])
-                arrays = [t.numpy() for t in (keys, lanes, limits, z[some])]
-                arguments = (*arrays, among, best[some], codes[some], start, len(entries) > WIDEST)
+                of_rows = (a[some] for a in (z_array, slack, lowest, best, codes))
+                arguments = (keys.numpy(), lanes.numpy(), among, *of_rows, start, len(entries) > WIDEST)
                 threads.share(len(keys), 1, decide_kernel(), *arguments)
                 if first == start == 0 and (best[some] < 0).sum() > len(keys) // 2:
                     return undecided
@@ -113,16 +111,6 @@ def lift(x: Tensor, centre: Tensor, entries: bool, threads: Threads) -> tuple[Te
     arrays = [t.numpy() for t in (x, centre, lifted.view(torch.int16), lengths, errors)]
     threads.share(size, 1, lift_kernel(), *arrays, entries)
     return lifted, lengths, errors
-
-
-def farthest(least: Tensor, slack: Tensor) -> Tensor:
-    """What the products of the nearest entries are at most, where the least ones found are `least` (R,), both
-    bfloat16 as int16, and the errors of all are at most `slack` (R,) float64."""
-    # Before it was rounded to bfloat16, the least product was at most this, and that of the nearest entry
-    # twice the slack more; the latter was rounded too.
-    value = (least.int() << 16).view(torch.float32)
-    bound = (value * (1 + 2.0**-9 + 2.0**-17) + 2.001 * slack).float()
-    return ((bound.view(torch.int32) >> 16) + 1).clamp(max=LARGEST).to(torch.int16)
 
 
 @cache
@@ -169,20 +157,30 @@ def lift_kernel() -> Callable[..., None]:
 def decide_kernel() -> Callable[..., None]:
     """Which entry is nearest to each row of products (R, N') bfloat16 as int16, whose order is that of
     floats but among negative ones, which are candidates whatever they are. `lanes` (R, LANES) holds the least
-    of the columns l, l + LANES, ...; `limits` (R,) what candidates are at most; `best` (R,) the squared
-    distance of the best of earlier parts, negative for rows that have been given up."""
+    of the columns l, l + LANES, ...; all errors are at most `slack` (R,); `lowest` (R,) is the least product
+    and `best` (R,) the squared distance of the best entry of earlier parts, negative for rows given up."""
     from numba import njit
 
     @njit(nogil=True, error_model="numpy")
     def kernel(  # type: ignore[no-untyped-def]
-        products, lanes, limits, z, codebook, best, codes, offset, several, start, stop
+        products, lanes, codebook, z, slack, lowest, best, codes, offset, several, start, stop
     ):
         found = np.empty(MOST, np.int64)
         squares = np.empty(z.shape[1])
+        one_float = np.empty(1, np.float32)
+        its_bits = one_float.view(np.int32)
         for r in range(start, stop):
             if best[r] < 0:
                 continue
-            limit, count = limits[r], 0
+            least = lowest[r]
+            for l in range(LANES):
+                least = min(least, lanes[r, l])
+            lowest[r] = least = max(least, np.int16(0))
+            # Before it was rounded to bfloat16, the least product was at most this, and that of the nearest
+            # entry at most twice the slack more; it was rounded too.
+            its_bits[0] = np.int32(least) << 16
+            one_float[0] = np.float32(one_float[0] * (1 + 2.0**-9 + 2.0**-17) + 2.001 * slack[r])
+            limit, count = (its_bits[0] >> 16) + 1, 0
             if limit < LARGEST:
                 for block in range(0, LANES, BLOCK):
                     some = False
