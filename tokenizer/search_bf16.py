@@ -75,9 +75,9 @@ def search(z: Tensor, codebook: Tensor, centre: Tensor) -> Tensor:
         # Rounding of z and e to bfloat16; then that of float32, in sums of at most D + 20 terms in any order,
         # centring included, whose sizes add up to ½ (‖z‖ + ‖e‖)²; and last, what vanishes.
         both = lengths + longest
-        slack = errors * longest + (lengths + errors) * worst
-        slack += (dim + 20) * FLOAT32.eps * both * both / 2
-        slack = (slack + 4 * (dim + 20) * FLOAT32.tiny * (1 + both)).numpy()
+        off = errors * longest + (lengths + errors) * worst
+        off += (dim + 20) * FLOAT32.eps * both * both / 2
+        slack = (off + 4 * (dim + 20) * FLOAT32.tiny * (1 + both)).numpy()
         lowest, best = np.full(len(z), LARGEST, np.int16), np.full(len(z), np.inf)
         width = min(len(entries), WIDEST)
         height = max(1, TILE // width)
