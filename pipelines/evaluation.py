@@ -6,6 +6,7 @@ Left out: the command line (`evaluate.py`), and the metrics themselves (`tokeniz
 
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,15 @@ def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:
     codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors(), outputs)
 
 
+def code_batches(split: Rows, accelerator: Accelerator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Codes and labels of this process's share of the items, on its device; each item is in one share."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = np.arange(len(split) * rank // world, len(split) * (rank + 1) // world)
+    for start in range(0, len(mine), batch_size):
+        codes, labels = split.rows(mine[start : start + batch_size])
+        yield codes.to(accelerator.device), labels.to(accelerator.device)
+
+
 @torch.no_grad()
 def evaluate_prior(
     prior: Prior, info: TokenInfo, split: Rows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
@@ -188,12 +198,8 @@ def evaluate_prior(
     bits_per_pixel: the bits of an item's codes over its pixels, which is lossy, so not comparable with
     lossless models. For sound, instead, bits_per_second: the bits of a window over its seconds.
     """
-    rank, world = accelerator.process_index, accelerator.num_processes
     totals = torch.zeros(2, dtype=torch.float64)
-    mine = np.arange(len(split) * rank // world, len(split) * (rank + 1) // world)
-    for start in range(0, len(mine), batch_size):
-        codes, labels = split.rows(mine[start : start + batch_size])
-        codes, labels = codes.to(accelerator.device), labels.to(accelerator.device)
+    for codes, labels in code_batches(split, accelerator, batch_size):
         totals[0] += prior.nll(codes, labels).double().sum().cpu()
         totals[1] += prior.nll(codes).double().sum().cpu()
     totals = sum_over_processes(accelerator, totals)

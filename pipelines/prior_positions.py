@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipelines.evaluation import EVAL_BATCH
+from pipelines.evaluation import EVAL_BATCH, code_batches
 from pipelines.plots import BLUE, ORANGE, panel_figure, save_figure
 from pipelines.tokens import Rows, TokenInfo
 from pipelines.training import sum_over_processes
@@ -47,14 +46,10 @@ def measure_positions(
     there are none."""
     if not len(split):
         raise ValueError("there are no items to measure")
-    rank, world = accelerator.process_index, accelerator.num_processes
     config = prior.config
     totals = torch.zeros(2, config.num_codebooks, *config.grid, dtype=torch.float64)
-    mine = np.arange(len(split) * rank // world, len(split) * (rank + 1) // world)
-    for start in range(0, len(mine), batch_size):
-        codes, labels = split.rows(mine[start : start + batch_size])
-        found = prior.likelihood(codes.to(accelerator.device), labels.to(accelerator.device))
-        totals += torch.stack(found).double().sum(1).cpu()
+    for codes, labels in code_batches(split, accelerator, batch_size):
+        totals += torch.stack(prior.likelihood(codes, labels)).double().sum(1).cpu()
     bits, entropy = sum_over_processes(accelerator, totals) / math.log(2) / len(split)
     return Positions(bits, entropy)
 

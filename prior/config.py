@@ -42,7 +42,7 @@ class PriorConfig:
     """Order in which codes are predicted; `prior/patterns.py` has the choices."""
     rope_theta: float = 100.0
     """Base of the rotary wavelengths: 100 suits tens of rows and columns, 10000 (which train_prior.py takes
-    for grids of one axis) up to thousands of frames."""
+    for grids of one axis, and for steps of the sequence) up to thousands."""
     rotary: Literal["grid", "sequence"] = "grid"
     """What rotary positions count: rows and columns (or frames) of the grid, or steps of the sequence."""
     qk_norm: bool = True

@@ -5,6 +5,7 @@ Left out: transformers itself.
 
 import builtins
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ import torch
 from test_prior import PICTURE, SOUND, random_codes, random_prior, step_logits
 from torch import Tensor
 
+from pipelines.presets import PRIORS
+from pipelines.token_info import TokenInfo
+from pipelines.train_prior import prior_config
 from prior import Prior, PriorConfig
 
 LLAMA: dict[str, Any] = {"rotary": "sequence", "qk_norm": False, "target_embedding": False}
@@ -47,6 +51,20 @@ def test_logits_are_the_same(config: PriorConfig, dtype: torch.dtype, close: flo
         torch.testing.assert_close(part, expected[:, book, position], rtol=close, atol=close)
     assert expected.std() > 0.05
     assert (found[..., config.num_codebooks * config.codebook_size :] == 0).all()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_parameters_are_counted_before_they_are_allocated(config: PriorConfig) -> None:
+    assert sum(p.numel() for p in Prior(config).parameters()) == config.num_parameters
+
+
+@pytest.mark.parametrize(("grid", "num_codebooks"), [((8, 8), 1), ((75,), 6)])
+def test_the_preset_llama_makes_one(grid: tuple[int, ...], num_codebooks: int) -> None:
+    info = TokenInfo("tok", "abc", 32, num_codebooks, grid, (3, 32, 32), class_names=("a", "b"))
+    config = prior_config(PRIORS["llama"].build(), info)
+    assert config.rope_theta == 10000.0 and config.num_codes == math.prod(grid) * num_codebooks
+    llama = Prior(config).to_transformers()
+    assert llama.config.vocab_size == 32 * num_codebooks + 3
 
 
 def test_it_generates_what_the_prior_does() -> None:

@@ -504,6 +504,11 @@ def test_bad_options_of_sampling_are_refused(options: dict[str, Any], message: s
         ({"dropout": 1.0}, r"dropout: expected a share in \[0, 1\), got 1.0"),
         ({"pattern": "spiral"}, "pattern: unknown 'spiral'; known: .*flatten"),
         ({"rope_theta": 0.0}, "rope_theta: expected"),
+        ({"rotary": "spiral"}, "rotary: expected grid or sequence, got 'spiral'"),
+        (
+            {"rotary": "sequence", "dim": 18, "heads": 6},
+            "a multiple of heads × 2 = 12 .*positions",
+        ),
         ({"dim": 1 << 15, "heads": 64, "depth": 512}, "number of parameters"),
     ],
 )

@@ -32,7 +32,9 @@ from conftest import (
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from pipelines.data import DataConfig, load_splits
 from pipelines.evaluation import evaluate_prior
+from pipelines.kid import evaluate_kid
 from pipelines.tokens import read_tokens
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
@@ -305,7 +307,8 @@ def test_a_prior_and_its_tokenizer_are_measured_together(
 def test_the_priors_measure_is_that_of_its_training(script: Script, tiny_prior: Path, tmp_path: Path) -> None:
     script("evaluate", "--prior", tiny_prior, "--output", tmp_path, "--data.limit", 48, "--batch-size", 7)
     metrics, trained = read(tmp_path / "metrics.json"), read(tiny_prior / "metrics.json")
-    for name in ("bits_per_code", "bits_per_code_unconditional", "bits_per_pixel"):
+    names = ("bits_per_code", "bits_per_code_unconditional", "bits_per_pixel", "train_bits_per_code")
+    for name in names:
         assert metrics[f"prior_{name}"] == pytest.approx(trained[name], rel=1e-4)
 
 
@@ -396,6 +399,26 @@ def test_without_label_dropout_only_labels_are_measured_and_sampled(
     script("sample", *words, "--label", "food")
     words = ("--data.path", "embedded:digits", "--data.limit", 8, "--output", tmp_path / "eval")
     assert_refused(script("evaluate", "--prior", prior, *words, code=2), "its classes only", *EMOJI[:5])
+
+
+def test_kid_of_a_prior_that_knows_classes_only(
+    tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok = Tokenizer.from_pretrained(tiny_tokenizer)
+    config = PriorConfig(32, grid=(8, 8), class_names=EMOJI, unconditional=False, dim=24, depth=1, heads=2)
+    prior, asked = Prior(config), []
+    sample = prior.sample
+
+    def noted(count: int, label: torch.Tensor, **options: Any) -> torch.Tensor:
+        asked.append(label)
+        return sample(count, label, **options)
+
+    monkeypatch.setattr(prior, "sample", noted)
+    examples = load_splits(DataConfig(path="embedded:emoji", limit=40), tok.modality).held_out
+    network: Any = lambda x: x.mean((2, 3))  # noqa: E731
+    metrics = evaluate_kid(network, tok, prior, examples, batch_size=16)
+    assert {"kid_reconstructions", "kid_samples"} < metrics.keys()
+    assert len(torch.cat(asked)) == len(examples) and torch.cat(asked).unique().numel() > 4
 
 
 # Another tokenizer

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenizer import search_bf16
-from tokenizer.search_tiles import TILE, propose
+from tokenizer.search_tiles import FAR, NEAR, TILE, propose
 
 Distance = Literal["euclidean", "cosine"]
 
@@ -29,9 +29,6 @@ PAIRS = 1 << 21
 CROWDED = 32
 # The centre is the median of about this many entries.
 SAMPLE = 32
-# Products of lengths up to FAR stay within the range of float32. Of a codebook shorter than NEAR they would
-# fall to where its numbers are few; float64 has both.
-NEAR, FAR = 1e-12, 1e18
 FAR_IN_FLOAT64 = 1e150
 
 

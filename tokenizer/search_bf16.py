@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from tokenizer import search_cpu
-from tokenizer.search_cpu import Threads
+from tokenizer.search_cpu import COMPILED_FROM, Threads
+from tokenizer.search_tiles import FAR, NEAR
 
 # Products per tile at most, 8 MiB, and the entries that a tile spans at most.
 TILE, WIDEST = 1 << 22, 1 << 14
@@ -28,10 +29,8 @@ LANES, BLOCK = 128, 32
 FACTORS = 32
 # A row with more candidates than this is left undecided.
 MOST = 64
-# Fewer dimensions are faster in float32 (search_cpu.WIDTH); fewer distances do not repay compiling.
-NARROW, COMPILED_FROM = search_cpu.WIDTH, 1 << 21
-# Lengths within which sums neither overflow nor vanish in float32.
-NEAR, FAR = 1e-12, 1e18
+# Fewer dimensions are faster in float32.
+NARROW = search_cpu.WIDTH
 UNDECIDED = -1
 # One and infinity in bfloat16, as int16.
 ONE, LARGEST = 0x3F80, 0x7F80

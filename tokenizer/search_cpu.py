@@ -19,6 +19,8 @@ from torch import Tensor
 LANES, GROUP = 64, 16
 # Lanes in which a row of products is scanned.
 STRIDE = 16
+# Distances from which on compiled loops are worth the second that compiling them takes.
+COMPILED_FROM = 1 << 21
 # Factors of a product up to which the fused loops are faster than a matrix product into tiles.
 WIDTH = 17
 # Loops may fuse a product with its sum, and rely on there being no NaN; the order of sums stays.

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from tokenizer import search_cpu, search_cuda
+from tokenizer.search_cpu import COMPILED_FROM
 
 # Distances per tile at most, 16 MB in float32, and the entries that a tile spans at most.
 TILE, WIDEST = 1 << 22, 1 << 14
+# Products of lengths up to FAR stay within the range of float32. Of a codebook shorter than NEAR they would
+# fall to where its numbers are few; float64 has both.
+NEAR, FAR = 1e-12, 1e18
 # In a tile the least of every group of entries is found first, in one vectorised pass, which is slow for less
 # than 32 groups; so groups have up to 64 entries.
 GROUPS, LARGEST_GROUP = 32, 64
-# Distances from which on the compiled loops of search_cpu.py are worth the second that compiling them takes.
-COMPILED_FROM = 1 << 21
 
 
 def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
