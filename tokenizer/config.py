@@ -48,9 +48,11 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 def changed_fields(config: Any) -> dict[str, Any]:
     """`config_to_dict` without the fields that have their defaults, so that a field that is added later does
-    not change what is there."""
+    not change what is there, and without those whose metadata say that only training reads them."""
     values: dict[str, Any] = {"kind": config.kind} if isinstance(config, Variant) else {}
     for f in dataclasses.fields(config):
+        if f.metadata.get("training_only"):
+            continue
         value = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if value != default:

@@ -4,7 +4,7 @@ Left out: the codebooks themselves (`codebook.py`, `learnt_codebooks.py`), and s
 (`rvq.py`, `grouped.py`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import torch
@@ -57,7 +57,7 @@ class VQConfig(BottleneckConfig, kind="vq"):
     kmeans_steps: int = 10
     """First optimizer steps, which pass z through unquantized and fill the reservoir that the codebook then
     starts from, by k-means. 0 starts from random entries."""
-    revive_below: float | None = None
+    revive_below: float | None = field(default=None, metadata={"training_only": True})
     """An entry used less often than this share of uniform use is dead and moves to a vector of the batch.
     0: never. None: 0.1, and 0.35 for simvq, whose map moves no entry on its own."""
 
