@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 import tyro
 
+from pipelines.heap import keep_freed_memory
 from tokenizer.config import config_from_dict
 from tokenizer.files import read_json
 
@@ -128,6 +129,7 @@ def run(main: Callable[[], None]) -> None:
     TOKENLOOM_DEBUG=1 in the environment shows the traceback.
     """
     rank = os.environ.get("RANK", "0")
+    keep_freed_memory()
     try:
         main()
     except (ValueError, OSError) as error:

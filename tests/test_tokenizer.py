@@ -375,6 +375,12 @@ def test_weights_of_losses_leave_the_fingerprint_alone_and_other_options_do_not(
 
     assert fingerprint() == fingerprint(losses={"l1": 3.0}) == tok.fingerprint()
     assert fingerprint(modality=image_config(size=(8, 8))) != tok.fingerprint()
+    vq = tok.config.bottleneck
+    for name, value in {
+        "gradient": "rotation", "beta": 0.1, "decay": 0.5, "kmeans_steps": 3, "revive_below": 0.0
+    }.items():  # fmt: skip
+        assert fingerprint(bottleneck=dataclasses.replace(vq, **{name: value})) == tok.fingerprint(), name
+    assert fingerprint(bottleneck=dataclasses.replace(vq, distance="cosine")) != tok.fingerprint()
 
 
 # From files and back

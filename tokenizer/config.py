@@ -40,6 +40,12 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def training_only(default: Any) -> Any:
+    """A field with a default that only training reads: of two models that differ in it alone, codes mean the
+    same."""
+    return dataclasses.field(default=default, metadata={"training_only": True})
+
+
 def config_to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values (dict, list, str, numbers, bool, None)."""
     values = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
@@ -48,7 +54,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 def changed_fields(config: Any) -> dict[str, Any]:
     """`config_to_dict` without the fields that have their defaults, so that a field that is added later does
-    not change what is there, and without those whose metadata say that only training reads them."""
+    not change what is there, and without those of `training_only`."""
     values: dict[str, Any] = {"kind": config.kind} if isinstance(config, Variant) else {}
     for f in dataclasses.fields(config):
         if f.metadata.get("training_only"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks.implicit import Implicit
-from tokenizer.config import require
+from tokenizer.config import require, training_only
 from tokenizer.distributed import Step, all_reduce_sum
 
 # Probabilities below count as this in logarithms.
@@ -32,21 +32,21 @@ class BitOptions:
     dim: int = 8
     """Channels that the encoder gives and the decoder takes; if they are not as many as bits, linear
     projections lead there and back."""
-    beta: float = 0.25
+    beta: float = training_only(0.25)
     """Weight β of the commitment loss ‖z_e − sg[e]‖²."""
-    entropy_weight: float = 0.02
+    entropy_weight: float = training_only(0.02)
     """Weight of the entropy objective E[H(q(z))] − γ · H(E[q(z)]), in nats: every z sure of its code, and all
     codes in use."""
-    diversity: float = 2.0
+    diversity: float = training_only(2.0)
     """Weight γ of the second term, that all codes be in use. With 1 bits that are sure of the same side from
     the start may stay there."""
-    temperature: float = 1.0
+    temperature: float = training_only(1.0)
     """τ of q(c | z) ∝ exp(−‖z − c‖² / τ), the soft assignment that the entropies are of, on a scale on which
     entries are ±1."""
-    group_bits: int = 12
+    group_bits: int = training_only(12)
     """Codes of more bits count as several of at most so many in H(E[q(z)]), with a table of 2^group_bits
     numbers each (Zhao et al. 2024, arXiv 2406.07548, section 3.2)."""
-    decay: float = 0.9
+    decay: float = training_only(0.9)
     """Decay per optimizer step of the moving average that stands for E[q(z)]."""
 
     def __post_init__(self) -> None:

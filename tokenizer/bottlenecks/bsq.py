@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.bits import BitOptions, Bits
 from tokenizer.bottlenecks.estimators import SHORTEST
+from tokenizer.config import training_only
 
 
 @dataclass(frozen=True)
 class BSQConfig(BitOptions, BottleneckConfig, kind="bsq"):
     """The signs of a unit vector as a code; what rounding can lose is bounded."""
 
-    entropy_weight: float = 0.005
+    entropy_weight: float = training_only(0.005)
     """Weight of the entropy objective E[H(q(z))] − γ · H(E[q(z)]), in nats. Less than for lfq: no component
     can leave the sphere, so the reconstruction pulls less."""
 

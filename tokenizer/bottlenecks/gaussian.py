@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
-from tokenizer.config import require
+from tokenizer.config import require, training_only
 from tokenizer.distributed import Step
 
 
@@ -20,10 +20,10 @@ class GaussianConfig(BottleneckConfig, kind="gaussian"):
 
     dim: int = 4
     """Channels of z at every position of the grid."""
-    kl_weight: float = 1.0
+    kl_weight: float = training_only(1.0)
     """Weight of the KL term. With the loss `bernoulli` 1.0 is the ELBO itself; with `l2` it is 2σ² of the
     Gaussian likelihood that the squared error stands for."""
-    kl_warmup_steps: int = 0
+    kl_warmup_steps: int = training_only(0)
     """Optimizer steps over which the KL weight grows linearly from 0 to `kl_weight` (against posterior
     collapse)."""
 

@@ -16,7 +16,7 @@ from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig, Posterior
 from tokenizer.bottlenecks.health import Health, batch_stats
 from tokenizer.checks import require_finite
-from tokenizer.config import require
+from tokenizer.config import require, training_only
 from tokenizer.distributed import Step, all_reduce_sum, keyed_generator
 from tokenizer.search import nearest
 
@@ -35,16 +35,16 @@ ADVICE = "try a smaller codebook_size, a smaller kl_weight, or target_divergence
 class GaussianQuantConfig(GaussianConfig, kind="gaussian_quant"):
     """A VAE in training, a quantizer with a codebook of N(0, I) draws in eval mode."""
 
-    kl_weight: float = 0.01
+    kl_weight: float = training_only(0.01)
     """Weight of the KL term; with `target_divergence` only the one to begin with."""
     codebook_size: int = 1024
     """Entries N of the codebook, which all groups share. Little is lost where log2 N is above the KL of a
     group in bits."""
     group_dim: int = 2
     """Channels m of a group; each group has one code, so a position has dim / m codes."""
-    target_divergence: bool = True
+    target_divergence: bool = training_only(True)
     """Whether the KL of every group is pulled to log2 N bits (the paper's target divergence constraint)."""
-    tolerance: float = 0.5
+    tolerance: float = training_only(0.5)
     """Bits by which the KL of a group may miss log2 N before its weight changes."""
     seed: int = 0
     """Decides the codebook, which is saved with the weights."""

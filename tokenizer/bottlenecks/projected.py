@@ -28,7 +28,8 @@ class Projected(Bottleneck):
     def to_rows(self, z: Tensor) -> Tensor:
         """z: (B, dim, *grid) → z_e: (B · positions, width), at least float32."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        return _project(self.project_in, rearrange(z, "b d ... -> (b ...) d"))
+        # In one copy, as all that reads the rows of a view would be slow.
+        return _project(self.project_in, rearrange(z, "b d ... -> (b ...) d").contiguous())
 
     def to_grid(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """rows: (B · positions, width) → z_q: (B, dim, *grid), B and grid as in `shape` (B, any, *grid)."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks.estimators import straight_through
 from tokenizer.bottlenecks.several import Several
 from tokenizer.bottlenecks.vq import VQConfig
-from tokenizer.config import require
+from tokenizer.config import require, training_only
 from tokenizer.distributed import Step
 
 
@@ -26,7 +27,7 @@ class RVQConfig(BottleneckConfig, kind="rvq"):
         default_factory=lambda: VQConfig(codebook_size=1024, dim=64, kmeans_steps=4)
     )
     """The quantizer of every stage: any bottleneck with one codebook, and as many channels in as out."""
-    dropout: float = 0.5
+    dropout: float = training_only(0.5)
     """Share of training examples that use a random number of stages, 1 to K, so that one model serves every
     bitrate (Kumar et al. 2023, arXiv 2306.06546, section 3.2)."""
 
@@ -92,7 +93,7 @@ class RVQ(Several):
             z_q = z_q + torch.where(used > k, q, 0.0)
             residual = residual - q
         if self.training and not learn:
-            z_q = z + (z_q - z).detach()  # straight-through, once for all stages
+            z_q = straight_through(z, z_q)  # once for all stages
         if waiting:
             # Until the last stage has started, z goes unquantized to the decoder. Every parameter takes part,
             # with a gradient of zero: DDP would wait for those that do not.

@@ -4,7 +4,7 @@ Left out: the codebooks themselves (`codebook.py`, `learnt_codebooks.py`), and s
 (`rvq.py`, `grouped.py`).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -18,7 +18,7 @@ from tokenizer.bottlenecks.health import batch_stats
 from tokenizer.bottlenecks.learnt_codebooks import GradientCodebook, SimVQCodebook
 from tokenizer.bottlenecks.projected import Projected
 from tokenizer.checks import require_finite
-from tokenizer.config import require
+from tokenizer.config import require, training_only
 from tokenizer.distributed import Step
 from tokenizer.search import nearest
 
@@ -46,18 +46,18 @@ class VQConfig(BottleneckConfig, kind="vq"):
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """Nearest by distance, or by direction: then z_e and entries have length 1 (Yu et al. 2021, arXiv
     2110.04627, section 3.2)."""
-    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    gradient: Literal["straight_through", "rotation"] = training_only("straight_through")
     """What the encoder gets of the decoder's gradient: that itself, or turned as z_e was to its entry (arXiv
     2410.06424)."""
-    beta: float = 0.25
+    beta: float = training_only(0.25)
     """Weight β of the commitment loss ‖z_e − sg[e]‖²."""
-    decay: float | None = None
+    decay: float | None = training_only(None)
     """Decay of the moving averages, per optimizer step; those of gradient and simvq only count. None: by how
     many vectors an entry gets in a step, so that they reach back over about 64; 0.9 to 0.99."""
-    kmeans_steps: int = 10
+    kmeans_steps: int = training_only(10)
     """First optimizer steps, which pass z through unquantized and fill the reservoir that the codebook then
     starts from, by k-means. 0 starts from random entries."""
-    revive_below: float | None = field(default=None, metadata={"training_only": True})
+    revive_below: float | None = training_only(None)
     """An entry used less often than this share of uniform use is dead and moves to a vector of the batch.
     0: never. None: 0.1, and 0.35 for simvq, whose map moves no entry on its own."""
 
