@@ -10,6 +10,7 @@ sum of three numbers of bfloat16. Whatever entries the bound allows to be the ne
 distances in float64, while the row of products is still in the cache. So codes are those of `search.py`.
 """
 
+import os
 from collections.abc import Callable
 from functools import cache
 
@@ -55,6 +56,12 @@ def fast() -> bool:
     return any(map(features.get, ("amx-bf16", "avx512bf16"))) and bool((ones @ ones == 512).all())
 
 
+def torch_spins() -> bool:
+    """Whether threads of torch keep half of the cores busy for a while after each product, as OpenMP's do
+    unless they were told otherwise before torch was imported."""
+    return os.environ.get("OMP_WAIT_POLICY", "").strip().lower() != "passive"
+
+
 def search(z: Tensor, codebook: Tensor, centre: Tensor) -> Tensor:
     """Codes (M,) int64 of z (M, D) among `codebook` (N, D), ties to the lowest; `UNDECIDED` where bfloat16
     leaves too many candidates, and everywhere if values are not finite or out of range. `centre` (D,) is
@@ -64,8 +71,7 @@ def search(z: Tensor, codebook: Tensor, centre: Tensor) -> Tensor:
         return undecided
     z, codebook = z.contiguous(), codebook.contiguous()
     dim, z_array, codes = z.shape[1], z.numpy(), undecided.numpy().copy()
-    # Threads of torch keep spinning for a while after each product, so half of the cores are for these.
-    with Threads(torch.get_num_threads() // 2) as threads:
+    with Threads(torch.get_num_threads() // (2 if torch_spins() else 1)) as threads:
         entries, lengths, errors = lift(codebook, centre, True, threads)
         longest, worst = lengths.max(), errors.max()
         rows, lengths, errors = lift(z, centre, False, threads)

@@ -28,8 +28,10 @@ class Projected(Bottleneck):
     def to_rows(self, z: Tensor) -> Tensor:
         """z: (B, dim, *grid) → z_e: (B · positions, width), at least float32."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        # In one copy, as all that reads the rows of a view would be slow.
-        return _project(self.project_in, rearrange(z, "b d ... -> (b ...) d").contiguous())
+        # In one copy, as all that reads rows of a view is slow; of three axes, as torch copies a transposed
+        # matrix on one thread.
+        rows = rearrange(z, "b d ... -> b (...) d").contiguous().flatten(0, 1)
+        return _project(self.project_in, rows)
 
     def to_grid(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """rows: (B · positions, width) → z_q: (B, dim, *grid), B and grid as in `shape` (B, any, *grid)."""

@@ -118,11 +118,13 @@ class VQ(Projected):
         self.estimate = ESTIMATORS[config.gradient]
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
-        if self.training:  # in eval mode the search looks itself
-            require_finite(z, "z_e", step)
         with torch.autocast(z.device.type, enabled=False):
             z_e, vectors = self.to_rows(z), self.codebook.vectors
-            codes = nearest(z_e, vectors)
+            try:
+                codes = nearest(z_e, vectors)
+            except ValueError:
+                require_finite(z, "z_e", step)  # knows the step
+                raise
             e = F.embedding(codes, vectors).to(z_e.dtype)
             # β pulls z_e to its entry and never the entry to z_e (section 3.2): that is for the moving
             # average, or for the codebook loss (equation 3).
