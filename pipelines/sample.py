@@ -20,6 +20,7 @@ from pipelines.sound_report import listening_page, mel_sheet, write_wavs
 from pipelines.training import quiet_logging
 from prior import Prior
 from prior.continuation import continue_codes
+from prior.decoder import Weights
 from prior.sampling import Choice, SamplingOptions
 from tokenizer import Tokenizer
 from tokenizer.config import require
@@ -65,6 +66,12 @@ class SampleOptions:
     """Classifier-free guidance: above 1 follows the label more closely. Needs labels."""
     cfg_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Guidance from the first code on, or growing from none to --cfg-scale at the last one."""
+    weights: Weights = "full"
+    """How the prior reads its weights: as they are; in bf16, faster for batches; or rounded to int8, faster
+    for one sample at once (on a CPU). Both draw a little other codes."""
+    compile: bool = False
+    """Compile the loops that draw one or two samples at once on a CPU (needs numba); the first one then takes
+    some seconds, and long ones, or many, less in all."""
     seed: int = 0
     """Decides all noise."""
     batch_size: int = 64
@@ -109,6 +116,7 @@ def main() -> None:
 
 def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[tuple[str, Tensor]]:
     """Per label its name and samples (num, C, *size) in [-1, 1]."""
+    prior = prior.for_sampling(options.weights, options.compile)
     labels = prior.config.class_names if options.label == ("all",) else options.label
     if options.label == ("all",) and not labels:
         raise ValueError("--label all: this prior has no classes")
@@ -187,9 +195,13 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor
         ("min-p", options.min_p, None),
         ("cfg-scale", options.cfg_scale, 1.0),
         ("cfg-schedule", options.cfg_schedule, "constant"),
+        ("weights", options.weights, "full"),
+        ("compile", options.compile, False),
     ):
         if value != neutral:
-            raise ValueError(f"--{name} is for priors; a VAE has no classes and no codes to choose from")
+            raise ValueError(
+                f"--{name} is for priors; a VAE is no prior, and has no classes and no codes to choose from"
+            )
     if options.prefix:
         raise ValueError("--prefix is for priors; a VAE draws the whole at once")
     size = tok.modality.size

@@ -1,16 +1,17 @@
-"""Drawing codes one step of the pattern after the other: the loop, its cache, guidance, and what stays fixed.
+"""Drawing codes one step of the pattern after the other: the loop, guidance, and what stays fixed.
 
-Left out: choosing a code from logits (`sampling.py`), and the forms that users give things in (`inputs.py`).
+Left out: the network (`decoder.py`), choosing a code from logits (`sampling.py`), and the forms that users
+give things in (`inputs.py`).
 """
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from prior.decoder import Decoder, Prepared
+from prior.decoder_cpu import CompiledDecoder, serves
 from prior.inputs import UNCONDITIONAL
-from prior.layers import KeyValueCache, at_least_float32
 from prior.sampling import Choice, Generators, draw, uniform_table
 
 if TYPE_CHECKING:
@@ -58,18 +59,23 @@ def generate(
         return codes
     first, last = taken[0], taken[-1]
     layout = pattern.layout()
-    caches = [KeyValueCache(last + 1) for _ in prior.blocks]
-    x = prior.inputs(sequence[:, :first].repeat(copies, 1, 1), classes)
-    for step in range(first, last + 1):
-        hidden = prior.hidden(x, caches=caches)[:, -1]
-        for q, (book, _) in enumerate(layout[step]):
-            if some[step][q]:
-                logits = at_least_float32(F.linear(hidden, prior.head[book]))
-                if guided:
-                    cond, uncond = logits.chunk(2)
-                    logits = uncond + choice.guidance(step / max(1, pattern.num_steps - 1)) * (cond - uncond)
-                new = draw(choice.probabilities(logits), uniform[:, step, q])
-                old = sequence[:, step, q]
-                sequence[:, step, q] = new if every[step][q] else new.where(drawn[:, step, q], old)
-        x = prior.embed(sequence[:, step : step + 1].repeat(copies, 1, 1), step)
+    prepared, rows = prior.prepared or Prepared(prior), copies * len(codes)
+    of_kind = CompiledDecoder if serves(prior, prepared, rows) else Decoder
+    with of_kind(prior, prepared, rows, last + 1) as decoder:
+        x = prior.inputs(sequence[:, :first].repeat(copies, 1, 1), classes)
+        for step in range(first, last + 1):
+            hidden = decoder.advance(x)
+            for q, (book, _) in enumerate(layout[step]):
+                if some[step][q]:
+                    logits = decoder.logits(hidden, book)
+                    if guided:
+                        cond, uncond = logits.chunk(2)
+                        logits = uncond + choice.guidance(step / max(1, pattern.num_steps - 1)) * (
+                            cond - uncond
+                        )
+                    new = draw(choice.probabilities(logits), uniform[:, step, q])
+                    old = sequence[:, step, q]
+                    sequence[:, step, q] = new if every[step][q] else new.where(drawn[:, step, q], old)
+            latest = sequence[:, step : step + 1]
+            x = prior.embed(latest.repeat(copies, 1, 1) if guided else latest, step)
     return pattern.to_codes(sequence)

@@ -1,6 +1,7 @@
-"""The transformer's parts: a pre-norm block of rotary, QK-normalised attention and SwiGLU, and its cache.
+"""The transformer's parts: a pre-norm block of rotary, QK-normalised attention and SwiGLU.
 
-Left out: embeddings, heads and the order of codes, which are in model.py and patterns.py.
+Left out: embeddings, heads and the order of codes, which are in model.py and patterns.py, and the same blocks
+for sampling, one step after the other (`decoder.py`).
 """
 
 import torch
@@ -42,26 +43,6 @@ def normalise(x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
     return F.rms_norm(at_least_float32(x), norm.normalized_shape, weight, norm.eps)
 
 
-class KeyValueCache:
-    """Keys and values of one layer: room for `num_steps`, taken at the first call, filled from the front."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-        self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v (B, heads, n, head_dim) of the next n steps → views of those of all steps so far."""
-        if self._keys is None or self._values is None:
-            room = (*k.shape[:2], self.num_steps, k.shape[3])
-            self._keys, self._values = k.new_empty(room), v.new_empty(room)
-        start, self.length = self.length, self.length + k.shape[2]
-        self._keys[:, :, start : self.length] = k
-        self._values[:, :, start : self.length] = v
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
-
-
 class Attention(nn.Module):
     """Causal self-attention; queries and keys are normalised if asked to (arXiv 2010.04245), then rotated."""
 
@@ -73,17 +54,15 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(dim // heads, eps=NORM_EPS) if qk_norm else None
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """x (B, S, dim) → (B, S, dim). With a filled cache x is one more step, S = 1."""
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+        """x (B, S, dim) → (B, S, dim)."""
         q, k, v = (
             rearrange(part, "b s (h d) -> b h s d", h=self.heads)
             for part in self.qkv(x).split(self.dim, dim=-1)
         )
         q = rotate(normalise(q, self.q_norm), rotary).to(v.dtype)
         k = rotate(normalise(k, self.k_norm), rotary).to(v.dtype)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] == k.shape[2])
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.out(rearrange(y, "b h s d -> b s (h d)"))
         return out
 
@@ -114,9 +93,7 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(dim, eps=NORM_EPS)
         self.ffn = SwiGLU(dim, ffn_dim)
 
-    def forward(
-        self, x: Tensor, rotary: Tensor, dropout: float, cache: KeyValueCache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, dropout: float) -> Tensor:
         """x (B, S, dim) → (B, S, dim)."""
-        x = x + F.dropout(self.attention(self.attention_norm(x), rotary, cache), dropout)
+        x = x + F.dropout(self.attention(self.attention_norm(x), rotary), dropout)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout)

@@ -3,8 +3,9 @@
 Left out: training, label dropout included (the script passes -1), and whatever the codes stand for.
 """
 
+import copy
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 import torch
 from einops import rearrange, reduce
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from prior.card import describe
 from prior.config import PriorConfig
+from prior.decoder import Prepared, Weights
 from prior.generation import generate
 from prior.inputs import (
     UNCONDITIONAL,
@@ -25,7 +27,7 @@ from prior.inputs import (
     label_rows,
 )
 from prior.interop import to_llama
-from prior.layers import NORM_EPS, Block, KeyValueCache, at_least_float32, rotary_table
+from prior.layers import NORM_EPS, Block, at_least_float32, rotary_table
 from prior.patterns import Pattern
 from prior.sampling import Choice, Generators, SamplingOptions
 from tokenizer.hub import HubModel
@@ -56,6 +58,9 @@ class Prior(HubModel):
     model_type = "tokenloom-prior"
     config_class = PriorConfig
     config: PriorConfig
+    # Weights for sampling, if they are to serve several calls.
+    prepared: Prepared | None = None
+    first_row: Tensor
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -63,6 +68,9 @@ class Prior(HubModel):
         self.pattern = Pattern(config.pattern, config.num_codebooks, config.grid)
         # One table per codebook, one below the other; the last class stands for "no class".
         self.code_embedding = nn.Embedding(config.num_codebooks * config.codebook_size, config.dim)
+        # Where the table of the codebook of every step's codes (S, Q) begins; 0 where it holds none.
+        first_row = self.pattern.codebook.clamp_min(0) * config.codebook_size
+        self.register_buffer("first_row", first_row, persistent=False)
         self.class_embedding = nn.Embedding(len(config.class_names) + 1, config.dim)
         # What a step is about to predict: RoPE only tells where its input stands.
         self.target_embedding = (
@@ -154,6 +162,19 @@ class Prior(HubModel):
         stop = int(wanted.max()) + 1 if wanted.numel() else 0
         return generate(self, codes, free, classes, choice, generator, stop)[:, :, :size]
 
+    def for_sampling(self, weights: Weights = "full", compile: bool = False) -> Self:
+        """A copy whose `sample` and `inpaint` have their weights ready, for many calls.
+
+        `weights`: `full`, as they are; `bf16`, products in bfloat16, which is faster for batches; `int8`,
+        rounded to whole numbers, which is faster for one sequence (CPUs only). With `compile` one or two
+        sequences (with guidance: one) are drawn by compiled loops, on a CPU and in float32; the first call
+        compiles them for some seconds. Take a new copy after training: this one may go on with the weights
+        of now. Raises `ValueError` for what cannot be had here.
+        """
+        ready = copy.copy(self)
+        ready.prepared = Prepared(self, weights, compile)
+        return ready
+
     @torch.no_grad()
     def inpaint(
         self,
@@ -225,29 +246,32 @@ class Prior(HubModel):
 
     def embed(self, sequence: Tensor, start: int) -> Tensor:
         """Codes (B, n, Q) of the steps from `start` on → embeddings (B, n, dim), summed over each step."""
-        book = self.pattern.codebook[start : start + sequence.shape[1]]
-        x: Tensor = self.code_embedding((book * self.config.codebook_size + sequence).clamp_min(0))
+        table = self.code_embedding.weight
+        rows = sequence + self.first_row[start : start + sequence.shape[1]]
         if self.pattern.width == 1:
-            return x.squeeze(2)
+            return F.embedding(rows[:, :, 0], table)
+        x = F.embedding(rows.clamp_min(0), table)
         return (x * (sequence >= 0)[..., None]).sum(dim=2)
 
-    def hidden(self, x: Tensor, dropout: float = 0.0, caches: list[KeyValueCache] | None = None) -> Tensor:
-        """Inputs (B, n, dim), following those in `caches` if given → last hidden layer (B, n, dim)."""
-        start = caches[0].length if caches else 0
+    def hidden(self, x: Tensor, dropout: float = 0.0) -> Tensor:
+        """Inputs (B, n, dim) of the first n steps → last hidden layer (B, n, dim)."""
+        steps = x.shape[1]
+        if self.target_embedding is not None:
+            x = x + self.target_embedding[:steps]
+        x, table = F.dropout(x, dropout), self.rotary()[:steps]
+        for block in self.blocks:
+            x = block(x, table, dropout)
+        y: Tensor = self.norm(x)
+        return y
+
+    def rotary(self) -> Tensor:
+        """By what channels turn at each step, (S, channels of a head / 2) complex."""
         # An input stands where the step before stands, the class before all of them.
         positions = self.pattern.coordinates
         if self.config.rotary == "sequence":
             positions = torch.arange(len(positions), device=positions.device)[:, None]
         coordinates = F.pad(positions[:-1], (0, 0, 1, 0), value=-1)
-        table = rotary_table(coordinates, self.config.dim // self.config.heads, self.config.rope_theta)
-        steps = slice(start, start + x.shape[1])
-        if self.target_embedding is not None:
-            x = x + self.target_embedding[steps]
-        x = F.dropout(x, dropout)
-        for i, block in enumerate(self.blocks):
-            x = block(x, table[steps], dropout, caches[i] if caches else None)
-        y: Tensor = self.norm(x)
-        return y
+        return rotary_table(coordinates, self.config.dim // self.config.heads, self.config.rope_theta)
 
     def _classes(self, label: Label, batch_size: int) -> Tensor:
         return label_rows(label, batch_size, self.config.class_names, self.head.device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prior import Prior, PriorConfig
+from prior.decoder import Decoder
 from prior.patterns import PATTERNS
 from prior.sampling import draw, probabilities
 
@@ -267,13 +268,13 @@ def test_a_prefix_stays_and_the_rest_goes_on_from_it(config: PriorConfig) -> Non
 def test_a_beginning_alone_is_that_of_the_whole(config: PriorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = random_prior(config)
     passes: list[int] = []
-    hidden = prior.hidden
+    advance = Decoder.advance
 
-    def counted(*arguments: Any, **options: Any) -> Tensor:
+    def counted(decoder: Decoder, x: Tensor) -> Tensor:
         passes.append(1)
-        return hidden(*arguments, **options)
+        return advance(decoder, x)
 
-    monkeypatch.setattr(prior, "hidden", counted)
+    monkeypatch.setattr(Decoder, "advance", counted)
 
     def sample(prefix: Tensor | None = None, size: int | None = None) -> Tensor:
         passes.clear()

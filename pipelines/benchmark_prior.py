@@ -1,0 +1,176 @@
+"""The benchmark `prior`: speed of sampling and of training beside transformers' Llama, of the same weights.
+
+Left out: quality; both have the same logits, and `evaluate.py` measures a prior.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipelines.benchmarking import (
+    Spread,
+    benchmark,
+    chosen_device,
+    in_turns,
+    machine,
+    plain,
+    print_table,
+    ratios,
+    spread,
+    synchronizer,
+)
+from prior import Prior, PriorConfig
+from prior.decoder import WEIGHTS
+from prior.decoder_kernels import installed
+from tokenizer.config import require
+from tokenizer.distributed import keyed_generator
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+PEER = "transformers"
+READING = "reading the weights"
+Jobs = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class PriorBenchmark:
+    """Options of benchmark.py prior. The defaults make a model of 26 M parameters."""
+
+    codes: int = 256
+    """Codes of an item."""
+    codebook_size: int = 1024
+    """Entries N of the codebook."""
+    dim: int = 512
+    """Width of the transformer."""
+    depth: int = 8
+    """Number of transformer blocks."""
+    heads: int = 8
+    """Attention heads."""
+    batch_sizes: tuple[int, ...] = (1, 16)
+    """Items drawn at once, one measurement each."""
+    turns: int = 10
+    """Timed turns; 10 or more for numbers that go elsewhere."""
+    warm_up: int = 1
+    """Turns before them that do not count."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    output: Path | None = None
+    """Folder for benchmark-prior.json."""
+
+    def __post_init__(self) -> None:
+        require(len(self.batch_sizes) > 0, "batch_sizes is empty, expected one or more")
+        require(min(self.batch_sizes) >= 1, f"batch_sizes are {self.batch_sizes}, expected 1 or more each")
+        require(self.turns >= 1, f"turns is {self.turns}, expected 1 or more")
+        require(self.warm_up >= 0, f"warm_up is {self.warm_up}, expected 0 or more")
+        require(self.codes >= 1, f"codes is {self.codes}, expected 1 or more")
+
+
+def build(options: PriorBenchmark, device: torch.device) -> Prior:
+    """A prior that a Llama can equal, with normal weights."""
+    prior = Prior(
+        PriorConfig(
+            codebook_size=options.codebook_size,
+            grid=(options.codes,),
+            dim=options.dim,
+            depth=options.depth,
+            heads=options.heads,
+            rope_theta=10000.0,
+            rotary="sequence",
+            qk_norm=False,
+            target_embedding=False,
+        )
+    )
+    generator = keyed_generator(0, "weights")
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.02, generator=generator)
+    return prior.eval().to(device)
+
+
+def llama_sampler(llama: "LlamaForCausalLM", batch: int, codes: int) -> Callable[[], Tensor]:
+    """`generate` with its cache, drawing from the whole distribution as ours does."""
+    size = llama.config.vocab_size
+    start = torch.full((batch, 1), size - 1, device=llama.device)
+
+    def draw() -> Tensor:
+        drawn: Tensor = llama.generate(  # type: ignore[operator]
+            start,
+            attention_mask=torch.ones_like(start),
+            max_new_tokens=codes,
+            min_new_tokens=codes,
+            do_sample=True,
+            top_k=0,
+            pad_token_id=0,
+        )
+        return drawn
+
+    return draw
+
+
+def sampling_jobs(prior: Prior, batch: int, device: torch.device) -> Jobs:
+    """What is timed: ours with weights of every form, `generate` with two, and reading all weights once for
+    each code."""
+    forms = [form for form in WEIGHTS if form != "int8" or device.type == "cpu"]
+    found: Jobs = {}
+    for form in forms:
+        ready = prior.for_sampling(form, compile=device.type == "cpu" and installed())
+        found[f"tokenloom {form}"] = lambda ready=ready: ready.sample(batch)  # type: ignore[misc]
+    codes = prior.config.num_codes
+    found["generate full"] = llama_sampler(prior.to_transformers(), batch, codes)
+    found["generate bf16"] = llama_sampler(prior.to_transformers().bfloat16(), batch, codes)
+    weights = torch.cat([p.detach().flatten() for p in prior.parameters()])
+    found[READING] = lambda: [weights.sum() for _ in range(codes)]
+    return found
+
+
+def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.device) -> dict[str, Any]:
+    """Milliseconds for each code, how many times as fast as `generate` of full and of the same weights, and
+    the share of the bandwidth: the least time that reading the weights takes, over the time taken."""
+    jobs = sampling_jobs(prior, batch, device)
+    seconds = in_turns(jobs, options.turns, options.warm_up, synchronizer(device))
+    size = {"full": 1.0, "bf16": 1 / 2, "int8": 1 / 4}
+    rows: dict[str, dict[str, Spread]] = {}
+    for name, values in seconds.items():
+        rows[name] = {"ms": spread([1000 * s / options.codes for s in values])}
+        if name == READING:
+            continue
+        form = name.split()[1]
+        rows[name]["faster"] = ratios(seconds["generate full"], values)
+        rows[name]["bandwidth"] = ratios(seconds[READING], values, scale=size[form])
+    return rows
+
+
+@benchmark(
+    "prior",
+    PriorBenchmark,
+    "Speed of sampling from a prior beside generate of transformers (tokenloom[bench]), of equal weights.",
+)
+def measure(options: PriorBenchmark) -> dict[str, Any]:
+    """Compare at every batch size."""
+    if not find_spec(PEER):
+        raise ValueError(f"this benchmark compares with {PEER}; pip install 'tokenloom[bench]'")
+    device = chosen_device(options.device)
+    prior = build(options, device)
+    where = machine(device, PEER, "numba")
+    millions = sum(p.numel() for p in prior.parameters()) / 1e6
+    print(f"{where['device']}, {where['threads']} threads; {millions:.1f} M parameters\n")
+    results = {}
+    for batch in options.batch_sizes:
+        rows = results[str(batch)] = sampling(options, prior, batch, device)
+        print_table(
+            f"Drawing {options.codes} codes of {batch} at once: median over turns (least..greatest)",
+            [
+                ("", "ms per step", "times as fast as generate", "share of bandwidth"),
+                *((n, r["ms"], r.get("faster", ""), r.get("bandwidth", "")) for n, r in rows.items()),
+            ],
+        )
+    print("  ".join(f"{k} {v}" for k, v in where["versions"].items()))
+    print(f"{where['command']}\n")
+    return {**where, "turns": options.turns, "parameters_m": millions, "sampling": plain(results)}

@@ -1,0 +1,234 @@
+"""The decoder: one step after the other gives what whole passes give, in every form of the weights."""
+
+import dataclasses
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prior import Prior, PriorConfig
+from prior.decoder import WEIGHTS, Decoder, Int8, Prepared
+from prior.decoder_cpu import CompiledDecoder
+from prior.decoder_kernels import installed
+from prior.patterns import PATTERNS
+
+needs_numba = pytest.mark.skipif(not installed(), reason="numba is not installed")
+
+CONFIG = PriorConfig(codebook_size=40, grid=(4, 4), class_names=("a", "b"), dim=64, depth=3, heads=4)
+VARIANTS = [
+    CONFIG,
+    dataclasses.replace(CONFIG, qk_norm=False, target_embedding=False, rotary="sequence"),
+    dataclasses.replace(CONFIG, num_codebooks=3, grid=(6,), pattern="delay"),
+]
+
+
+def random_prior(config: PriorConfig = CONFIG, scale: float = 0.1) -> Prior:
+    generator = torch.Generator().manual_seed(0)
+    prior = Prior(config).eval()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return prior
+
+
+def codes_of(config: PriorConfig, batch: int) -> Tensor:
+    shape = (batch, config.num_codebooks, *config.grid)
+    return torch.randint(config.codebook_size, shape, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def both_logits(
+    prior: Prior, weights: Any, batch: int, first: int, kind: type[Decoder] = Decoder
+) -> tuple[Tensor, Tensor]:
+    """Logits (S', B, N) of the first codebook from step `first` on, by a decoder and by whole passes."""
+    sequence = prior.pattern.to_sequence(codes_of(prior.config, batch))
+    x = prior.inputs(sequence[:, :-1], torch.zeros(batch, dtype=torch.int64))
+    parts = [x[:, :first], *x[:, first:].split(1, dim=1)]
+    ours = []
+    with kind(prior, Prepared(prior, weights, compiled=True), batch, x.shape[1]) as decoder:
+        for part in parts:
+            hidden = decoder.advance(part)
+            step = decoder.length - 1
+            held = bool((prior.pattern.codebook[step] == 0).any())
+            ours.append(decoder.logits(hidden, 0).clone() if held else torch.zeros(batch, 40))
+    whole = prior.hidden(x)[:, first - 1 :] @ prior.head[0].T
+    whole *= (prior.pattern.codebook == 0).any(1)[first - 1 :, None]
+    return torch.stack(ours), whole.transpose(0, 1)
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("first", [1, 4])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(("weights", "off"), [("full", 1e-5), ("bf16", 0.05), ("int8", 0.05)])
+def test_steps_give_what_whole_passes_give(
+    config: PriorConfig, first: int, batch: int, weights: str, off: float
+) -> None:
+    ours, whole = both_logits(random_prior(config), weights, batch, first)
+    error = (ours - whole).std() / whole.std()
+    assert error < off
+    assert weights == "full" or error > 1e-4  # it is another form
+
+
+@needs_numba
+@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("first", [1, 4])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("weights", "off"), [("full", 1e-5), ("bf16", 0.05), ("int8", 0.05)])
+def test_compiled_steps_give_what_whole_passes_give(
+    config: PriorConfig, first: int, batch: int, threads: int, weights: str, off: float
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours, whole = both_logits(random_prior(config), weights, batch, first, CompiledDecoder)
+    finally:
+        torch.set_num_threads(before)
+    error = (ours - whole).std() / whole.std()
+    assert error < off
+    assert weights == "full" or error > 1e-4
+
+
+@needs_numba
+def test_threads_end_when_drawing_stops_early() -> None:
+    prior = random_prior()
+    x = torch.zeros(1, 1, CONFIG.dim)
+    before = threading.active_count()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        CompiledDecoder(prior, Prepared(prior, "full", True), 1, 9) as decoder,
+    ):
+        decoder.advance(x)
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+
+
+@needs_numba
+def test_few_sequences_are_drawn_by_the_compiled_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = random_prior()
+    plain = prior.sample(1, 1, generator=torch.Generator().manual_seed(0))
+    steps: list[int] = []
+    advance = CompiledDecoder.advance
+
+    def counted(decoder: CompiledDecoder, x: Tensor) -> Tensor:
+        steps.append(1)
+        return advance(decoder, x)
+
+    monkeypatch.setattr(CompiledDecoder, "advance", counted)
+    fast = prior.for_sampling(compile=True)
+    assert torch.equal(fast.sample(1, 1, generator=torch.Generator().manual_seed(0)), plain)
+    assert len(steps) == 16
+    fast.sample(2, 1, cfg_scale=2.0)  # four sequences
+    prior.double().for_sampling(compile=True).sample(1)
+    assert len(steps) == 16
+
+
+def test_weights_of_bf16_stay_so() -> None:
+    prior = random_prior().bfloat16()
+    ours, whole = both_logits(prior, "full", 5, 1)
+    assert ours.dtype == torch.float32
+    assert (ours - whole.float()).std() / whole.float().std() < 0.05
+
+
+def test_int8_rounds_to_the_nearest_step() -> None:
+    weight = (
+        torch.randn(5, 32, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 3, 5)[:, None]
+    )
+    weight[2] = 0
+    matrix = Int8(weight)
+    back = matrix.weight.float() * matrix.scale[:, None].float()
+    # Half a step, and for the largest what rounding of the scale cuts off.
+    assert bool(((back - weight).abs() <= 0.75 * matrix.scale[:, None].float()).all())
+    assert bool((back[2] == 0).all())
+    eye = torch.eye(32)
+    assert torch.equal(matrix(eye).float(), back.T.bfloat16().float())
+
+
+@pytest.mark.parametrize("width", [6, 16, 24, 40])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_int8_takes_rows_of_any_width(width: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(33, width, generator=generator), torch.randn(rows, width, generator=generator)
+    assert (Int8(weight)(x).float() - x @ weight.T).abs().max() < 0.2
+
+
+def sampled(prior: Prior, batch: int, parts: list[int]) -> Tensor:
+    generators = [torch.Generator().manual_seed(i) for i in range(batch)]
+    drawn, start = [], 0
+    for part in parts:
+        drawn.append(prior.sample(part, 1, generator=generators[start : start + part], cfg_scale=1.5))
+        start += part
+    return torch.cat(drawn)
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_codes_do_not_depend_on_how_the_batch_is_split(pattern: str) -> None:
+    prior = random_prior(dataclasses.replace(CONFIG, num_codebooks=2, pattern=pattern))
+    exact = prior.double()
+    whole = sampled(exact, 6, [6])
+    for parts in ([1] * 6, [2, 4], [5, 1]):
+        assert torch.equal(sampled(exact, 6, parts), whole)
+
+
+def test_one_table_of_chance_serves_all_parts_of_a_batch() -> None:
+    prior = random_prior().double()
+    whole = prior.sample(6, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(torch.cat([prior.sample(n, generator=generator) for n in (1, 3, 2)]), whole)
+
+
+def test_in_float32_hardly_a_code_depends_on_the_split() -> None:
+    prior = random_prior()
+    whole = sampled(prior, 64, [64])
+    # A code differs where a uniform number falls between two roundings of one cumulative sum; those after it
+    # follow from another past.
+    different = (sampled(prior, 64, [1] * 64) != whole).flatten(1).any(1).float().mean()
+    assert different < 0.05
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_copy_for_sampling_is_a_prior_with_weights_of_its_own(weights: Any) -> None:
+    prior = random_prior()
+    fast = prior.for_sampling(weights)
+
+    def sample(model: Prior) -> Tensor:
+        return model.sample(1, "b", generator=torch.Generator().manual_seed(0))
+
+    before = sample(fast)
+    assert prior.prepared is None
+    if weights == "full":
+        assert torch.equal(before, sample(prior))
+    codes = codes_of(CONFIG, 2)
+    assert torch.equal(fast.nll(codes, 1), prior.nll(codes, 1))
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[1] = True
+    assert torch.equal(fast.inpaint(codes, mask)[:, :, 2:], codes[:, :, 2:])
+    if weights != "full":
+        with torch.no_grad():
+            for parameter in prior.parameters():
+                if parameter.ndim == 2:
+                    parameter.copy_(parameter.flip(0))
+        assert fast.prepared is not None
+        layers, _, _ = fast.prepared.layers(fast, 1)
+        assert layers[0].qkv is fast.prepared.layers(fast, 64)[0][0].qkv
+
+
+def test_compiled_loops_without_numba_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prior.decoder.installed", lambda: False)
+    with pytest.raises(ValueError, match=r"compile: needs numba; pip install 'tokenloom\[fast\]'"):
+        random_prior().for_sampling(compile=True)
+
+
+def test_what_another_device_has_not_is_refused() -> None:
+    prior = random_prior().to("meta")
+    with pytest.raises(ValueError, match="weights: int8 is for CPUs, and this prior is on meta"):
+        prior.for_sampling("int8")
+    with pytest.raises(ValueError, match="compile: the loops are for CPUs, and this prior is on meta"):
+        prior.for_sampling(compile=True)
+
+
+def test_unknown_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights: unknown 'int4'; known: full, bf16, int8"):
+        random_prior().for_sampling("int4")  # type: ignore[arg-type]
