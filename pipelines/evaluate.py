@@ -20,6 +20,7 @@ from pipelines.encode_dataset import sound_codes
 from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
 from pipelines.kid import evaluate_kid, load_features
 from pipelines.models import load_models
+from pipelines.prior_positions import NAME as POSITIONS
 from pipelines.prior_positions import Positions, measure_positions, write_positions
 from pipelines.rate_distortion import rate_distortion_table
 from pipelines.sound_evaluation import Measured, evaluate_sound
@@ -35,6 +36,18 @@ from tokenizer.files import write_atomically
 from tokenizer.sound_metrics import INSTALL, available
 
 logger = logging.getLogger(__name__)
+
+# What an evaluation may write, not all of which every one does.
+RESULTS = (
+    "metrics.json",
+    "reconstructions.png",
+    "reconstructions.html",
+    "codebook.png",
+    "rate_distortion.json",
+    "rate_distortion.png",
+    f"{POSITIONS}.json",
+    f"{POSITIONS}.png",
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,8 @@ def main() -> None:
         metrics |= evaluate_kid(network, tok, prior, examples, options.batch_size)
     if accelerator.is_main_process:
         options.output.mkdir(parents=True, exist_ok=True)
+        for name in RESULTS:  # of an earlier evaluation, perhaps of another model
+            (options.output / name).unlink(missing_ok=True)
         text = json.dumps(metrics, indent=2) + "\n"
         write_atomically(options.output / "metrics.json", lambda p: p.write_text(text, encoding="utf-8"))
         if isinstance(examples, Clips):

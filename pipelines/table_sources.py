@@ -29,6 +29,7 @@ from pipelines.sources import (
 )
 
 EMBEDDED = "embedded:"
+CREDIT = " The data and their licence: pipelines/embedded/LICENSES.md of tokenloom."
 LABEL_NAMES = ("label", "labels")
 
 
@@ -62,6 +63,11 @@ class Rows:
             with fsspec.open(path, "rb") as file:
                 return file.read()
         return Path(path)
+
+
+def credit(path: str) -> str:
+    """A sentence for the cards of what is trained on `path`, if that is embedded data."""
+    return CREDIT if path.startswith(EMBEDDED) else ""
 
 
 def read_embedded(config: DataConfig, kind: Kind) -> Found:

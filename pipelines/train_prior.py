@@ -18,6 +18,7 @@ from pipelines.options import PriorTraining
 from pipelines.presets import PRIORS
 from pipelines.report import loss_plot, progress
 from pipelines.run_folder import MetricsLog, command_line, run_folder
+from pipelines.table_sources import credit
 from pipelines.tokens import Rows, TokenInfo, read_tokens, token_batches
 from pipelines.training import (
     WeightAverage,
@@ -205,7 +206,8 @@ def finish(
             metrics=metrics,
             notes=f"Trained on {len(splits['train'])} {unit}, measured on {len(splits['held_out'])}; "
             f"train_bits_per_code is of as many training {unit}: the difference is what it memorised."
-            + length,
+            + length
+            + credit(info.source),
         )
         prior.save_pretrained(options.output, card)
         summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())

@@ -20,6 +20,7 @@ from pipelines.presets import TOKENIZERS
 from pipelines.report import progress
 from pipelines.run_folder import MetricsLog, command_line, run_folder
 from pipelines.sound_evaluation import evaluate_sound, headline
+from pipelines.table_sources import credit
 from pipelines.training import (
     WeightAverage,
     mean_over_processes,
@@ -38,8 +39,6 @@ from tokenizer.hub import CardInfo, push_folder
 from tokenizer.perceptual import Perceptual, load_perceptual
 
 logger = logging.getLogger(__name__)
-
-EMBEDDED_CREDIT = " The data and their licence: pipelines/embedded/LICENSES.md of tokenloom."
 
 
 def main() -> None:
@@ -175,7 +174,7 @@ def finish(
             command=command_line(options.output),
             metrics=metrics,
             notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held out."
-            + (EMBEDDED_CREDIT if options.data.path.startswith(EMBEDDED) else ""),
+            + credit(options.data.path),
         )
         tok.save_pretrained(options.output, card)
         summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())

@@ -46,14 +46,16 @@ class CompiledDecoder(Decoder):
         norms = [norm for layer in self.layers for norm in (layer.attention_norm, layer.ffn_norm)]
         of_heads = [layer.qk_norm for layer in self.layers if layer.qk_norm is not None]
         self.books = prior.pattern.codebook.numpy()
-        self.hidden, self.h, y = (np.zeros((rows, config.dim), np.float32) for _ in range(3))
+        self.hidden = torch.zeros(rows, config.dim)
+        self.h, y = np.zeros((2, rows, config.dim), np.float32)
+        self.slots = [{book: q for q, book in enumerate(held)} for held in self.books.tolist()]
         self.out = torch.zeros(self.books.shape[1], rows, config.codebook_size)
         self.signals = np.zeros(SIGNALS, np.int64)
         self.kernel = step_kernel(prepared.weights)
         self.arguments = (
             self.signals,
             self.h,
-            self.hidden,
+            self.hidden.numpy(),
             y,
             np.zeros((rows, config.ffn_dim), np.float32),
             self.cache.numpy(),
@@ -89,7 +91,7 @@ class CompiledDecoder(Decoder):
             if worker.done():  # before the last step: only an error ends it
                 worker.result()
         self._run(0, step, step + 1)
-        return torch.from_numpy(self.hidden)
+        return self.hidden
 
     def _start(self) -> None:
         """Have the other threads take part from now on."""
@@ -105,7 +107,7 @@ class CompiledDecoder(Decoder):
     def logits(self, hidden: Tensor, codebook: int) -> Tensor:
         if self.origin < 0:
             return super().logits(hidden, codebook)
-        return self.out[self.books[self.length - 1].tolist().index(codebook)]
+        return self.out[self.slots[self.length - 1][codebook]]
 
 
 def stored(matrix: Matrix) -> Tensor:

@@ -93,6 +93,8 @@ def probabilities(
     logits = logits.double()
     if temperature == 0:
         temperature, top_k = 1.0, 1
+    if temperature == 1 and top_k is None and top_p is None and min_p is None:
+        return logits.softmax(dim=-1)
     # With the maximum at 0 no temperature, however small, can overflow.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     if min_p is not None:

@@ -192,7 +192,9 @@ def test_dead_learnt_entries_move_to_vectors_of_the_batch(update: str, distance:
     moved = [k for k in range(16) if not torch.allclose(after[k], before[k], atol=1e-12)]
     assert moved == [3, 7]
     assert (after[[3, 7], None] - seen).norm(dim=2).amin(1).max() < 1e-9
-    assert bottleneck.events()[0].startswith("revived 2 codebook entries used below 0.1 of uniform use")
+    assert bottleneck.events()[0].startswith(
+        "revived 2 codebook entries since the last report, used below 0.1"
+    )
 
 
 def test_what_counts_as_dead_follows_from_the_update_unless_it_is_given() -> None:

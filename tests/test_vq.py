@@ -137,7 +137,10 @@ def test_dead_entries_move_to_vectors_of_the_batch_with_fresh_statistics() -> No
     torch.testing.assert_close(state.entries[1], before.entries[1])
     assert state.ema_count[1].item() == pytest.approx(0.45)
     assert not any((rows == state.entries[k]).all(dim=1).any() for k in (1, 3, 4, 5))
-    revived_two = "revived 2 codebook entries used below 0.1 of uniform use: moved to vectors of the batch"
+    revived_two = (
+        "revived 2 codebook entries since the last report, used below 0.1 of uniform use: "
+        "moved to vectors of the batch"
+    )
     assert bottleneck.events() == [revived_two]
     assert bottleneck.events() == []
     revived = state.entries[[0, 2]].clone()

@@ -201,8 +201,8 @@ class Codebook(nn.Module):
         events, self._events = self._events, []
         if revived := int(self._revived):
             events.append(
-                f"revived {revived} codebook entries used below {self.revive_below:g} of uniform use: moved "
-                "to vectors of the batch"
+                f"revived {revived} codebook entries since the last report, used below "
+                f"{self.revive_below:g} of uniform use: moved to vectors of the batch"
             )
             self._revived.zero_()
         return events + self.health.events()
