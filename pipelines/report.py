@@ -101,8 +101,14 @@ def image_grid(x: Tensor, columns: int = 8, scale: int = 1) -> Image.Image:
     return grid
 
 
-def reconstruction_sheet(x: Tensor, x_hat: Tensor, path: str | Path, title: str | None = None) -> None:
-    """Write a PNG of pictures x (N, C, H, W), each above its reconstruction x_hat.
+def reconstruction_sheet(
+    x: Tensor,
+    x_hat: Tensor,
+    path: str | Path,
+    title: str | None = None,
+    names: tuple[str, str] = ("original", "rebuilt"),
+) -> None:
+    """Write a PNG of pictures x (N, C, H, W), each above its reconstruction x_hat, with `names` at the left.
 
     Small pictures are enlarged by a whole factor. `ValueError` for unequal shapes or no pictures.
     """
@@ -113,7 +119,7 @@ def reconstruction_sheet(x: Tensor, x_hat: Tensor, path: str | Path, title: str 
     rows = math.ceil(len(x) / max(1, 1200 // (x.shape[-1] * scale)))
     per_row = math.ceil(len(x) / rows)
     pairs = zip(x.split(per_row), x_hat.split(per_row), strict=True)
-    lines = [line for above, below in pairs for line in (("original", above), ("rebuilt", below))]
+    lines = [line for above, below in pairs for line in zip(names, (above, below), strict=True)]
     _write_sheet(lines, scale, path, title, group=2)
 
 

@@ -4,7 +4,6 @@ Left out: measures of the samples (`evaluate.py`).
 """
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from pipelines.cli import parse, run
 from pipelines.models import load_models
-from pipelines.report import progress, sample_sheet
-from pipelines.sound_report import listening_page, mel_sheet, write_wavs
+from pipelines.neighbours import training_items, write_neighbours
+from pipelines.report import progress
+from pipelines.sample_files import SHEET, Drawn, write_samples
 from pipelines.training import quiet_logging
 from prior import Prior
 from prior.continuation import continue_codes
@@ -28,11 +28,8 @@ from tokenizer.distributed import keyed_generator
 
 logger = logging.getLogger(__name__)
 
-# Pictures in a line of the sheet; a class with more takes several lines.
-COLUMNS = 12
-SHEET, PAGE = "samples.png", "samples.html"
-# Clips of sound on the page and the sheet, and seconds of each; all are written whole as files.
-HEARD, HEARD_SECONDS = 24, 20
+# Samples from one class to another, both included.
+BETWEEN = 9
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,8 @@ class SampleOptions:
     """Samples, per label if there are labels."""
     label: tuple[str, ...] = ()
     """Class names (or numbers), each a row of the sheet; `all` is every class. Left out: no class."""
+    interpolate: tuple[str, ...] = ()
+    """Two classes: each of --num rows goes from one to the other, all of a row with the same chance."""
     temperature: float = 1.0
     """Below 1 is safer, above 1 more varied; 0 takes the likeliest codes."""
     top_k: int | None = None
@@ -72,6 +71,9 @@ class SampleOptions:
     compile: bool = False
     """Compile the loops that draw one or two samples at once on a CPU (needs numba); the first one then takes
     some seconds, and long ones, or many, less in all."""
+    tokens: str = ""
+    """Folder of the tokens that the prior learnt: each sample is shown above the training item nearest to it
+    (neighbours.png; sound: neighbours.html), so that you see what is new."""
     seed: int = 0
     """Decides all noise."""
     batch_size: int = 64
@@ -81,6 +83,10 @@ class SampleOptions:
         require(self.num >= 1, f"num is {self.num}, expected 1 or more")
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
         Choice(**self.choice)  # checks itself
+        between = self.interpolate
+        require(len(between) in (0, 2), f"interpolate is {between}, expected two classes or nothing")
+        clash = self.label or self.prefix or self.seconds
+        require(not (between and clash), "--interpolate goes without --label, --prefix and --seconds")
         seconds = self.seconds
         require(seconds is None or 0 < seconds <= 86400, f"seconds is {seconds}, expected above 0, to 86400")
 
@@ -109,14 +115,21 @@ def main() -> None:
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
     if not tok.modality.sample_rate and (options.seconds or options.prefix):
         raise ValueError("--seconds and --prefix are for sound; this tokenizer is for pictures")
-    rows = sample_prior(options, prior, tok) if prior is not None else sample_vae(options, tok)
+    # Read before anything is drawn: they may not fit.
+    items = training_items(tok, options.tokens) if options.tokens and prior is not None else None
+    if prior is None:
+        rows = sample_vae(options, tok)
+    else:
+        prior = prior.for_sampling(options.weights, options.compile)
+        rows = (interpolate if options.interpolate else sample_prior)(options, prior, tok)
     if accelerator.is_main_process:
         write_samples(options.output, tok, rows)
+        if items is not None:
+            write_neighbours(options.output, tok, rows, items)
 
 
-def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[tuple[str, Tensor]]:
-    """Per label its name and samples (num, C, *size) in [-1, 1]."""
-    prior = prior.for_sampling(options.weights, options.compile)
+def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[Drawn]:
+    """`num` samples of each label."""
     labels = prior.config.class_names if options.label == ("all",) else options.label
     if options.label == ("all",) and not labels:
         raise ValueError("--label all: this prior has no classes")
@@ -126,16 +139,31 @@ def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[t
     rows = []
     bar = progress(len(indices) * options.num, "sample")
     for name, index in zip(names, indices, strict=True):
-        parts = []
+        parts, shown = [], []
         # One stream per label, so that a sample depends neither on the other labels nor on the batch size.
         generator = keyed_generator(options.seed, index)
         for start in range(0, options.num, options.batch_size):
             count = min(options.batch_size, options.num - start)
             codes = draw_codes(options, prior, tok, count, index, prefix, generator)
-            parts.append(decoded(tok, codes).cpu())
+            parts.append(codes)
+            shown.append(decoded(tok, codes).cpu())
             bar.update(count)
-        rows.append((name, torch.cat(parts)))
+        rows.append(Drawn(name, torch.cat(shown), torch.cat(parts)))
     bar.close()
+    return rows
+
+
+def interpolate(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[Drawn]:
+    """`num` rows of `BETWEEN` samples that go from one class to another."""
+    ends = [label_number(prior, label) for label in options.interpolate]
+    name = " to ".join(options.interpolate)
+    rows = []
+    with progress(options.num, "sample") as bar:
+        for i in range(options.num):
+            generator = keyed_generator(options.seed, "interpolate", i)
+            codes = prior.interpolate(*ends, BETWEEN, generator, **options.choice)
+            rows.append(Drawn(f"{name} {i + 1}", decoded(tok, codes).cpu(), codes))
+            bar.update(1)
     return rows
 
 
@@ -182,7 +210,7 @@ def label_number(prior: Prior, label: str) -> int:
     return prior.label_index(int(label))
 
 
-def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor]]:
+def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[Drawn]:
     """`num` samples decoded from z ~ N(0, I)."""
     if tok.bottleneck.num_codebooks:
         raise ValueError(
@@ -190,11 +218,13 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor
         )
     for name, value, neutral in (
         ("label", options.label, ()),
+        ("interpolate", options.interpolate, ()),
         ("top-k", options.top_k, None),
         ("top-p", options.top_p, None),
         ("min-p", options.min_p, None),
         ("cfg-scale", options.cfg_scale, 1.0),
         ("cfg-schedule", options.cfg_schedule, "constant"),
+        ("tokens", options.tokens, ""),
         ("weights", options.weights, "full"),
         ("compile", options.compile, False),
     ):
@@ -213,50 +243,7 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[tuple[str, Tensor
     )
     with torch.no_grad():
         parts = [tok.decode_latents(z.to(tok.device), size).cpu() for z in latents.split(options.batch_size)]
-    return [("samples", torch.cat(parts))]
-
-
-def write_samples(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -> None:
-    """Every sample as a file of its own, and all of them on one sheet (pictures) or page (sound)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write = write_sounds if tok.modality.sample_rate else write_pictures
-    first = write(folder, tok, rows)
-    logger.info("%d samples in %s; look at %s", sum(len(x) for _, x in rows), folder, first)
-
-
-def write_pictures(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -> Path:
-    """samples.png (a row per class) and every picture as a PNG; returns the former's path."""
-    lines = [(name if i == 0 else "", part) for name, x in rows for i, part in enumerate(x.split(COLUMNS))]
-    used = set[str]()
-    for row, (name, x) in enumerate(rows):
-        stem = re.sub(r"[^\w-]+", "-", name)
-        stem = f"{stem}-{row}" if stem in used else stem
-        used.add(stem)
-        for i, picture in enumerate(tok.postprocess(x)):
-            picture.save(folder / f"{stem}-{i:04d}.png")
-    # The sheet comes last: a folder with it is complete.
-    sample_sheet(lines, folder / SHEET)
-    return folder / SHEET
-
-
-def write_sounds(folder: Path, tok: Tokenizer, rows: list[tuple[str, Tensor]]) -> Path:
-    """Every sample as a WAV file; samples.html to listen to the first ones, and samples.png, their
-    spectrograms. Returns the page's path."""
-    rate = tok.modality.sample_rate
-    clips = [(f"{name} {i + 1}", {"": x[i].clamp(-1, 1)}) for name, x in rows for i in range(len(x))]
-    write_wavs(folder, clips, rate)
-    each = max(1, HEARD // len(rows))  # as many of every class
-    heard = [
-        (f"{name} {i + 1}", {"": x[i, :, : HEARD_SECONDS * rate].clamp(-1, 1)})
-        for name, x in rows
-        for i in range(min(each, len(x)))
-    ][:HEARD]
-    note = (
-        f"{len(heard)} of {len(clips)} samples, at most {HEARD_SECONDS} s of each; all are files beside this."
-    )
-    listening_page(heard, rate, folder / PAGE, "Samples from the prior", [note])
-    mel_sheet(heard, rate, folder / SHEET)
-    return folder / PAGE
+    return [Drawn("samples", torch.cat(parts), None)]
 
 
 if __name__ == "__main__":

@@ -87,12 +87,14 @@ class Layer(NamedTuple):
     out: Matrix
     ffn_norm: Norm
     gate: Matrix
-    up: Matrix
+    # None: `gate` gives both, one beside the other.
+    up: Matrix | None
     down: Matrix
 
 
 class Prepared:
-    """The weights of a prior as they are now, ready for sampling: `full`, or in `bf16`, or rounded to `int8`.
+    """The weights of a prior ready for sampling, as they are at their first use: `full`, in `bf16`, or
+    rounded to `int8` (products of many rows then take bfloat16 as well).
 
     With `compiled` few sequences are drawn by compiled loops (`decoder_cpu.py`). Raises `ValueError` for int8
     or compiled loops on a device that has none, and for compiled ones without numba.
@@ -110,12 +112,10 @@ class Prepared:
             raise ValueError("compile: needs numba; pip install 'tokenloom[fast]', or leave it out")
         self.weights, self.compiled = weights, compiled
         self._made: dict[bool, tuple[list[Layer], Norm, list[Matrix]]] = {}
-        if weights != "full":
-            self.layers(prior, 1)  # now, so that what happens to the prior later does not matter
 
     def layers(self, prior: "Prior", rows: int) -> tuple[list[Layer], Norm, list[Matrix]]:
         """For products of so many rows: the layers, the norm after them, and the head of every codebook."""
-        many = rows >= MANY_ROWS and self.weights == "full"
+        many = rows >= MANY_ROWS
         if many not in self._made:
             heads = [self._matrix(head, many) for head in prior.head.detach()]
             layers = [self._layer(block, many) for block in prior.blocks]  # type: ignore[arg-type]
@@ -127,14 +127,27 @@ class Prepared:
         qk_norm = None
         if attention.q_norm is not None and attention.k_norm is not None:
             qk_norm = Norm(attention.q_norm, attention.k_norm)
-        matrices = (attention.qkv, attention.out, ffn.gate, ffn.up, ffn.out)
-        qkv, out, gate, up, down = (self._matrix(linear.weight.detach(), many) for linear in matrices)
-        return Layer(Norm(block.attention_norm), qkv, qk_norm, out, Norm(block.ffn_norm), gate, up, down)
+        linears = (attention.qkv, attention.out, ffn.gate, ffn.up, ffn.out)
+        qkv, out, gate, up, down = (linear.weight.detach() for linear in linears)
+        # Wide products are faster, but take a copy.
+        wide = [torch.cat([gate, up])] if many else [gate, up]
+        gates = [self._matrix(weight, many) for weight in wide]
+        return Layer(
+            attention_norm=Norm(block.attention_norm),
+            qkv=self._matrix(qkv, many),
+            qk_norm=qk_norm,
+            out=self._matrix(out, many),
+            ffn_norm=Norm(block.ffn_norm),
+            gate=gates[0],
+            up=None if many else gates[1],
+            down=self._matrix(down, many),
+        )
 
     def _matrix(self, weight: Tensor, many: bool) -> Matrix:
-        if self.weights == "int8":
+        if self.weights == "int8" and not many:
             return Int8(weight)
-        return Dense(weight.bfloat16() if self.weights == "bf16" else weight, many)
+        # Products of many rows are faster in bfloat16 than with int8.
+        return Dense(weight if self.weights == "full" else weight.bfloat16(), many)
 
 
 class Projections:
@@ -199,7 +212,9 @@ class Decoder:
             )
             h += layer.out(y.transpose(1, 2).reshape(-1, self.dim))
             x = layer.ffn_norm(h)
-            h += layer.down(F.silu(layer.gate(x), inplace=True).mul_(layer.up(x)))
+            gate = layer.gate(x)
+            gate, up = gate.chunk(2, dim=1) if layer.up is None else (gate, layer.up(x))
+            h += layer.down(F.silu(gate, inplace=True).mul_(up))
         return self.norm(h.view(self.rows, steps, self.dim)[:, -1])
 
     def logits(self, hidden: Tensor, codebook: int) -> Tensor:

@@ -38,6 +38,7 @@ class CompiledDecoder(Decoder):
         self.threads = max(1, min(torch.get_num_threads(), MOST_THREADS, config.heads))
         matrices: list[Matrix] = []
         for layer in self.layers:
+            assert layer.up is not None
             matrices += [layer.qkv, layer.out, layer.gate, layer.up, layer.down]
         matrices += self.codebook_heads
         numbers = [stored(matrix) for matrix in matrices]

@@ -28,14 +28,15 @@ def generate(
     stop: int | None = None,
 ) -> Tensor:
     """codes (B, K, *grid) int64 with those where `free` (B, K, *grid) bool holds drawn anew, for `classes`
-    (B,).
+    (B,) or mixtures of them (B, classes + 1), as `Prior.inputs` takes them.
 
     A code is drawn given all codes of the steps before its own, drawn or fixed. With `stop` only the steps
     before that one are taken. All chance is one table of uniform numbers (B, S, Q), a number for each code
     whether it is drawn or not. Raises `ValueError` for guidance where no class is given, and for what the
     prior has not learnt.
     """
-    guided, without_class = choice.cfg_scale != 1, classes == UNCONDITIONAL
+    guided = choice.cfg_scale != 1
+    without_class = classes == UNCONDITIONAL if classes.ndim == 1 else classes[:, -1] == 1
     if guided and bool(without_class.all()):
         raise ValueError(
             f"cfg_scale={choice.cfg_scale} needs a label to guide towards; give one, or cfg_scale=1"
@@ -48,7 +49,12 @@ def generate(
         )
     copies = 2 if guided else 1
     if guided:
-        classes = torch.cat([classes, torch.full_like(classes, UNCONDITIONAL)])
+        if classes.ndim == 1:
+            nothing = torch.full_like(classes, UNCONDITIONAL)
+        else:
+            nothing = torch.zeros_like(classes)
+            nothing[:, -1] = 1
+        classes = torch.cat([classes, nothing])
     pattern = prior.pattern
     sequence, drawn = pattern.to_sequence(codes), pattern.to_sequence(free.long()) == 1
     uniform = uniform_table(tuple(sequence.shape), generator, sequence.device)

@@ -200,6 +200,35 @@ class Prior(HubModel):
         codes, free = codes.to(self.head.device), free_codes(mask, codes)
         return generate(self, codes, free, self._classes(label, len(codes)), choice, generator)
 
+    @torch.no_grad()
+    def interpolate(
+        self,
+        first: int | str,
+        second: int | str,
+        steps: int,
+        generator: torch.Generator | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Tensor:
+        """Codes (steps, K, *grid) int64 for classes that go evenly from `first` to `second`.
+
+        What is mixed are the embeddings of the classes. All are drawn with the same uniform numbers, so that
+        they differ by the class alone. `options` are those of `sample`. Raises `ValueError` for an unknown
+        class or an argument out of range.
+        """
+        choice = Choice(**options)
+        choice.check(self.config.codebook_size)
+        if steps < 2:
+            raise ValueError(f"steps: expected 2 (both classes) or more, got {steps}")
+        share = torch.linspace(0, 1, steps, device=self.head.device)
+        classes = share.new_zeros(steps, len(self.class_embedding.weight))
+        classes[:, self.label_index(first)] += 1 - share
+        classes[:, self.label_index(second)] += share
+        source = torch.device("cpu") if generator is None else generator.device
+        seed = int(torch.randint(1 << 62, (), generator=generator, device=source))
+        streams = [torch.Generator().manual_seed(seed) for _ in range(steps)]
+        codes, _ = self._begin(None, steps)
+        return generate(self, codes, torch.ones_like(codes, dtype=torch.bool), classes, choice, streams)
+
     def label_index(self, label: int | str) -> int:
         """The number of a class given by name or number, -1 for "no class"; `ValueError` if it is unknown."""
         return label_index(label, self.config.class_names)
@@ -239,9 +268,16 @@ class Prior(HubModel):
         hidden = rearrange(hidden[:, self.pattern.step], "b k p d -> k (b p) d")
         return hidden @ self.head.mT, rearrange(codes, "b k ... -> k (b ...)")
 
-    def inputs(self, sequence: Tensor, rows: Tensor) -> Tensor:
-        """The first n steps (B, n, Q) and labels (B,) → inputs (B, 1 + n, dim): the class, then the codes."""
-        start = self.class_embedding(torch.where(rows == UNCONDITIONAL, len(self.config.class_names), rows))
+    def inputs(self, sequence: Tensor, classes: Tensor) -> Tensor:
+        """The first n steps (B, n, Q) and classes → inputs (B, 1 + n, dim): the class, then the codes.
+
+        classes: labels (B,) int64, -1 for none; or of a mixture the shares (B, classes + 1), none the last.
+        """
+        table = self.class_embedding.weight
+        if classes.is_floating_point():
+            start = classes.to(table.dtype) @ table
+        else:
+            start = F.embedding(torch.where(classes == UNCONDITIONAL, len(table) - 1, classes), table)
         return torch.cat([start[:, None], self.embed(sequence, 0)], dim=1)
 
     def embed(self, sequence: Tensor, start: int) -> Tensor:
