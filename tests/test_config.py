@@ -211,13 +211,13 @@ def test_a_member_is_read_through_its_family() -> None:
 
 def test_changed_fields_are_those_without_their_default() -> None:
     assert changed_fields(VQConfig()) == {"kind": "vq"}
-    assert changed_fields(VQConfig(codebook_size=24, decay=0.5)) == {
+    assert changed_fields(VQConfig(codebook_size=24, distance="cosine")) == {
         "kind": "vq",
         "codebook_size": 24,
-        "decay": 0.5,
+        "distance": "cosine",
     }
     # What only training reads does not count: a model whose file gives an older default still loads.
-    assert changed_fields(VQConfig(revive_below=0.1)) == {"kind": "vq"}
+    assert changed_fields(VQConfig(revive_below=0.1, decay=0.5)) == {"kind": "vq"}
     config = TokenizerConfig(bottleneck=VQConfig(dim=9))
     assert changed_fields(config) == {"bottleneck": {"kind": "vq", "dim": 9}}
     # Another member of a family counts as changed even with all its defaults.
