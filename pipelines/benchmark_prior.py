@@ -1,6 +1,6 @@
-"""The benchmark `prior`: speed of sampling and of training beside transformers' Llama, of the same weights.
+"""The benchmark `prior`: speed of sampling beside transformers' Llama with the same weights.
 
-Left out: quality; both have the same logits, and `evaluate.py` measures a prior.
+Left out: training, and quality: both have the same logits, and `evaluate.py` measures a prior.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from pipelines.benchmarking import (
 )
 from prior import Prior, PriorConfig
 from prior.decoder import WEIGHTS
-from prior.decoder_kernels import installed
+from prior.numba_products import installed
 from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
 
@@ -131,8 +131,8 @@ def sampling_jobs(prior: Prior, batch: int, device: torch.device) -> Jobs:
 
 
 def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.device) -> dict[str, Any]:
-    """Milliseconds for each code, how many times as fast as `generate` of full and of the same weights, and
-    the share of the bandwidth: the least time that reading the weights takes, over the time taken."""
+    """Milliseconds of a step, how many times as fast as `generate` with full weights, and the share of the
+    bandwidth: the time that reading the weights takes, in their form, over the time taken."""
     jobs = sampling_jobs(prior, batch, device)
     seconds = in_turns(jobs, options.turns, options.warm_up, synchronizer(device))
     size = {"full": 1.0, "bf16": 1 / 2, "int8": 1 / 4}

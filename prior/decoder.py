@@ -7,17 +7,15 @@ sequences with gradients (`layers.py`).
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior.decoder_kernels import installed
 from prior.layers import NORM_EPS, Block, at_least_float32
-
-if TYPE_CHECKING:
-    from prior.model import Prior
+from prior.network import Network
+from prior.numba_products import installed
 
 Weights = Literal["full", "bf16", "int8"]
 WEIGHTS: tuple[Weights, ...] = ("full", "bf16", "int8")
@@ -100,7 +98,7 @@ class Prepared:
     or compiled loops on a device that has none, and for compiled ones without numba.
     """
 
-    def __init__(self, prior: "Prior", weights: Weights = "full", compiled: bool = False) -> None:
+    def __init__(self, prior: Network, weights: Weights = "full", compiled: bool = False) -> None:
         if weights not in WEIGHTS:
             raise ValueError(f"weights: unknown {weights!r}; known: {', '.join(WEIGHTS)}")
         device = prior.head.device.type
@@ -113,7 +111,7 @@ class Prepared:
         self.weights, self.compiled = weights, compiled
         self._made: dict[bool, tuple[list[Layer], Norm, list[Matrix]]] = {}
 
-    def layers(self, prior: "Prior", rows: int) -> tuple[list[Layer], Norm, list[Matrix]]:
+    def layers(self, prior: Network, rows: int) -> tuple[list[Layer], Norm, list[Matrix]]:
         """For products of so many rows: the layers, the norm after them, and the head of every codebook."""
         many = rows >= MANY_ROWS
         if many not in self._made:
@@ -167,7 +165,7 @@ class Projections:
 class Decoder:
     """The blocks of `prior` for `rows` sequences of up to `steps` inputs, which come in order."""
 
-    def __init__(self, prior: "Prior", prepared: Prepared, rows: int, steps: int) -> None:
+    def __init__(self, prior: Network, prepared: Prepared, rows: int, steps: int) -> None:
         config = prior.config
         self.rows, self.dim, self.heads, self.length = rows, config.dim, config.heads, 0
         self.layers, self.norm, self.codebook_heads = prepared.layers(prior, rows)

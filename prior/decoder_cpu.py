@@ -8,7 +8,6 @@ looks at a counter until all have come. The workers do so from the first step to
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,15 +15,13 @@ from torch import Tensor
 
 from prior.decoder import MANY_ROWS, Decoder, Int8, Matrix, Prepared
 from prior.decoder_kernels import SIGNALS, STOPPED, step_kernel
-
-if TYPE_CHECKING:
-    from prior.model import Prior
+from prior.network import Network
 
 # More threads would wait longer for each other than they save.
 MOST_THREADS = 16
 
 
-def serves(prior: "Prior", prepared: Prepared, rows: int) -> bool:
+def serves(prior: Network, prepared: Prepared, rows: int) -> bool:
     """Whether these loops are there for so many sequences of this prior."""
     return prepared.compiled and prior.head.dtype == torch.float32 and rows < MANY_ROWS
 
@@ -32,7 +29,7 @@ def serves(prior: "Prior", prepared: Prepared, rows: int) -> bool:
 class CompiledDecoder(Decoder):
     """As `Decoder`, with threads that end with the context."""
 
-    def __init__(self, prior: "Prior", prepared: Prepared, rows: int, steps: int) -> None:
+    def __init__(self, prior: Network, prepared: Prepared, rows: int, steps: int) -> None:
         super().__init__(prior, prepared, rows, steps)
         config = prior.config
         self.threads = max(1, min(torch.get_num_threads(), MOST_THREADS, config.heads))

@@ -5,13 +5,11 @@ Left out: who calls them, and what is not float32 but weights.
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
-# Sums may be added in any order, as vectors do.
-FAST_MATH = {"reassoc", "contract", "nsz"}
+from prior.numba_products import FAST_MATH, intrinsics, product_kernel
+
 # Places in `signals`: how many threads came to a meeting, in all; whether workers are to stop.
 ARRIVED, STOPPED = 0, 8
 SIGNALS = 16
@@ -19,114 +17,6 @@ SIGNALS = 16
 MATRICES = 5
 # Rows of a matrix that all sequences take before the next ones are read.
 BLOCK = 32
-
-
-def installed() -> bool:
-    """Whether numba is there."""
-    return find_spec("numba") is not None
-
-
-@cache
-def _intrinsics() -> tuple[Any, Any, Any, Any]:
-    """Atomic add and load, arrays at an address, and bits of float32 as such: what numba itself has not."""
-    from llvmlite import ir
-    from numba import types
-    from numba.core.cgutils import gep_inbounds
-    from numba.extending import intrinsic
-    from numba.np.arrayobj import make_array
-
-    def pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-        data = make_array(kind)(context, builder, array).data  # type: ignore[no-untyped-call]
-        return gep_inbounds(builder, data, index)  # type: ignore[no-untyped-call]
-
-    @intrinsic
-    def arrive(typing, signals, index):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            where = pointer(context, builder, signature.args[0], *arguments)
-            return builder.atomic_rmw("add", where, ir.Constant(ir.IntType(64), 1), "seq_cst")
-
-        return types.int64(signals, index), generate
-
-    @intrinsic
-    def look(typing, signals, index):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            where = pointer(context, builder, signature.args[0], *arguments)
-            return builder.load_atomic(where, "seq_cst", 8)
-
-        return types.int64(signals, index), generate
-
-    @intrinsic
-    def at(typing, address, like):  # type: ignore[no-untyped-def]
-        kind = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]
-
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            return builder.inttoptr(arguments[0], context.get_value_type(kind))
-
-        return kind(address, like), generate
-
-    @intrinsic
-    def as_float(typing, bits):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            return builder.bitcast(arguments[0], ir.FloatType())
-
-        return types.float32(types.uint32), generate
-
-    return arrive, look, at, as_float
-
-
-@cache
-def _products(weights: str) -> Callable[..., None]:
-    """y = the products of x and the rows `first` to `last` - 1 of a matrix, of `stride` numbers each."""
-    from numba import carray, njit  # type: ignore[attr-defined]
-
-    _, _, at, as_float = _intrinsics()
-    floats = np.empty(0, np.float32)
-    like = np.empty(0, {"full": np.float32, "bf16": np.uint16, "int8": np.int8}[weights])
-    size, scaled = like.itemsize, weights == "int8"
-    if weights == "bf16":
-
-        @njit(inline="always")
-        def number(w):  # type: ignore[no-untyped-def]
-            return as_float(np.uint32(w) << np.uint32(16))
-    else:
-
-        @njit(inline="always")
-        def number(w):  # type: ignore[no-untyped-def]
-            return np.float32(w)
-
-    @njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
-    def products(address, scales, stride, first, last, x, y):  # type: ignore[no-untyped-def]
-        n = len(x)
-        w = carray(at(address + size * stride * first, like), ((last - first) * stride,))
-        j = 0
-        while j + 4 <= last - first:  # four rows at once, for each number of x that is read
-            w0, w1, w2, w3 = (
-                w[j * stride :],
-                w[(j + 1) * stride :],
-                w[(j + 2) * stride :],
-                w[(j + 3) * stride :],
-            )
-            a = b = c = d = np.float32(0)
-            for k in range(n):
-                a += number(w0[k]) * x[k]
-                b += number(w1[k]) * x[k]
-                c += number(w2[k]) * x[k]
-                d += number(w3[k]) * x[k]
-            y[j], y[j + 1], y[j + 2], y[j + 3] = a, b, c, d
-            j += 4
-        while j < last - first:
-            w0 = w[j * stride :]
-            a = np.float32(0)
-            for k in range(n):
-                a += number(w0[k]) * x[k]
-            y[j] = a
-            j += 1
-        if scaled:
-            of_rows = carray(at(scales + 4 * first, floats), (last - first,))
-            for j in range(last - first):
-                y[j] *= of_rows[j]
-
-    return products
 
 
 @cache
@@ -140,8 +30,8 @@ def step_kernel(weights: str) -> Callable[..., None]:
     """
     from numba import njit
 
-    arrive, look, _, as_float = _intrinsics()
-    products = _products(weights)
+    arrive, look, _, as_float = intrinsics()
+    products = product_kernel(weights)
 
     @njit(nogil=True, fastmath={"contract"}, error_model="numpy")
     def exp(x):  # type: ignore[no-untyped-def]
@@ -174,13 +64,12 @@ def step_kernel(weights: str) -> Callable[..., None]:
             y[k] = x[k] * factor * scale[k]
 
     @njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
-    def add_products(address, scales, stride, first, last, x, found, y):  # type: ignore[no-untyped-def]
+    def multiply(address, scales, stride, first, last, x, y):  # type: ignore[no-untyped-def]
+        """As `products`, for every sequence, into the same places of y (rows, ...)."""
         for start in range(first, last, BLOCK):
             stop = min(start + BLOCK, last)
             for r in range(len(x)):
-                products(address, scales, stride, start, stop, x[r], found)
-                for i in range(stop - start):
-                    y[r, start + i] += found[i]
+                products(address, scales, stride, start, stop, x[r], y[r, start:stop])
 
     @njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
     def turn_pairs(x, turn):  # type: ignore[no-untyped-def]
@@ -218,7 +107,7 @@ def step_kernel(weights: str) -> Callable[..., None]:
     ):  # fmt: skip
         depth, rows, heads, width = cache.shape[0], cache.shape[2], cache.shape[3], cache.shape[5]
         dim, ffn, size = h.shape[1], gates.shape[1], out.shape[2]
-        x, found = np.empty((rows, dim), np.float32), np.empty((2, BLOCK), np.float32)
+        x, found = np.empty((rows, dim), np.float32), np.empty((rows, max(dim, ffn)), np.float32)
         qkv, scores = np.empty((3, width), np.float32), np.empty(cache.shape[4], np.float32)
         from_head, to_head = heads * thread // threads, heads * (thread + 1) // threads
         from_dim, to_dim = dim * thread // threads, dim * (thread + 1) // threads
@@ -251,24 +140,24 @@ def step_kernel(weights: str) -> Callable[..., None]:
                 target += threads
                 meet(signals, target)
                 m += 1
-                add_products(addresses[m], scales[m], strides[m], from_dim, to_dim, y, found[0], h)
+                multiply(addresses[m], scales[m], strides[m], from_dim, to_dim, y, found)
+                h[:, from_dim:to_dim] += found[:, from_dim:to_dim]
                 target += threads
                 meet(signals, target)
                 for r in range(rows):
                     normalise(h[r], norms[2 * layer + 1], shifts[0], x[r])
-                for start in range(from_gate, to_gate, BLOCK):
-                    stop = min(start + BLOCK, to_gate)
-                    for r in range(rows):
-                        for i in range(2):
-                            of = m + 1 + i
-                            products(addresses[of], scales[of], strides[of], start, stop, x[r], found[i])
-                        for i in range(stop - start):
-                            gate = found[0, i]
-                            gates[r, start + i] = gate / (np.float32(1) + exp(-gate)) * found[1, i]
+                m += 1
+                multiply(addresses[m], scales[m], strides[m], from_gate, to_gate, x, gates)
+                m += 1
+                multiply(addresses[m], scales[m], strides[m], from_gate, to_gate, x, found)
+                for r in range(rows):
+                    for j in range(from_gate, to_gate):
+                        gates[r, j] = gates[r, j] / (np.float32(1) + exp(-gates[r, j])) * found[r, j]
                 target += threads
                 meet(signals, target)
-                m += 3
-                add_products(addresses[m], scales[m], strides[m], from_dim, to_dim, gates, found[0], h)
+                m += 1
+                multiply(addresses[m], scales[m], strides[m], from_dim, to_dim, gates, found)
+                h[:, from_dim:to_dim] += found[:, from_dim:to_dim]
                 target += threads
                 meet(signals, target)
             for r in range(rows):
@@ -278,11 +167,7 @@ def step_kernel(weights: str) -> Callable[..., None]:
             for q in range(books.shape[1]):
                 m = depth * MATRICES + books[step, q]
                 if books[step, q] >= 0:
-                    for start in range(from_code, to_code, BLOCK):
-                        stop = min(start + BLOCK, to_code)
-                        for r in range(rows):
-                            into = out[q, r, start:stop]
-                            products(addresses[m], scales[m], strides[m], start, stop, x[r], into)
+                    multiply(addresses[m], scales[m], strides[m], from_code, to_code, x, out[q])
             target += threads
             meet(signals, target)
 

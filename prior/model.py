@@ -1,6 +1,7 @@
 """`Prior`: an autoregressive transformer over codes, with classes, exact likelihoods and sampling.
 
-Left out: training, label dropout included (the script passes -1), and whatever the codes stand for.
+Left out: the network (`network.py`), training, label dropout included (the script passes -1), and whatever
+the codes stand for.
 """
 
 import copy
@@ -9,15 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 import torch
 from einops import rearrange, reduce
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from prior.card import describe
-from prior.config import PriorConfig
 from prior.decoder import Prepared, Weights
 from prior.generation import generate
 from prior.inputs import (
-    UNCONDITIONAL,
     Label,
     check_codes,
     check_prefix,
@@ -27,10 +26,9 @@ from prior.inputs import (
     label_rows,
 )
 from prior.interop import to_llama
-from prior.layers import NORM_EPS, Block, at_least_float32, rotary_table
-from prior.patterns import Pattern
+from prior.layers import at_least_float32
+from prior.network import Network
 from prior.sampling import Choice, Generators, SamplingOptions
-from tokenizer.hub import HubModel
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -52,45 +50,11 @@ class Likelihood(NamedTuple):
     entropy: Tensor
 
 
-class Prior(HubModel):
+class Prior(Network):
     """p(codes | class), one step of the config's pattern after the other."""
 
-    model_type = "tokenloom-prior"
-    config_class = PriorConfig
-    config: PriorConfig
     # Weights for sampling, if they are to serve several calls.
     prepared: Prepared | None = None
-    first_row: Tensor
-
-    def __init__(self, config: PriorConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.pattern = Pattern(config.pattern, config.num_codebooks, config.grid)
-        # One table per codebook, one below the other; the last class stands for "no class".
-        self.code_embedding = nn.Embedding(config.num_codebooks * config.codebook_size, config.dim)
-        # Where the table of the codebook of every step's codes (S, Q) begins; 0 where it holds none.
-        first_row = self.pattern.codebook.clamp_min(0) * config.codebook_size
-        self.register_buffer("first_row", first_row, persistent=False)
-        self.class_embedding = nn.Embedding(len(config.class_names) + 1, config.dim)
-        # What a step is about to predict: RoPE only tells where its input stands.
-        self.target_embedding = (
-            nn.Parameter(torch.empty(self.pattern.num_steps, config.dim)) if config.target_embedding else None
-        )
-        self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, config.ffn_dim, config.qk_norm) for _ in range(config.depth)
-        )
-        self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.head = nn.Parameter(torch.empty(config.num_codebooks, config.codebook_size, config.dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Small normal weights; zeros at the end of every residual branch and in the heads, so that the
-        blocks of an untrained prior are identities and its codes exactly uniform."""
-        for name, parameter in self.named_parameters():
-            if name == "head" or name.endswith(".out.weight"):
-                nn.init.zeros_(parameter)
-            elif parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
 
     def forward(self, codes: Tensor, label: Tensor | None = None) -> PriorOutput:
         """codes (B, K, *grid) int64, label (B,) int64 (-1 or None: unconditional) → losses, stats and nats.
@@ -267,47 +231,6 @@ class Prior(HubModel):
         # Each code is predicted by its codebook's head from the step that holds it.
         hidden = rearrange(hidden[:, self.pattern.step], "b k p d -> k (b p) d")
         return hidden @ self.head.mT, rearrange(codes, "b k ... -> k (b ...)")
-
-    def inputs(self, sequence: Tensor, classes: Tensor) -> Tensor:
-        """The first n steps (B, n, Q) and classes → inputs (B, 1 + n, dim): the class, then the codes.
-
-        classes: labels (B,) int64, -1 for none; or of a mixture the shares (B, classes + 1), none the last.
-        """
-        table = self.class_embedding.weight
-        if classes.is_floating_point():
-            start = classes.to(table.dtype) @ table
-        else:
-            start = F.embedding(torch.where(classes == UNCONDITIONAL, len(table) - 1, classes), table)
-        return torch.cat([start[:, None], self.embed(sequence, 0)], dim=1)
-
-    def embed(self, sequence: Tensor, start: int) -> Tensor:
-        """Codes (B, n, Q) of the steps from `start` on → embeddings (B, n, dim), summed over each step."""
-        table = self.code_embedding.weight
-        rows = sequence + self.first_row[start : start + sequence.shape[1]]
-        if self.pattern.width == 1:
-            return F.embedding(rows[:, :, 0], table)
-        x = F.embedding(rows.clamp_min(0), table)
-        return (x * (sequence >= 0)[..., None]).sum(dim=2)
-
-    def hidden(self, x: Tensor, dropout: float = 0.0) -> Tensor:
-        """Inputs (B, n, dim) of the first n steps → last hidden layer (B, n, dim)."""
-        steps = x.shape[1]
-        if self.target_embedding is not None:
-            x = x + self.target_embedding[:steps]
-        x, table = F.dropout(x, dropout), self.rotary()[:steps]
-        for block in self.blocks:
-            x = block(x, table, dropout)
-        y: Tensor = self.norm(x)
-        return y
-
-    def rotary(self) -> Tensor:
-        """By what channels turn at each step, (S, channels of a head / 2) complex."""
-        # An input stands where the step before stands, the class before all of them.
-        positions = self.pattern.coordinates
-        if self.config.rotary == "sequence":
-            positions = torch.arange(len(positions), device=positions.device)[:, None]
-        coordinates = F.pad(positions[:-1], (0, 0, 1, 0), value=-1)
-        return rotary_table(coordinates, self.config.dim // self.config.heads, self.config.rope_theta)
 
     def _classes(self, label: Label, batch_size: int) -> Tensor:
         return label_rows(label, batch_size, self.config.class_names, self.head.device)

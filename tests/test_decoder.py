@@ -11,7 +11,7 @@ from torch import Tensor
 from prior import Prior, PriorConfig
 from prior.decoder import WEIGHTS, Decoder, Int8, Prepared
 from prior.decoder_cpu import CompiledDecoder
-from prior.decoder_kernels import installed
+from prior.numba_products import installed
 from prior.patterns import PATTERNS
 
 needs_numba = pytest.mark.skipif(not installed(), reason="numba is not installed")
