@@ -13,9 +13,11 @@ from pipelines.heap import TUNED_BY
 PAGES = """
 import resource, sys
 import torch
-from pipelines.heap import keep_freed_memory
+from pipelines import cli, heap
 
-kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+kept = heap.keep_freed_memory() if sys.argv[1] == "keep" else False
+if sys.argv[1] == "script":
+    cli.run(lambda: None)
 for _ in range(20):
     torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -37,6 +39,11 @@ def pages_taken(argument: str, **environment: str) -> tuple[bool, int]:
 def test_freed_memory_is_used_again() -> None:
     assert pages_taken("keep")[0]
     assert pages_taken("keep")[1] * 10 < pages_taken("leave")[1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+def test_every_script_does_so() -> None:
+    assert pages_taken("script")[1] * 10 < pages_taken("leave")[1]
 
 
 def test_the_environment_comes_first() -> None:

@@ -37,6 +37,16 @@ def test_sample_shows_them(script: Script, tiny_prior: Path, tiny_tokens: Path, 
         assert sheet.width > 2 * 32 and sheet.height > 2 * 32
 
 
+def test_sound_is_compared_in_windows_of_the_samples_length(
+    script: Script, tiny_codec_prior: Path, tiny_codec_tokens: Path, tmp_path: Path
+) -> None:
+    words = ("--prior", tiny_codec_prior, "--num", 2, "--seconds", 0.7, "--tokens", tiny_codec_tokens)
+    said = script("sample", *words, "--output", tmp_path)
+    assert "codes that a sample has in the same place" in said.out + said.err
+    page = (tmp_path / "neighbours.html").read_text(encoding="utf-8")
+    assert page.count("<audio") == 2 * 2 and page.count("nearest in training") >= 2
+
+
 def test_tokens_of_another_tokenizer_are_refused_before_drawing(
     script: Script, tiny_prior: Path, tiny_tokens: Path, tmp_path: Path
 ) -> None:

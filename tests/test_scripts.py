@@ -77,6 +77,7 @@ def test_the_card_tells_command_and_metrics(kind: str, request: pytest.FixtureRe
     assert card.data.metrics == sorted(metrics)
     script = "train_tokenizer" if kind == "tiny_tokenizer" else "train_prior"
     assert f"accelerate launch pipelines/{script}.py " in card.text and f"--output {folder}" in card.text
+    assert "pipelines/embedded/LICENSES.md" in card.text
     for name, value in metrics.items():
         assert name in card.text and f"{value:.6g}" in card.text
 
@@ -205,6 +206,26 @@ def test_labels_are_names_or_numbers_and_depend_on_nothing_else(
         assert pixels(tmp_path / name) == pixels(samples / name)
 
 
+def test_weights_and_compiled_loops_serve_the_script(
+    script: Script, samples: Path, tiny_prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+    ready = Prior.for_sampling
+
+    def for_sampling(prior: Prior, weights: Any = "full", compile: bool = False) -> Prior:
+        asked.append((weights, compile))
+        return ready(prior, weights, compile)
+
+    monkeypatch.setattr(Prior, "for_sampling", for_sampling)
+    words = ("--prior", tiny_prior, "--label", "flags", "--num", 2, "--seed", 3)
+    script("sample", *words, "--weights", "int8", "--output", tmp_path / "int8")
+    assert names_in(tmp_path / "int8") == {"samples.png", "flags-0000.png", "flags-0001.png"}
+    script("sample", *words, "--compile", "--output", tmp_path / "compiled")
+    assert asked == [("int8", False), ("full", True)]
+    for name in ("flags-0000.png", "flags-0001.png"):
+        assert pixels(tmp_path / "compiled" / name) == pixels(samples / name)
+
+
 def test_another_seed_gives_other_samples(
     script: Script, samples: Path, tiny_prior: Path, tmp_path: Path
 ) -> None:
@@ -262,7 +283,17 @@ def test_a_vae_is_sampled_without_a_prior(script: Script, tiny_vae: Path, tmp_pa
 
 @pytest.mark.parametrize(
     "words",
-    [("--label", "3"), ("--top-k", "4"), ("--top-p", "0.5"), ("--min-p", "0.1"), ("--cfg-scale", "2")],
+    [
+        ("--label", "3"),
+        ("--top-k", "4"),
+        ("--top-p", "0.5"),
+        ("--min-p", "0.1"),
+        ("--cfg-scale", "2"),
+        ("--interpolate", "3", "4"),
+        ("--tokens", "runs/tokens"),
+        ("--weights", "bf16"),
+        ("--compile",),
+    ],
 )
 def test_options_for_priors_are_refused_for_a_vae(
     words: tuple[str, ...], script: Script, tiny_vae: Path, tmp_path: Path
@@ -302,6 +333,16 @@ def test_a_prior_and_its_tokenizer_are_measured_together(
     assert metrics["prior_bits_per_pixel"] == pytest.approx(metrics["prior_bits_per_code"] / 16)
     for name, value in metrics.items():
         assert f"{name:28} {value:.6g}\n" in finished.out
+
+
+def test_results_of_an_earlier_evaluation_do_not_stay(
+    script: Script, tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    of_others = tmp_path / "notes.txt"
+    of_others.write_text("mine")
+    script("evaluate", "--prior", tiny_prior, "--output", tmp_path, "--data.limit", 32)
+    script("evaluate", "--tokenizer", tiny_tokenizer, "--output", tmp_path, "--data.limit", 32)
+    assert names_in(tmp_path) == {"metrics.json", "reconstructions.png", "codebook.png", "notes.txt"}
 
 
 def test_the_priors_measure_is_that_of_its_training(script: Script, tiny_prior: Path, tmp_path: Path) -> None:

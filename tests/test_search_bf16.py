@@ -138,6 +138,27 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(search(z, codebook), brute_force(z, codebook))
 
 
+@pytest.mark.parametrize(("policy", "count"), [(None, 3), ("ACTIVE", 3), ("passive", 6), ("PASSIVE", 6)])
+def test_threads_leave_room_for_those_that_spin(
+    policy: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    counts: list[int] = []
+
+    class Counted(search_cpu.Threads):
+        def __init__(self, count: int) -> None:
+            super().__init__(count)
+            counts.append(count)
+
+    monkeypatch.setattr(search_bf16, "Threads", Counted)
+    z, codebook = normal(500, 20), normal(600, 20, seed=1)
+    assert torch.equal(search(z, codebook), brute_force(z, codebook))
+    assert counts == [count]
+
+
 def test_only_what_is_faster_by_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     z, codebook = normal(50, 20), normal(60, 20)
     assert search_bf16.serves(z, codebook)
