@@ -3,6 +3,7 @@
 Left out: the bounds of single configs, which stand in the tests of what they configure.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,3 +225,22 @@ def test_changed_fields_are_those_without_their_default() -> None:
     assert changed_fields(TokenizerConfig(bottleneck=GaussianConfig())) == {
         "bottleneck": {"kind": "gaussian"}
     }
+
+
+def test_what_only_training_reads_is_known_of_every_bottleneck() -> None:
+    vq = {"gradient", "beta", "decay", "kmeans_steps", "revive_below"}
+    bits = {"beta", "entropy_weight", "diversity", "temperature", "group_bits", "decay"}
+    gaussian = {"kl_weight", "kl_warmup_steps"}
+    expected = {
+        "vq": vq,
+        "rvq": {"dropout"},
+        "lfq": bits,
+        "bsq": bits,
+        "gaussian": gaussian,
+        "gaussian_quant": gaussian | {"target_divergence", "tolerance"},
+        "fsq": set(),
+        "grouped": set(),
+    }
+    for kind, names in expected.items():
+        fields = dataclasses.fields(kinds()[kind])  # type: ignore[arg-type]
+        assert {f.name for f in fields if f.metadata.get("training_only")} == names, kind
