@@ -25,8 +25,8 @@ from pipelines.benchmarking import (
     synchronizer,
 )
 from prior import Prior, PriorConfig
-from prior.decoder import WEIGHTS
 from prior.numba_products import installed
+from prior.prepared import WEIGHTS
 from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
 

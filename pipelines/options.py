@@ -148,6 +148,12 @@ class PriorSize:
             "sound of several codebooks, else flatten, which takes a step for every code."
         ),
     ] = ""
+    inner_dim: int = 128
+    """Pattern depth: width of the depth transformer over the codebooks of a position."""
+    inner_depth: int = 2
+    """Pattern depth: layers of the depth transformer."""
+    inner_heads: int = 4
+    """Pattern depth: heads of the depth transformer."""
     rotary: Literal["grid", "sequence"] = "grid"
     """What rotary positions count: rows and columns (or frames), or steps of the sequence."""
     qk_norm: bool = True

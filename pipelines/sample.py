@@ -20,7 +20,7 @@ from pipelines.sample_files import SHEET, Drawn, write_samples
 from pipelines.training import quiet_logging
 from prior import Prior
 from prior.continuation import continue_codes
-from prior.decoder import Weights
+from prior.prepared import Weights
 from prior.sampling import Choice, SamplingOptions
 from tokenizer import Tokenizer
 from tokenizer.config import require

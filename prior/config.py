@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from prior.patterns import PATTERNS
+from prior.patterns import IN_TURN, PATTERNS
 
 MAX_STEPS = 1 << 16
 MAX_PARAMETERS = 10_000_000_000
@@ -45,6 +45,12 @@ class PriorConfig:
     for grids of one axis, and for steps of the sequence) up to thousands."""
     rotary: Literal["grid", "sequence"] = "grid"
     """What rotary positions count: rows and columns (or frames) of the grid, or steps of the sequence."""
+    inner_dim: int = 128
+    """Width of the depth transformer, which predicts the codes of a position in turn (pattern depth only)."""
+    inner_depth: int = 2
+    """Blocks of the depth transformer."""
+    inner_heads: int = 4
+    """Attention heads of the depth transformer."""
     qk_norm: bool = True
     """Normalise queries and keys (arXiv 2010.04245)."""
     target_embedding: bool = True
@@ -81,6 +87,14 @@ class PriorConfig:
                 f"channels for {what}), got {self.dim}"
             )
         _between("ffn", self.ffn, 1 / 16, 64)
+        _between("inner_dim", self.inner_dim, 2, 1 << 15)
+        _between("inner_depth", self.inner_depth, 1, 512)
+        _between("inner_heads", self.inner_heads, 1, 512)
+        if self.inner_dim % (2 * self.inner_heads):
+            raise ValueError(
+                f"inner_dim: expected a multiple of 2 × inner_heads = {2 * self.inner_heads}, got "
+                f"{self.inner_dim}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a share in [0, 1), got {self.dropout}")
         if self.pattern not in PATTERNS:
@@ -94,18 +108,40 @@ class PriorConfig:
         return self.num_codebooks * math.prod(self.grid)
 
     @property
+    def in_turn(self) -> bool:
+        """Whether a depth transformer predicts the codes of a step, one after the other."""
+        return self.pattern in IN_TURN and self.num_codebooks > 1
+
+    @property
     def ffn_dim(self) -> int:
         """Hidden width of the SwiGLU layers."""
-        return math.ceil(self.ffn * self.dim / 16) * 16
+        return self._hidden(self.dim)
+
+    @property
+    def inner_ffn_dim(self) -> int:
+        """Hidden width of the SwiGLU layers of the depth transformer."""
+        return self._hidden(self.inner_dim)
 
     @property
     def num_parameters(self) -> int:
         """Parameters of the model, in which the pattern takes at most one step per code."""
-        norms = 2 * self.dim + (2 * (self.dim // self.heads) if self.qk_norm else 0)
-        block = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim + norms
+        codes = self.num_codebooks * self.codebook_size
         steps = self.num_codes if self.target_embedding else 0
-        tables = 2 * self.num_codebooks * self.codebook_size + len(self.class_names) + 1 + steps + 1
-        return self.depth * block + tables * self.dim
+        rows = codes + len(self.class_names) + 1 + steps + 1
+        total = self.depth * self._block(self.dim, self.heads) + rows * self.dim
+        if not self.in_turn:
+            return total + codes * self.dim
+        rows = codes + codes - self.codebook_size + 1 + self.num_codebooks * self.dim
+        inner = self.inner_depth * self._block(self.inner_dim, self.inner_heads)
+        return total + inner + rows * self.inner_dim
+
+    def _hidden(self, dim: int) -> int:
+        return math.ceil(self.ffn * dim / 16) * 16
+
+    def _block(self, dim: int, heads: int) -> int:
+        """Parameters of a block."""
+        norms = 2 * dim + (2 * (dim // heads) if self.qk_norm else 0)
+        return 4 * dim**2 + 3 * dim * self._hidden(dim) + norms
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

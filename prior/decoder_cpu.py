@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prior.decoder import MANY_ROWS, Decoder, Int8, Matrix, Prepared
+from prior.decoder import Decoder
 from prior.decoder_kernels import SIGNALS, STOPPED, step_kernel
 from prior.network import Network
+from prior.prepared import MANY_ROWS, Int8, Matrix, Prepared
 
 # More threads would wait longer for each other than they save.
 MOST_THREADS = 16
@@ -102,9 +103,9 @@ class CompiledDecoder(Decoder):
     def _run(self, thread: int, first: int, last: int) -> None:
         self.kernel(first, last, thread, self.threads, self.origin, *self.arguments)
 
-    def logits(self, hidden: Tensor, codebook: int) -> Tensor:
+    def logits(self, hidden: Tensor, codebook: int, before: Tensor) -> Tensor:
         if self.origin < 0:
-            return super().logits(hidden, codebook)
+            return super().logits(hidden, codebook, before)
         return self.out[self.slots[self.length - 1][codebook]]
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prior.decoder import Decoder, Prepared
+from prior.decoder import Decoder
 from prior.decoder_cpu import CompiledDecoder, serves
 from prior.inputs import UNCONDITIONAL
+from prior.prepared import Prepared
 from prior.sampling import Choice, Generators, draw, uniform_table
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def generate(
             hidden = decoder.advance(x)
             for q, (book, _) in enumerate(layout[step]):
                 if some[step][q]:
-                    logits = decoder.logits(hidden, book)
+                    before = sequence[:, step, :q]
+                    logits = decoder.logits(hidden, book, before.repeat(2, 1) if guided else before)
                     if guided:
                         cond, uncond = logits.chunk(2)
                         logits = uncond + choice.guidance(step / max(1, pattern.num_steps - 1)) * (
@@ -83,5 +85,5 @@ def generate(
                     old = sequence[:, step, q]
                     sequence[:, step, q] = new if every[step][q] else new.where(drawn[:, step, q], old)
             latest = sequence[:, step : step + 1]
-            x = prior.embed(latest.repeat(copies, 1, 1) if guided else latest, step)
+            x = prior.embed(latest.repeat(2, 1, 1) if guided else latest, step)
     return pattern.to_codes(sequence)

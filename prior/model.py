@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior.card import describe
-from prior.decoder import Prepared, Weights
 from prior.generation import generate
 from prior.inputs import (
     Label,
@@ -28,6 +27,7 @@ from prior.inputs import (
 from prior.interop import to_llama
 from prior.layers import at_least_float32
 from prior.network import Network
+from prior.prepared import Prepared, Weights
 from prior.sampling import Choice, Generators, SamplingOptions
 
 if TYPE_CHECKING:
@@ -228,8 +228,7 @@ class Prior(Network):
         rows = self._classes(label, len(codes))
         sequence = self.pattern.to_sequence(codes)
         hidden = self.hidden(self.inputs(sequence[:, :-1], rows), dropout)
-        # Each code is predicted by its codebook's head from the step that holds it.
-        hidden = rearrange(hidden[:, self.pattern.step], "b k p d -> k (b p) d")
+        hidden = self.by_codebook(hidden, codes, dropout)
         return hidden @ self.head.mT, rearrange(codes, "b k ... -> k (b ...)")
 
     def _classes(self, label: Label, batch_size: int) -> Tensor:

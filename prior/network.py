@@ -4,10 +4,12 @@ Left out: likelihoods and sampling (`model.py`), and the same blocks one step af
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior.config import PriorConfig
+from prior.depth import DepthTransformer
 from prior.inputs import UNCONDITIONAL
 from prior.layers import NORM_EPS, Block, rotary_table
 from prior.patterns import Pattern
@@ -40,7 +42,9 @@ class Network(HubModel):
             Block(config.dim, config.heads, config.ffn_dim, config.qk_norm) for _ in range(config.depth)
         )
         self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.head = nn.Parameter(torch.empty(config.num_codebooks, config.codebook_size, config.dim))
+        self.inner = DepthTransformer(config) if config.in_turn else None
+        last = config.inner_dim if config.in_turn else config.dim
+        self.head = nn.Parameter(torch.empty(config.num_codebooks, config.codebook_size, last))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -83,6 +87,16 @@ class Network(HubModel):
             x = block(x, table, dropout)
         y: Tensor = self.norm(x)
         return y
+
+    def by_codebook(self, hidden: Tensor, codes: Tensor, dropout: float = 0.0) -> Tensor:
+        """The hidden layer (B, S, dim) of all steps → what the heads read, (K, B · P, width), of every
+        code of codes (B, K, *grid)."""
+        if self.inner is None:
+            # Each code is predicted from the step that holds it.
+            return rearrange(hidden[:, self.pattern.step], "b k p d -> k (b p) d")
+        positions = rearrange(codes, "b k ... -> (b ...) k")
+        last: Tensor = self.inner(hidden.flatten(0, 1), positions, dropout)
+        return rearrange(last, "m k d -> k m d")
 
     def rotary(self) -> Tensor:
         """By what channels turn at each step, (S, channels of a head / 2) complex."""

@@ -1,8 +1,8 @@
 """Patterns: the order in which a prior predicts codes (B, K, *grid), as a sequence of steps, and back.
 
 Left out: the network. A new pattern is one decorated function here. Codes of one step are predicted
-independently of each other: fewer steps are faster and can express less, and `Prior.nll` is exact for the
-model that the pattern makes.
+independently of each other, unless the pattern has them in turn: fewer steps are faster, independent codes
+can express less, and `Prior.nll` is exact for the model that the pattern makes.
 """
 
 import math
@@ -17,16 +17,24 @@ from torch.nn import functional as F
 # raster order) of the q-th code of step s, or (-1, -1) where the step has room for a code but holds none.
 Layout = Callable[[int, int], Tensor]
 PATTERNS: dict[str, Layout] = {}
+# Patterns whose codes of a step are predicted in turn.
+IN_TURN: set[str] = set()
 
 
-def register(name: str) -> Callable[[Layout], Layout]:
+def register(name: str, in_turn: bool = False) -> Callable[[Layout], Layout]:
     """Enter a layout under `name`. It must hold every code exactly once; a model then predicts the codes of a
-    step independently of each other, given all steps before."""
+    step independently of each other, given all steps before.
+
+    With `in_turn` a depth transformer (`depth.py`) predicts them one after the other instead, each given
+    those before it in the step too; the layout then holds codebooks 0 to K - 1 of one position in each step.
+    """
 
     def enter(layout: Layout) -> Layout:
         if name in PATTERNS:
             raise ValueError(f"there is already a pattern named {name!r}")
         PATTERNS[name] = layout
+        if in_turn:
+            IN_TURN.add(name)
         return layout
 
     return enter
@@ -66,18 +74,32 @@ def parallel(num_codebooks: int, positions: int) -> Tensor:
     return torch.stack([book, position], dim=-1)
 
 
+@register("depth", in_turn=True)
+def depth(num_codebooks: int, positions: int) -> Tensor:
+    """All codebooks of a position in one step, in turn by a depth transformer (RQ-Transformer, arXiv
+    2203.01941, section 3.2.2; Moshi, arXiv 2410.00037, section 3.4.2). P steps.
+
+    An exact factorisation for any K, in the order of `flatten`: the large transformer takes P steps, the
+    small one K for each.
+    """
+    return parallel(num_codebooks, positions)
+
+
 class Pattern(nn.Module):
     """The pattern `name` for K codebooks on a grid of P positions: S steps that hold up to Q codes each.
 
     `codebook` and `position` (S, Q) say what each step holds (-1: nothing), `coordinates` (S, axes) where a
-    step stands on the grid (at the last position it holds), `step` (K, P) in which step a code stands. The
-    tables are buffers, so that they follow the model to its device; they are never saved.
+    step stands on the grid (at the last position it holds), `step` (K, P) in which step a code stands, and
+    `order` (K, P) what it sees: the codes of lower order. With `in_turn` the codes of a step are predicted
+    one after the other (with one codebook there is nothing to take turns). The tables are buffers, so that
+    they follow the model to its device; they are never saved.
     """
 
     codebook: Tensor
     position: Tensor
     coordinates: Tensor
     step: Tensor
+    order: Tensor
     _source: Tensor
     _slot: Tensor
 
@@ -86,6 +108,7 @@ class Pattern(nn.Module):
         if name not in PATTERNS:
             raise ValueError(f"pattern: unknown {name!r}; known: {', '.join(sorted(PATTERNS))}")
         self.num_codebooks, self.grid = num_codebooks, grid
+        self.in_turn = name in IN_TURN and num_codebooks > 1
         positions = math.prod(grid)
         table = PATTERNS[name](num_codebooks, positions)
         self.num_steps, self.width = table.shape[:2]
@@ -97,8 +120,9 @@ class Pattern(nn.Module):
         slot = slot.scatter(0, source.flatten(), torch.arange(source.numel()))[:-1]
         step = rearrange(slot // self.width, "(k p) -> k p", k=num_codebooks)
         coordinates = torch.stack(torch.unravel_index(position.amax(dim=1), grid), dim=-1)
-        tables = {"codebook": codebook, "position": position, "coordinates": coordinates, "step": step}
-        for key, value in {**tables, "_source": source, "_slot": slot}.items():
+        order = slot.view(step.shape) if self.in_turn else step
+        tables = {"codebook": codebook, "position": position, "coordinates": coordinates}
+        for key, value in {**tables, "step": step, "order": order, "_source": source, "_slot": slot}.items():
             self.register_buffer(key, value.contiguous(), persistent=False)
 
     def to_sequence(self, codes: Tensor) -> Tensor:

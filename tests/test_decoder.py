@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from prior import Prior, PriorConfig
-from prior.decoder import WEIGHTS, Decoder, Int8, Prepared
+from prior.decoder import Decoder
 from prior.decoder_cpu import CompiledDecoder
 from prior.numba_products import installed
 from prior.patterns import PATTERNS
+from prior.prepared import WEIGHTS, Int8, Prepared
 
 needs_numba = pytest.mark.skipif(not installed(), reason="numba is not installed")
 
@@ -22,6 +24,7 @@ VARIANTS = [
     dataclasses.replace(CONFIG, qk_norm=False, target_embedding=False, rotary="sequence"),
     dataclasses.replace(CONFIG, num_codebooks=3, grid=(6,), pattern="delay"),
 ]
+DEPTH = dataclasses.replace(CONFIG, num_codebooks=3, grid=(6,), pattern="depth", inner_dim=48)
 
 
 def random_prior(config: PriorConfig = CONFIG, scale: float = 0.1) -> Prior:
@@ -42,23 +45,25 @@ def codes_of(config: PriorConfig, batch: int) -> Tensor:
 def both_logits(
     prior: Prior, weights: Any, batch: int, first: int, kind: type[Decoder] = Decoder
 ) -> tuple[Tensor, Tensor]:
-    """Logits (S', B, N) of the first codebook from step `first` on, by a decoder and by whole passes."""
-    sequence = prior.pattern.to_sequence(codes_of(prior.config, batch))
-    x = prior.inputs(sequence[:, :-1], torch.zeros(batch, dtype=torch.int64))
-    parts = [x[:, :first], *x[:, first:].split(1, dim=1)]
-    ours = []
-    with kind(prior, Prepared(prior, weights, compiled=True), batch, x.shape[1]) as decoder:
-        for part in parts:
-            hidden = decoder.advance(part)
-            step = decoder.length - 1
-            held = bool((prior.pattern.codebook[step] == 0).any())
-            ours.append(decoder.logits(hidden, 0).clone() if held else torch.zeros(batch, 40))
-    whole = prior.hidden(x)[:, first - 1 :] @ prior.head[0].T
-    whole *= (prior.pattern.codebook == 0).any(1)[first - 1 :, None]
-    return torch.stack(ours), whole.transpose(0, 1)
+    """Logits (n, B, N) of the codes from step `first` - 1 on, by a decoder and by whole passes."""
+    codes = codes_of(prior.config, batch)
+    sequence, classes = prior.pattern.to_sequence(codes), torch.zeros(batch, dtype=torch.int64)
+    x = prior.inputs(sequence[:, :-1], classes)
+    hidden = prior.by_codebook(prior.hidden(x), codes)
+    all_logits = rearrange(hidden @ prior.head.mT, "k (b p) n -> k p b n", b=batch)
+    prepared = Prepared(prior, weights, compiled=kind is CompiledDecoder)
+    ours, whole = [], []
+    with kind(prior, prepared, batch, x.shape[1]) as decoder:
+        for part in [x[:, :first], *x[:, first:].split(1, dim=1)]:
+            hidden, step = decoder.advance(part), decoder.length - 1
+            for q, (book, position) in enumerate(prior.pattern.layout()[step]):
+                if position >= 0:
+                    ours.append(decoder.logits(hidden, book, sequence[:, step, :q]).clone())
+                    whole.append(all_logits[book, position])
+    return torch.stack(ours), torch.stack(whole)
 
 
-@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("config", [*VARIANTS, DEPTH])
 @pytest.mark.parametrize("first", [1, 4])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize(("weights", "off"), [("full", 1e-5), ("bf16", 0.05), ("int8", 0.05)])
@@ -206,13 +211,18 @@ def test_a_copy_for_sampling_is_a_prior_with_weights_of_its_own(weights: Any) ->
     mask[1] = True
     assert torch.equal(fast.inpaint(codes, mask)[:, :, 2:], codes[:, :, 2:])
     assert fast.prepared is not None  # and they serve the next call
-    assert fast.prepared.layers(fast, 1) is fast.prepared.layers(fast, 2)
+    assert fast.prepared.of(fast, 1) is fast.prepared.of(fast, 2)
 
 
 def test_compiled_loops_without_numba_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prior.decoder.installed", lambda: False)
+    monkeypatch.setattr("prior.prepared.installed", lambda: False)
     with pytest.raises(ValueError, match=r"compile: needs numba; pip install 'tokenloom\[fast\]'"):
         random_prior().for_sampling(compile=True)
+
+
+def test_compiled_loops_know_no_depth_transformer() -> None:
+    with pytest.raises(ValueError, match=r"compile: .*\(pattern depth\); leave it out"):
+        random_prior(DEPTH).for_sampling(compile=True)
 
 
 def test_what_another_device_has_not_is_refused() -> None:

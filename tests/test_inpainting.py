@@ -35,12 +35,12 @@ def test_it_equals_full_passes_without_a_cache(config: PriorConfig, options: dic
     uniform = torch.rand((4, pattern.num_steps, pattern.width), dtype=torch.float64, generator=generator())
     expected = codes.clone()
     for step, held in enumerate(pattern.layout()):
-        logits = step_logits(prior, expected, label)
-        if choice.cfg_scale != 1:
-            other = step_logits(prior, expected, torch.full_like(label, -1))
-            logits = other + choice.guidance(step / (pattern.num_steps - 1)) * (logits - other)
         for q, (book, position) in enumerate(held):
             if position >= 0:
+                logits = step_logits(prior, expected, label)
+                if choice.cfg_scale != 1:
+                    other = step_logits(prior, expected, torch.full_like(label, -1))
+                    logits = other + choice.guidance(step / (pattern.num_steps - 1)) * (logits - other)
                 new = draw(choice.probabilities(logits[:, book, position]), uniform[:, step, q])
                 flat = expected.view(4, config.num_codebooks, -1)
                 masked = mask.view(4, config.num_codebooks, -1)[:, book, position]

@@ -29,6 +29,8 @@ def test_round_trip_and_tables(name: str, num_codebooks: int, grid: tuple[int, .
             seen.append((book, position))
             assert torch.equal(sequence[:, step, q], flat[:, book, position])
             assert pattern.step[book, position] == step
+            own = step * pattern.width + q if pattern.in_turn else step
+            assert pattern.order[book, position] == own
         where = torch.unravel_index(torch.tensor(max(p for _, p in held)), grid)
         assert pattern.coordinates[step].tolist() == [int(w) for w in where]
     assert sorted(seen) == [(k, p) for k in range(num_codebooks) for p in range(flat.shape[2])]
@@ -59,6 +61,15 @@ def test_parallel_takes_all_codebooks_of_a_position_at_once() -> None:
     pattern = Pattern("parallel", 2, (2, 2))
     assert pattern.to_sequence(codes)[0].tolist() == [[0, 10], [1, 11], [2, 12], [3, 13]]
     assert pattern.coordinates.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_depth_takes_the_codebooks_of_a_position_in_turn() -> None:
+    pattern, flat = Pattern("depth", 2, (2, 2)), Pattern("flatten", 2, (2, 2))
+    assert torch.equal(pattern.codebook, Pattern("parallel", 2, (2, 2)).codebook)
+    assert pattern.step.tolist() == [[0, 1, 2, 3]] * 2
+    assert torch.equal(pattern.order, flat.step)
+    assert pattern.in_turn and not flat.in_turn
+    assert not Pattern("depth", 1, (2, 2)).in_turn
 
 
 @pytest.mark.parametrize("name", sorted(PATTERNS))

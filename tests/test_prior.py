@@ -60,7 +60,11 @@ def step_logits(prior: Prior, codes: Tensor, label: Tensor) -> Tensor:
     sequence = prior.pattern.to_sequence(codes)
     start = prior.class_embedding(rows)[:, None]
     hidden = prior.hidden(torch.cat([start, prior.embed(sequence[:, :-1], 0)], dim=1))
-    return torch.einsum("bkpd,knd->bkpn", hidden[:, prior.pattern.step], prior.head).detach()
+    if prior.inner is None:
+        return torch.einsum("bkpd,knd->bkpn", hidden[:, prior.pattern.step], prior.head).detach()
+    flat = codes.flatten(2)
+    found = [prior.inner(hidden[:, p], flat[:, :, p]) for p in range(flat.shape[2])]
+    return torch.einsum("bpkd,knd->bkpn", torch.stack(found, dim=1), prior.head).detach()
 
 
 @pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
@@ -75,7 +79,10 @@ def test_an_untrained_prior_is_uniform(config: PriorConfig) -> None:
     assert prior.head.grad is not None and prior.head.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("config", [PICTURE, SOUND])
+@pytest.mark.parametrize(
+    "config",
+    [PICTURE, SOUND, *(dataclasses.replace(c, target_embedding=False, inner_dim=24) for c in ALL)],
+)
 def test_parameters_are_counted_before_they_are_allocated(config: PriorConfig) -> None:
     assert sum(p.numel() for p in Prior(config).parameters()) == config.num_parameters
 
@@ -92,28 +99,26 @@ def test_nll_is_the_sum_of_log_probabilities_of_steps(config: PriorConfig) -> No
 
 
 @pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
-def test_a_step_sees_only_the_steps_before_it(config: PriorConfig) -> None:
+def test_a_code_sees_only_what_is_before_it(config: PriorConfig) -> None:
     prior, codes, label = random_prior(config), random_codes(config, 1), torch.tensor([1])
-    sequence = prior.pattern.to_sequence(codes)
-    step = prior.pattern.step
-    before = step_logits(prior, codes, label)
-    for changed in range(prior.pattern.num_steps):
-        other = sequence.clone()
-        other[:, changed] = (other[:, changed] + 1) % config.codebook_size
-        difference = (step_logits(prior, prior.pattern.to_codes(other), label) - before)[0].abs().amax(dim=-1)
-        assert (difference[step <= changed] == 0).all()
-        assert (difference[step > changed] > 1e-9).all()
+    order, before = prior.pattern.order, step_logits(prior, codes, label)[0]
+    for changed in order.unique().tolist():
+        other = codes.clone().flatten(2)
+        other[:, order == changed] = (other[:, order == changed] + 1) % config.codebook_size
+        difference = (step_logits(prior, other.view(codes.shape), label)[0] - before).abs().amax(dim=-1)
+        assert (difference[order <= changed] == 0).all()
+        assert (difference[order > changed] > 1e-9).all()
 
 
 @pytest.mark.parametrize("config", ALL)
-def test_a_code_changes_no_code_of_its_own_step(config: PriorConfig) -> None:
+def test_a_code_changes_all_codes_after_it_and_no_others(config: PriorConfig) -> None:
     prior, codes, label = random_prior(config), random_codes(config, 1), torch.tensor([1])
-    step, before = prior.pattern.step, step_logits(prior, codes, label)[0]
+    order, before = prior.pattern.order, step_logits(prior, codes, label)[0]
     for book, position in [(0, 0), (1, 2), (2, 1), (2, codes.flatten(2).shape[2] - 1)]:
         other = codes.clone()
         other.view(3, -1)[book, position] = (other.view(3, -1)[book, position] + 1) % config.codebook_size
         difference = (step_logits(prior, other, label)[0] - before).abs().amax(dim=-1)
-        assert torch.equal(difference > 1e-9, step > step[book, position])
+        assert torch.equal(difference > 1e-9, order > order[book, position])
 
 
 @pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])
@@ -165,16 +170,16 @@ def test_samples_have_the_frequencies_that_nll_says() -> None:
 
 
 def uncached(prior: Prior, label: Tensor, uniform: Tensor, cfg_scale: float = 1.0, **options: Any) -> Tensor:
-    """Sampling as slow and as plain as it can be: a full pass over all codes for every step."""
+    """Sampling as slow and as plain as it can be: a full pass over all codes for every code."""
     config = prior.config
     codes = torch.zeros((len(label), config.num_codebooks, *config.grid), dtype=torch.int64)
     for step, held in enumerate(prior.pattern.layout()):
-        logits = step_logits(prior, codes, label)
-        if cfg_scale != 1:
-            other = step_logits(prior, codes, torch.full_like(label, -1))
-            logits = other + cfg_scale * (logits - other)
         for q, (book, position) in enumerate(held):
             if position >= 0:
+                logits = step_logits(prior, codes, label)
+                if cfg_scale != 1:
+                    other = step_logits(prior, codes, torch.full_like(label, -1))
+                    logits = other + cfg_scale * (logits - other)
                 chosen = draw(probabilities(logits[:, book, position], **options), uniform[:, step, q])
                 codes.view(len(label), config.num_codebooks, -1)[:, book, position] = chosen
     return codes
