@@ -212,8 +212,10 @@ def _load_optimizers(optimizers: list[Optimizer], tensors: Mapping[str, Tensor])
     for key, value in tensors.items():
         i, p, name = key.split(".", 2)
         param = params[int(i)][int(p)]
-        fitting = sharded_like(value, param) if value.shape == param.shape else value
-        states[int(i)].setdefault(int(p), {})[name] = fitting
+        if value.shape == param.shape:
+            # In the parameter's order in memory too, which fused optimizers take for granted.
+            value = torch.empty_like(param, dtype=value.dtype).copy_(sharded_like(value, param))
+        states[int(i)].setdefault(int(p), {})[name] = value
     for optimizer, ours, state in zip(optimizers, params, states, strict=True):
         # Every parameter has stepped, or none has.
         if len({frozenset(state.get(p, {})) for p in range(len(ours))}) > 1:

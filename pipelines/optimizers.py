@@ -88,7 +88,9 @@ def build_optimizers(
         {"params": [p for n, p in rest.items() if decays(n, p)], "weight_decay": weight_decay},
         {"params": [p for n, p in rest.items() if not decays(n, p)], "weight_decay": 0.0},
     ]
-    optimizers: list[Optimizer] = [AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas)]
+    optimizers: list[Optimizer] = [
+        AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)
+    ]
     if muon:
         optimizers.append(Muon(muon.values(), lr=muon_learning_rate, weight_decay=weight_decay))
     return optimizers

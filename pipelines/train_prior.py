@@ -46,6 +46,9 @@ def main() -> None:
     info, splits = load_tokens(options)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
+    prior.activation_checkpointing = options.activation_checkpointing
+    if options.compile:
+        prior.compile_blocks()
     with run_folder(accelerator, options):
         train(options, accelerator, info, splits, prior)
     accelerator.end_training()

@@ -33,7 +33,7 @@ class Projections:
 class Steps:
     """Blocks `width` channels wide for `rows` sequences of up to `steps` inputs, which come in order.
 
-    `rotary` (S, channels of a head / 2) complex: by what channels turn at each step. `like`: a tensor of the
+    `rotary` (S, channels of a head / 2, 2): by what channels turn at each step. `like`: a tensor of the
     dtype and on the device of what is computed.
     """
 
@@ -43,7 +43,7 @@ class Steps:
         self.rows, self.dim, self.heads, self.length = rows, width, heads, 0
         self.layers, self.norm = stack
         # One row for each step, the same for all queries and keys of all heads.
-        self.rotary = rotary[:, None, None]
+        self.rotary = torch.view_as_complex(rotary)[:, None, None]
         self.width = width // heads
         self.cache = like.new_empty(len(self.layers), 2, rows, heads, steps, self.width)
         self.keys, self.values = (list(self.cache[:, i]) for i in (0, 1))

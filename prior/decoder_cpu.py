@@ -58,7 +58,7 @@ class CompiledDecoder(Decoder):
             y,
             np.zeros((rows, config.ffn_dim), np.float32),
             self.cache.numpy(),
-            torch.view_as_real(prior.rotary()).contiguous().numpy(),
+            prior.rotary().numpy(),
             np.stack([norm.scale.numpy() for norm in (*norms, self.norm)]),
             np.stack([norm.scale[:, 0].numpy() for norm in of_heads])
             if of_heads

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior.config import PriorConfig
-from prior.layers import NORM_EPS, Block, rotary_table
+from prior.layers import Block, RMSNorm, rotary_table
 
 
 class DepthTransformer(nn.Module):
@@ -36,7 +36,7 @@ class DepthTransformer(nn.Module):
             Block(dim, config.inner_heads, config.inner_ffn_dim, config.qk_norm)
             for _ in range(config.inner_depth)
         )
-        self.norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.norm = RMSNorm(dim)
 
     def forward(self, hidden: Tensor, codes: Tensor, dropout: float = 0.0) -> Tensor:
         """hidden (M, dim) and codes (M, K) of M positions → last hidden layers (M, K, inner_dim)."""
@@ -49,7 +49,7 @@ class DepthTransformer(nn.Module):
         return y
 
     def rotary(self) -> Tensor:
-        """By what channels turn at each codebook, (K, channels of a head / 2) complex."""
+        """By what channels turn at each codebook, (K, channels of a head / 2, 2)."""
         config = self.config
         books = torch.arange(config.num_codebooks, device=self.first_row.device)[:, None]
         return rotary_table(books, config.inner_dim // config.inner_heads, config.rope_theta)

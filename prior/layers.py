@@ -4,9 +4,12 @@ Left out: embeddings, heads and the order of codes, which are in model.py and pa
 for sampling, one step after the other (`decoder.py`).
 """
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 NORM_EPS = 1e-6
@@ -17,8 +20,53 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+class FewPasses(torch.autograd.Function):
+    """RMSNorm (arXiv 1910.07467) in about half of the passes over memory that torch takes on a CPU, where it
+    has no kernel for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (..., d) and weight (d,) of one dtype → x · weight / √(mean x² + eps), (..., d)."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        y: Tensor = (x * inverse).mul_(weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        width = x.shape[-1]
+        product = (grad * x).reshape(-1, width)
+        of_weight = product.T.mv(inverse.flatten())
+        # √(mean x² + eps) depends on all channels.
+        along = product.mv(weight).view(inverse.shape).mul_(inverse.pow(3)).div_(-width)
+        return (grad * weight).mul_(inverse).addcmul_(x, along), of_weight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (..., d) normalised over its last axis and scaled by weight (d,)."""
+    own = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+    if own and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        y: Tensor = FewPasses.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return y
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """As torch's, with `rms_norm`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim) → (..., dim)."""
+        return rms_norm(x, self.weight, NORM_EPS)
+
+
 def rotary_table(coordinates: Tensor, head_dim: int, theta: float) -> Tensor:
-    """coordinates (S, axes) int64 → unit complex numbers (S, head_dim / 2), by which pairs of channels turn.
+    """coordinates (S, axes) int64 → (S, head_dim / 2, 2), cosine and sine by which pairs of channels turn.
 
     RoPE (arXiv 2104.09864) in as many dimensions as the grid has: the axes share the channels evenly (axial,
     arXiv 2403.13298). Computed anew for each pass: a float table in the model would follow it to bf16.
@@ -26,21 +74,24 @@ def rotary_table(coordinates: Tensor, head_dim: int, theta: float) -> Tensor:
     pairs = head_dim // (2 * coordinates.shape[1])
     frequencies = theta ** (-torch.arange(pairs, device=coordinates.device, dtype=torch.float32) / pairs)
     angles = rearrange(coordinates[:, :, None] * frequencies, "s a pair -> s (a pair)")
-    return torch.polar(torch.ones_like(angles), angles)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """x (..., S, head_dim) with channel pairs (2i, 2i + 1) turned by `table` (S, head_dim / 2)."""
-    pairs = torch.view_as_complex(rearrange(x, "... (pair two) -> ... pair two", two=2))
-    return torch.view_as_real(pairs * table).flatten(-2)
+    """x (..., S, head_dim) with channel pairs (2i, 2i + 1) turned by `table` (S, head_dim / 2, 2)."""
+    pairs = rearrange(x, "... (pair two) -> ... pair two", two=2)
+    if torch.compiler.is_compiling():  # which knows no complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), table.to(x.dtype).unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(table)
+    return torch.view_as_real(turned).flatten(-2)
 
 
 def normalise(x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
     """`norm(x)`, or x, in at least float32, whatever the dtypes of `x` and of the weights under autocast."""
     if norm is None:
         return at_least_float32(x)
-    weight = at_least_float32(norm.weight)
-    return F.rms_norm(at_least_float32(x), norm.normalized_shape, weight, norm.eps)
+    return rms_norm(at_least_float32(x), at_least_float32(norm.weight), NORM_EPS)
 
 
 class Attention(nn.Module):
@@ -50,8 +101,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.dim = heads, dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_norm = nn.RMSNorm(dim // heads, eps=NORM_EPS) if qk_norm else None
-        self.k_norm = nn.RMSNorm(dim // heads, eps=NORM_EPS) if qk_norm else None
+        self.q_norm = RMSNorm(dim // heads) if qk_norm else None
+        self.k_norm = RMSNorm(dim // heads) if qk_norm else None
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
@@ -88,9 +139,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, qk_norm: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.attention_norm = RMSNorm(dim)
         self.attention = Attention(dim, heads, qk_norm)
-        self.ffn_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.ffn_norm = RMSNorm(dim)
         self.ffn = SwiGLU(dim, ffn_dim)
 
     def forward(self, x: Tensor, rotary: Tensor, dropout: float) -> Tensor:

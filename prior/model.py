@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
-from torch.nn import functional as F
 
 from prior.card import describe
 from prior.generation import generate
@@ -25,7 +24,7 @@ from prior.inputs import (
     label_rows,
 )
 from prior.interop import to_llama
-from prior.layers import at_least_float32
+from prior.likelihood import Score, in_parts, nats, nats_and_entropy
 from prior.network import Network
 from prior.prepared import Prepared, Weights
 from prior.sampling import Choice, Generators, SamplingOptions
@@ -76,12 +75,8 @@ class Prior(Network):
     @torch.no_grad()
     def likelihood(self, codes: Tensor, label: Label = None) -> Likelihood:
         """What `nll` adds up, code by code; same arguments, same errors."""
-        logits, targets = self._predict(codes, label, dropout=0.0)
-        logprobs = at_least_float32(logits).log_softmax(dim=-1)
-        nats = -logprobs.gather(-1, targets[..., None])[..., 0]
-        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
-        by_code = (rearrange(x, "k (b p) -> b k p", b=len(codes)).view(codes.shape) for x in (nats, entropy))
-        return Likelihood(*by_code)
+        values = self._score(nats_and_entropy, codes, label, dropout=0.0)
+        return Likelihood(*rearrange(values, "v k (b p) -> v b k p", b=len(codes)).view(2, *codes.shape))
 
     @torch.no_grad()
     def sample(
@@ -217,19 +212,17 @@ class Prior(Network):
 
     def _nats(self, codes: Tensor, label: Label, dropout: float) -> Tensor:
         """Nats per example, (B,), of codes (B, K, *grid)."""
-        logits, targets = self._predict(codes, label, dropout)
-        nats = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), targets.flatten(), reduction="none")
-        return reduce(nats, "(k b p) -> b", "sum", k=len(targets), b=len(codes))
+        return reduce(self._score(nats, codes, label, dropout), "1 k (b p) -> b", "sum", b=len(codes))
 
-    def _predict(self, codes: Tensor, label: Label, dropout: float) -> tuple[Tensor, Tensor]:
-        """Logits (K, B · P, N) and targets (K, B · P) of codes (B, K, *grid)."""
+    def _score(self, score: Score, codes: Tensor, label: Label, dropout: float) -> Tensor:
+        """Values (V, K, B · P) of codes (B, K, *grid)."""
         config = self.config
         check_codes(codes, config.codebook_size, (config.num_codebooks, *config.grid))
         rows = self._classes(label, len(codes))
         sequence = self.pattern.to_sequence(codes)
         hidden = self.hidden(self.inputs(sequence[:, :-1], rows), dropout)
         hidden = self.by_codebook(hidden, codes, dropout)
-        return hidden @ self.head.mT, rearrange(codes, "b k ... -> k (b ...)")
+        return in_parts(score, hidden, self.head, rearrange(codes, "b k ... -> k (b ...)"))
 
     def _classes(self, label: Label, batch_size: int) -> Tensor:
         return label_rows(label, batch_size, self.config.class_names, self.head.device)

@@ -3,15 +3,19 @@
 Left out: likelihoods and sampling (`model.py`), and the same blocks one step after the other (`decoder.py`).
 """
 
+import os
+import shutil
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from prior.config import PriorConfig
 from prior.depth import DepthTransformer
 from prior.inputs import UNCONDITIONAL
-from prior.layers import NORM_EPS, Block, rotary_table
+from prior.layers import Block, RMSNorm, rotary_table
 from prior.patterns import Pattern
 from tokenizer.hub import HubModel
 
@@ -23,6 +27,9 @@ class Network(HubModel):
     config_class = PriorConfig
     config: PriorConfig
     first_row: Tensor
+    # Whether training keeps only the inputs of the blocks and computes what is inside them once more in the
+    # backward pass (arXiv 1604.06174), which takes less memory and a third more time.
+    activation_checkpointing: bool = False
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -41,7 +48,7 @@ class Network(HubModel):
         self.blocks = nn.ModuleList(
             Block(config.dim, config.heads, config.ffn_dim, config.qk_norm) for _ in range(config.depth)
         )
-        self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
+        self.norm = RMSNorm(config.dim)
         self.inner = DepthTransformer(config) if config.in_turn else None
         last = config.inner_dim if config.in_turn else config.dim
         self.head = nn.Parameter(torch.empty(config.num_codebooks, config.codebook_size, last))
@@ -84,9 +91,22 @@ class Network(HubModel):
             x = x + self.target_embedding[:steps]
         x, table = F.dropout(x, dropout), self.rotary()[:steps]
         for block in self.blocks:
-            x = block(x, table, dropout)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, table, dropout, use_reentrant=False)
+            else:
+                x = block(x, table, dropout)
         y: Tensor = self.norm(x)
         return y
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Have torch.compile's `backend` compile the blocks at their next use, one code for all; their
+        weights and names stay as they are. Raises `ValueError` for inductor on a CPU without a C++ compiler.
+        """
+        needs_cxx = backend == "inductor" and self.head.device.type == "cpu"
+        if needs_cxx and not shutil.which(os.environ.get("CXX", "g++")):
+            raise ValueError("compiling on a CPU needs a C++ compiler; install g++, or leave --compile out")
+        for block in self.blocks:
+            block.compile(backend=backend, fullgraph=True)
 
     def by_codebook(self, hidden: Tensor, codes: Tensor, dropout: float = 0.0) -> Tensor:
         """The hidden layer (B, S, dim) of all steps → what the heads read, (K, B · P, width), of every
@@ -99,7 +119,7 @@ class Network(HubModel):
         return rearrange(last, "m k d -> k m d")
 
     def rotary(self) -> Tensor:
-        """By what channels turn at each step, (S, channels of a head / 2) complex."""
+        """By what channels turn at each step, (S, channels of a head / 2, 2)."""
         # An input stands where the step before stands, the class before all of them.
         positions = self.pattern.coordinates
         if self.config.rotary == "sequence":
