@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from prior.attention import attend
+
 NORM_EPS = 1e-6
 
 
@@ -113,8 +115,7 @@ class Attention(nn.Module):
         )
         q = rotate(normalise(q, self.q_norm), rotary).to(v.dtype)
         k = rotate(normalise(k, self.k_norm), rotary).to(v.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        out: Tensor = self.out(rearrange(y, "b h s d -> b s (h d)"))
+        out: Tensor = self.out(rearrange(attend(q, k, v), "b h s d -> b s (h d)"))
         return out
 
 

@@ -15,7 +15,8 @@ from test_prior import PICTURE, SOUND, random_codes, random_prior
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior import Prior, PriorConfig, likelihood
+from prior import Prior, PriorConfig, attention, likelihood
+from prior.attention import ByProducts, attend
 from prior.layers import FewPasses, RMSNorm
 from prior.likelihood import in_parts, nats, nats_and_entropy
 
@@ -46,6 +47,30 @@ def test_a_norm_takes_any_order_of_memory_and_keeps_low_precision() -> None:
     F.rms_norm(other, (4,), norm.weight, 1e-6).square().sum().backward()
     torch.testing.assert_close(x.grad, other.grad)
     assert norm.bfloat16()(x.detach().bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("most", [1, 100, 1 << 22])
+def test_attention_by_products_has_torchs_gradients(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+    q, k, v = (part.transpose(1, 2).requires_grad_() for part in parts)
+    assert torch.equal(ByProducts.apply(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    assert torch.autograd.gradcheck(ByProducts.apply, (q, k, v))
+
+
+def test_attention_in_bfloat16_has_gradients_near_those_of_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 3, 40, 8, generator=generator) for _ in range(4)]
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v, grad = (part.to(dtype).requires_grad_() for part in parts)
+        y = attend(q, k, v)
+        assert ("ByProducts" in type(y.grad_fn).__name__) == (dtype == torch.bfloat16)
+        found[dtype] = torch.autograd.grad(y, (q, k, v), grad)
+    for ours, exact in zip(found[torch.bfloat16], found[torch.float32], strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - exact).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize("score", [nats, nats_and_entropy])
@@ -127,7 +152,7 @@ def test_flags_of_the_script_reach_the_prior(
     script: Script, tiny_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Prior] = []
-    monkeypatch.setattr(Prior, "compile_blocks", seen.append)
+    monkeypatch.setattr(Prior, "compile_blocks", lambda prior: seen.append(prior))
     words = ("--tokens", tiny_tokens, "--output", tmp_path / "p", "--max-steps", 1, "--tracker", "none")
     script("train_prior", "small", *TINY_PRIOR, *words, "--compile", "--activation-checkpointing")
     assert [prior.activation_checkpointing for prior in seen] == [True]
