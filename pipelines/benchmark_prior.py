@@ -1,6 +1,7 @@
-"""The benchmark `prior`: speed of sampling beside transformers' Llama with the same weights.
+"""The benchmark `prior`: speed of sampling and of training beside transformers' Llama with the same weights.
 
-Left out: training, and quality: both have the same logits, and `evaluate.py` measures a prior.
+Left out: steps of training (`prior_training_speed.py`), and quality: both have the same logits, and
+`evaluate.py` measures a prior.
 """
 
 from collections.abc import Callable
@@ -24,16 +25,15 @@ from pipelines.benchmarking import (
     spread,
     synchronizer,
 )
-from prior import Prior, PriorConfig
+from pipelines.prior_training_speed import PEER, build, llama_like, memory, training
+from prior import Prior
 from prior.numba_products import installed
 from prior.prepared import WEIGHTS
 from tokenizer.config import require
-from tokenizer.distributed import keyed_generator
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-PEER = "transformers"
 READING = "reading the weights"
 Jobs = dict[str, Callable[[], object]]
 
@@ -54,6 +54,12 @@ class PriorBenchmark:
     """Attention heads."""
     batch_sizes: tuple[int, ...] = (1, 16)
     """Items drawn at once, one measurement each."""
+    train_batch_size: int = 8
+    """Items of a training step."""
+    compile: bool = False
+    """Measure training with compiled blocks too (torch.compile; takes a C++ compiler on a CPU)."""
+    memory: bool = False
+    """Measure the memory of training too, in processes of its own (CPU only)."""
     turns: int = 10
     """Timed turns; 10 or more for numbers that go elsewhere."""
     warm_up: int = 1
@@ -68,30 +74,8 @@ class PriorBenchmark:
         require(min(self.batch_sizes) >= 1, f"batch_sizes are {self.batch_sizes}, expected 1 or more each")
         require(self.turns >= 1, f"turns is {self.turns}, expected 1 or more")
         require(self.warm_up >= 0, f"warm_up is {self.warm_up}, expected 0 or more")
-        require(self.codes >= 1, f"codes is {self.codes}, expected 1 or more")
-
-
-def build(options: PriorBenchmark, device: torch.device) -> Prior:
-    """A prior that a Llama can equal, with normal weights."""
-    prior = Prior(
-        PriorConfig(
-            codebook_size=options.codebook_size,
-            grid=(options.codes,),
-            dim=options.dim,
-            depth=options.depth,
-            heads=options.heads,
-            rope_theta=10000.0,
-            rotary="sequence",
-            qk_norm=False,
-            target_embedding=False,
-        )
-    )
-    generator = keyed_generator(0, "weights")
-    with torch.no_grad():
-        for parameter in prior.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.02, generator=generator)
-    return prior.eval().to(device)
+        for name in ("codes", "train_batch_size"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
 
 
 def llama_sampler(llama: "LlamaForCausalLM", batch: int, codes: int) -> Callable[[], Tensor]:
@@ -150,14 +134,15 @@ def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.de
 @benchmark(
     "prior",
     PriorBenchmark,
-    "Speed of sampling from a prior beside generate of transformers (tokenloom[bench]), of equal weights.",
+    "Speed of sampling from a prior and training it, beside transformers (tokenloom[bench]).",
 )
 def measure(options: PriorBenchmark) -> dict[str, Any]:
     """Compare at every batch size."""
     if not find_spec(PEER):
         raise ValueError(f"this benchmark compares with {PEER}; pip install 'tokenloom[bench]'")
     device = chosen_device(options.device)
-    prior = build(options, device)
+    config = llama_like(options.codes, options.codebook_size, options.dim, options.depth, options.heads)
+    prior = build(config, device)
     where = machine(device, PEER, "numba")
     millions = sum(p.numel() for p in prior.parameters()) / 1e6
     print(f"{where['device']}, {where['threads']} threads; {millions:.1f} M parameters\n")
@@ -171,6 +156,25 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
                 *((n, r["ms"], r.get("faster", ""), r.get("bandwidth", "")) for n, r in rows.items()),
             ],
         )
+    batch = options.train_batch_size
+    trained = training(config, batch, options.turns, options.warm_up, options.compile, device)
+    peaks = memory(config, batch) if options.memory and device.type == "cpu" else {}
+    for precision, by_name in trained.items():
+        print_table(
+            f"Training on {batch} × {options.codes} codes, {precision}: median over turns (least..greatest)",
+            [
+                ("", "ms per step", f"times as fast as {PEER}", "last loss", "peak MiB"),
+                *(
+                    (n, r["ms"], r["faster"], f"{r['loss']:.4f}", _mib(peaks.get(precision, {}).get(n)))
+                    for n, r in by_name.items()
+                ),
+            ],
+        )
     print("  ".join(f"{k} {v}" for k, v in where["versions"].items()))
     print(f"{where['command']}\n")
-    return {**where, "turns": options.turns, "parameters_m": millions, "sampling": plain(results)}
+    found = {"sampling": plain(results), "training": plain(trained), "training_peak_mib": peaks}
+    return {**where, "turns": options.turns, "parameters_m": millions, **found}
+
+
+def _mib(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"

@@ -11,7 +11,8 @@ import torch
 from conftest import assert_refused, read, run_script
 
 from pipelines import benchmark_prior
-from pipelines.benchmark_prior import READING, PriorBenchmark, build, sampling_jobs
+from pipelines.benchmark_prior import READING, PriorBenchmark, sampling_jobs
+from pipelines.prior_training_speed import OURS, PEER, PRECISIONS, build, learner, llama_like, walks
 from prior.numba_products import installed
 
 pytest.importorskip("transformers")
@@ -26,9 +27,13 @@ NAMES = {f"tokenloom {form}" for form in ("full", "bf16", "int8")} | {
 }
 
 
+CONFIG = llama_like(**SIZES)
+CPU = torch.device("cpu")
+
+
 def test_all_jobs_draw_as_many_codes_from_equal_weights() -> None:
-    prior = build(PriorBenchmark(**SIZES), torch.device("cpu"))
-    jobs = sampling_jobs(prior, 3, torch.device("cpu"))
+    prior = build(CONFIG, CPU)
+    jobs = sampling_jobs(prior, 3, CPU)
     assert jobs.keys() == NAMES
     for name, job in jobs.items():
         drawn = job()
@@ -43,9 +48,23 @@ def test_all_jobs_draw_as_many_codes_from_equal_weights() -> None:
             assert all(torch.isclose(x.double(), whole, atol=1e-3) for x in drawn)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_both_learn_the_same_from_the_same_batches(precision: str) -> None:
+    ours, theirs = (learner(name, CONFIG, 4, precision, CPU) for name in (OURS, PEER))
+    for _ in range(60):
+        ours()
+        theirs()
+    # The peer's table of codes has a row for "no class" too, which it may predict.
+    assert ours.losses == pytest.approx(theirs.losses, abs=0.12) and ours.losses[-1] < ours.losses[0] - 0.02
+    first, again = walks(CONFIG, 2, 0), walks(CONFIG, 2, 0)
+    assert torch.equal(first, again) and not torch.equal(first, walks(CONFIG, 2, 1))
+    moves = (first.diff(dim=2) + 2) % 10
+    assert first.shape == (2, 1, 6) and moves.max() <= 4 and moves.unique().numel() > 2
+
+
 @pytest.mark.filterwarnings("ignore")  # of generate
 def test_the_script_prints_and_writes(tmp_path: Path) -> None:
-    done = run_script("benchmark", *TINY, "--batch-sizes", 1, 3, "--output", tmp_path)
+    done = run_script("benchmark", *TINY, "--batch-sizes", 1, 3, "--memory", "--output", tmp_path)
     values = read(tmp_path / "benchmark-prior.json")
     assert (values["benchmark"], values["turns"]) == ("prior", 2)
     assert values["sampling"].keys() == {"1", "3"}
@@ -59,7 +78,12 @@ def test_the_script_prints_and_writes(tmp_path: Path) -> None:
         # Half of the bytes in the same time is half of the bandwidth.
         share = whole["bandwidth"]["median"] * whole["ms"]["median"]
         assert half["bandwidth"]["median"] * half["ms"]["median"] == pytest.approx(share / 2, rel=0.5)
-    for part in ("Drawing 6 codes of 3 at once", READING, values["command"]):
+    for precision in PRECISIONS:
+        rows = values["training"][precision]
+        assert rows.keys() == {OURS, PEER} == values["training_peak_mib"][precision].keys()
+        assert rows[PEER]["faster"]["median"] == 1 and rows[OURS]["ms"]["low"] > 0
+        assert all(value > 0 for value in values["training_peak_mib"][precision].values())
+    for part in ("Training on 8 × 6 codes, bf16", "Drawing 6 codes of 3 at once", READING, values["command"]):
         assert part in done.out
     assert values["versions"].keys() == {"tokenloom", "python", "torch", "transformers", "numba"}
 
@@ -70,6 +94,7 @@ def test_what_cannot_be_measured_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         (("--codes", 0), "codes is 0"),
         (("--batch-sizes", 0), "batch_sizes are (0,)"),
         (("--warm-up", -1), "warm_up is -1"),
+        (("--train-batch-size", 0), "train_batch_size is 0"),
     ):
         assert_refused(run_script("benchmark", "prior", *words, code=None), message)
     with pytest.raises(ValueError, match="batch_sizes is empty"):
@@ -83,7 +108,6 @@ def test_every_flag_is_explained_and_loops_are_compiled_where_they_can_be() -> N
     text = run_script("benchmark", "prior", "--help").out
     flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(PriorBenchmark)}
     assert [flag for flag in flags if flag not in text] == []
-    prior = build(PriorBenchmark(**SIZES), torch.device("cpu"))
-    jobs = sampling_jobs(prior, 1, torch.device("cpu"))
+    jobs = sampling_jobs(build(CONFIG, CPU), 1, CPU)
     ready = jobs["tokenloom int8"].__defaults__[0]  # type: ignore[attr-defined]
     assert ready.prepared.compiled == installed()
