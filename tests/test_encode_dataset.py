@@ -223,16 +223,3 @@ def test_views_that_would_be_equal_are_refused(
 ) -> None:
     assert_refused(encode(tmp_path / "out", *words, code=2), *named)
     assert not (tmp_path / "out").exists()
-
-
-def test_fixed_views() -> None:
-    x = torch.randint(256, (200, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    which = np.arange(200)
-    flip = Augment(flip=True)
-    assert torch.equal(flip.fixed_view(x, which, 1, 200, 0), x.flip(-1))
-    both = Augment(flip=True, shift=1)
-    first, third = (both.fixed_view(x, which, view, 200, 0) for view in (1, 3))
-    assert not torch.equal(first, third)
-    some = np.array([7, 3])  # of the number alone, whatever the batch
-    assert torch.equal(both.fixed_view(x[some], some, 3, 200, 0), third[some])
-    assert not torch.equal(both.fixed_view(x, which, 3, 200, 1), third)
