@@ -1,5 +1,4 @@
-"""Random views of training pictures: mirrored, moved. A function of (seed, epoch, example)
-alone.
+"""Views of training pictures: mirrored, moved, at random by (seed, epoch, example) alone, or in fixed ones.
 
 Left out: views that change what a picture shows, such as crops and other colours (measured on emoji: worse).
 """
@@ -43,6 +42,29 @@ class Augment:
         if self.shift:
             x = _moved(x, (u[:, 1:3] * (2 * self.shift + 1)).long() - self.shift)
         return x
+
+    def fixed_view(self, x: Tensor, which: NDArray[np.int64], view: int, count: int, seed: int) -> Tensor:
+        """x (b, C, H, W) uint8, the examples `which` (b,) of `count` → view number `view` of each, a function
+        of (seed, view, example) alone.
+
+        View 0 is the picture as it is. With `flip` every odd view is mirrored: a coin would give the picture
+        itself once more half of the time. With `shift` all but view 0 are moved as `view` moves them.
+        """
+        if view == 0:
+            return x
+        x = x.flip(-1) if self.flip and view % 2 else x
+        moved = Augment(shift=self.shift)
+        return moved.view(x, which, np.full(len(which), view), count, seed)
+
+    def require_views(self, views: int) -> None:
+        """`ValueError` if some of so many fixed views of a picture would always be equal."""
+        distinct = 2 if self.flip else 1
+        if views > distinct and not self.shift:
+            raise ValueError(
+                f"--views {views}: there are only {distinct} different without a random part; add "
+                f"--augment.shift 2 (pixels){'' if self.flip else ' or --augment.flip'}, or give --views "
+                f"{distinct}"
+            )
 
 
 @lru_cache(maxsize=2)

@@ -139,7 +139,10 @@ def run(main: Callable[[], None]) -> None:
         print(f"Error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("Interrupted. A training run continues with --resume latest.", file=sys.stderr, flush=True)
+        text = (
+            "Interrupted. A training run continues with --resume latest, an encoding with the same command."
+        )
+        print(text, file=sys.stderr, flush=True)
         sys.exit(130)
     finally:
         leave_group()

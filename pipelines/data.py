@@ -60,12 +60,16 @@ class Splits:
     class_names: tuple[str, ...]
 
     def digest(self) -> str:
-        """A hash of which examples there are, to compare processes by."""
+        """A hash of which examples there are, by name, label and, of sound, length: to compare processes and
+        runs by."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for examples in (self.train, self.held_out):
             digest.update(f"{len(examples)}".encode())
+            digest.update(b"" if examples.labels is None else examples.labels.tobytes())
             for i in range(len(examples)):
                 digest.update(examples.id(i).encode())
+                if isinstance(examples, Clips):
+                    digest.update(f"{examples.samples(i)}".encode())
         return digest.hexdigest()
 
 

@@ -1,32 +1,33 @@
 """Turn a data set into tokens: `accelerate launch pipelines/encode_dataset.py --tokenizer DIR --output
-DIR`.
+DIR`. If it is interrupted, the same command encodes what is missing, with any number of processes.
 
 Left out: VAEs, whose latents are not tokens; `quantize_vae.py` gives them codes first.
 """
 
+import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
+from pipelines.augment import Augment
 from pipelines.cli import parse, run
-from pipelines.data import Clips, DataConfig, Examples, Splits, load_splits, to_float
+from pipelines.data import NO_VIEWS, Clips, DataConfig, Examples, Splits, load_splits, to_float
+from pipelines.item_codes import picture_codes, sound_codes
 from pipelines.report import progress
-from pipelines.tokens import TOKENS_FILE, TokenInfo, write_info, write_shard
+from pipelines.run_folder import claimed_folder
+from pipelines.token_info import MAX_VIEWS, TokenInfo, write_info
+from pipelines.token_plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
+from pipelines.token_shards import write_shard
 from pipelines.training import patient_accelerator, require_equal
 from tokenizer import Tokenizer
 from tokenizer.config import require
 
 logger = logging.getLogger(__name__)
-
-# Samples of sound that are read at once.
-BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,23 @@ class EncodeOptions:
     batch_size: int = 256
     """Pictures per forward pass and process; codes do not depend on it. Sound: no effect, it goes clip by
     clip."""
+    views: int = 1
+    """Codes that every training item gets: its own, and those of --views - 1 augmented views, which a prior
+    sees in turn, one in every epoch. Pictures: as --augment.* says. Sound: begun up to a frame later."""
+    augment: Augment = field(default_factory=Augment)
+    """How further views of training pictures differ."""
+    seed: int = 0
+    """Decides the random part of further views."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        require(1 <= self.views <= MAX_VIEWS, f"views is {self.views}, expected 1 to {MAX_VIEWS}")
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}, expected 0 or more")
 
 
 def main() -> None:
-    """Encode both splits; every process writes its own shards, the main one tokens.json at the end."""
+    """Encode both splits in blocks, a shard each, which the processes take in turn; the main one writes
+    tokens.json at the end."""
     options = parse(EncodeOptions, __doc__ or "")
     accelerator = patient_accelerator()
     tok = Tokenizer.from_pretrained(options.tokenizer).to(accelerator.device)
@@ -57,29 +68,68 @@ def main() -> None:
             f"{options.tokenizer} is a VAE and has no codes; quantize_vae.py gives it some, and sample.py "
             "--tokenizer draws from it as it is"
         )
-    if (options.output / TOKENS_FILE).exists():
-        raise ValueError(
-            f"{options.output} already holds tokens; choose another --output or delete that folder"
-        )
+    check_views(options, tok)
+    refuse_finished(options.output)
     splits = load_splits(options.data, tok.modality)
     require_equal(accelerator, splits.digest(), "the data")
-    info = describe_tokens(options, tok, splits)
-    accelerator.wait_for_everyone()
-    options.output.mkdir(parents=True, exist_ok=True)
-    for name, examples in (("train", splits.train), ("held_out", splits.held_out)):
-        encode_split(accelerator, tok, examples, name, info, options)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_info(options.output, info)
-        counts = f"{len(splits.train)} training and {len(splits.held_out)} held-out items"
-        what = f"{info.codes_per_item} codes each"
-        if info.is_sound:
-            what = f"{info.frame_rate:g} frames of {info.num_codebooks} codes per second"
-        logger.info("%s as %s, in %s", counts, what, options.output)
+    blocks = plan_blocks(splits, options.views)
+    encoding = describe_encoding(options, tok, splits, blocks)
+    info = describe_tokens(options, tok, splits, encoding)
+
+    def claim() -> list[int]:
+        return claim_encoding(options.output, encoding, info, blocks)
+
+    with claimed_folder(accelerator, options.output, claim) as missing:
+        mine = [blocks[i] for i in missing[accelerator.process_index :: accelerator.num_processes]]
+        bar = progress(sum(len(b.items) for b in mine), "encode", 0, accelerator.is_main_process)
+        for block in mine:
+            examples = splits.train if block.split == "train" else splits.held_out
+            encode_block(tok, examples, block, info, options, bar.update)
+        bar.close()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_info(options.output, info)
+            counts = f"{len(splits.train)} training and {len(splits.held_out)} held-out items"
+            counts += f", the former in {info.views} views," if info.views > 1 else ""
+            what = f"{info.codes_per_item} codes each"
+            if info.is_sound:
+                what = f"{info.frame_rate:g} frames of {info.num_codebooks} codes per second"
+            logger.info("%s as %s, in %s", counts, what, options.output)
     accelerator.end_training()
 
 
-def describe_tokens(options: EncodeOptions, tok: Tokenizer, splits: Splits) -> TokenInfo:
+def check_views(options: EncodeOptions, tok: Tokenizer) -> None:
+    """`ValueError` if views would be equal; says which options have no effect."""
+    if tok.modality.sample_rate and options.augment != NO_VIEWS:
+        logger.warning("--augment.* has no effect on sound: its views begin at other samples")
+    elif options.views == 1 and options.augment != NO_VIEWS:
+        logger.warning("--augment.* has no effect with --views 1: the only view is the picture as it is")
+    elif not tok.modality.sample_rate:
+        options.augment.require_views(options.views)
+
+
+def describe_encoding(
+    options: EncodeOptions, tok: Tokenizer, splits: Splits, blocks: list[Block]
+) -> Encoding:
+    """What encoding.json says: all that decides what is in the shards."""
+    encoding = Encoding(
+        tokenizer=tok.fingerprint(),
+        source=splits.name,
+        data=splits.digest(),
+        train=len(splits.train),
+        held_out=len(splits.held_out),
+        block=block_size(splits.train),
+        train_shards=sum(b.split == "train" for b in blocks),
+        held_out_shards=sum(b.split == "held_out" for b in blocks),
+        views=options.views,
+    )
+    if options.views == 1:
+        return encoding
+    seen = NO_VIEWS if isinstance(splits.train, Clips) else options.augment
+    return dataclasses.replace(encoding, flip=seen.flip, shift=seen.shift, seed=options.seed)
+
+
+def describe_tokens(options: EncodeOptions, tok: Tokenizer, splits: Splits, encoding: Encoding) -> TokenInfo:
     """What tokens.json says of the codes."""
     if isinstance(splits.train, Clips):
         rate = tok.modality.sample_rate
@@ -98,71 +148,39 @@ def describe_tokens(options: EncodeOptions, tok: Tokenizer, splits: Splits) -> T
         item_shape=item_shape,
         class_names=splits.class_names,
         source=splits.name,
+        views=options.views,
+        encoding=encoding.digest(),
+        shards=(encoding.train_shards, encoding.held_out_shards),
         **time,
     )
 
 
-def encode_split(
-    accelerator: Accelerator,
+def encode_block(
     tok: Tokenizer,
     examples: Examples | Clips,
-    name: str,
+    block: Block,
     info: TokenInfo,
     options: EncodeOptions,
+    done: Callable[[int], object],
 ) -> None:
-    """Encode this process's contiguous share of a split into one shard; shards in order give the split's
-    order."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    mine = range(len(examples) * rank // world, len(examples) * (rank + 1) // world)
-    bar = progress(len(mine), f"encode {name}", 0, accelerator.is_main_process)
+    """Encode the items of a block into its shard; `done` is told how many were looked at, as they are."""
     if isinstance(examples, Clips):
-        parts = sound_codes(tok, examples, mine)
+        parts = sound_codes(tok, examples, block.items, block.views, options.seed)
     else:
-        parts = picture_codes(tok, examples, mine, options.batch_size)
+        parts = picture_codes(
+            tok, examples, block.items, options.batch_size, block.views, options.augment, options.seed
+        )
     codes, labels, ids = list[Tensor](), list[int](), list[str]()
     for part in parts:
-        codes.append(part.codes)
+        codes += part.codes
         labels += part.labels
         ids += part.ids
-        bar.update(part.items)
-    bar.close()
+        done(part.items)
+    column: Tensor | list[Tensor] = codes
     if info.grid:
-        empty = torch.zeros((0, info.num_codebooks, *info.grid), dtype=torch.int64)
-        column: Tensor | list[Tensor] = torch.cat([empty, *codes])
-    else:
-        column = codes
-    write_shard(options.output, name, rank, world, info, column, np.array(labels, np.int64), ids)
-
-
-class Encoded(NamedTuple):
-    """Codes of some items that follow each other, their labels (-1: none) and ids; `items` were looked at."""
-
-    codes: Tensor
-    labels: list[int]
-    ids: list[str]
-    items: int
-
-
-def picture_codes(tok: Tokenizer, examples: Examples, which: range, batch_size: int) -> Iterator[Encoded]:
-    """Codes (b, K, h, w) of batches of pictures."""
-    for start in range(which.start, which.stop, batch_size):
-        # Labels and ids of what was read: a picture that turns out unreadable is replaced by its neighbour.
-        x, label, index = examples.take(np.arange(start, min(start + batch_size, which.stop)))
-        codes = tok.encode(to_float(x.to(tok.device))).cpu()
-        yield Encoded(codes, label.tolist(), [examples.id(i) for i in index.tolist()], len(index))
-
-
-def sound_codes(tok: Tokenizer, clips: Clips, which: range) -> Iterator[Encoded]:
-    """Codes (K, t) of clip after clip, each alone and in chunks, so that they depend on nothing else and a
-    clip may be longer than memory. One that can no longer be read is left out, and named in the log."""
-    for i in which:
-        try:
-            blocks = (block[None].to(tok.device) for block in clips.blocks(i, BLOCK))
-            codes = torch.cat([part.cpu() for part in tok.encode_stream(blocks)], dim=2)[0]
-        except (ValueError, OSError) as error:
-            logger.warning("left out a sound that can no longer be read: %s", error)
-            continue
-        yield Encoded(codes, [-1 if clips.labels is None else int(clips.labels[i])], [clips.id(i)], 1)
+        column = torch.cat([torch.zeros((0, info.num_codebooks, *info.grid), dtype=torch.int64), *codes])
+    place = (options.output, block.split, block.shard, block.shards)
+    write_shard(*place, info, column, np.array(labels, np.int64), ids, block.views)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 
 from pipelines.cli import parse, run
 from pipelines.data import Clips, DataConfig, Examples, Splits, held_out_batches, load_splits, to_float
-from pipelines.encode_dataset import sound_codes
 from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
+from pipelines.item_codes import sound_codes
 from pipelines.kid import evaluate_kid, load_features
 from pipelines.models import load_models
 from pipelines.prior_positions import NAME as POSITIONS
@@ -180,7 +180,7 @@ def encode_examples(
     parts, found = [], []
     if isinstance(examples, Clips):
         for part in sound_codes(tok, examples, range(count)):
-            parts.append(part.codes)
+            parts += part.codes
             found += part.labels
         item_shape, rate = (tok.modality.channels,), tok.modality.sample_rate
     else:

@@ -13,7 +13,7 @@ from pipelines.report import reconstruction_sheet
 from pipelines.sample_files import HEARD, Drawn
 from pipelines.sound_report import listening_page
 from pipelines.token_clips import CodeClips
-from pipelines.tokens import Rows, read_tokens
+from pipelines.tokens import Rows, read_info, read_tokens
 from pipelines.windows import Windows
 from tokenizer import Tokenizer
 from tokenizer.search import nearest
@@ -44,13 +44,13 @@ def nearest_items(tok: Tokenizer, codes: Tensor, items: Rows) -> Tensor:
 
 def training_items(tok: Tokenizer, tokens: str) -> Rows | CodeClips:
     """The training items of a folder of tokens; `ValueError` for those of another tokenizer."""
-    info, splits = read_tokens(Path(tokens))
+    info = read_info(Path(tokens))
     if info.fingerprint != tok.fingerprint():
         raise ValueError(
             f"{tokens} holds codes of the tokenizer with fingerprint {info.fingerprint}, but the samples are "
             f"of {tok.fingerprint()}; give the tokens that this prior was trained on"
         )
-    return splits["train"]
+    return read_tokens(Path(tokens))[1]["train"]
 
 
 def write_neighbours(folder: Path, tok: Tokenizer, rows: list[Drawn], items: Rows | CodeClips) -> None:

@@ -9,9 +9,9 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -22,6 +22,8 @@ from tokenizer.files import read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RUN_FILE = "run.json"
 COMMAND_FILE = "command.txt"
 
@@ -30,27 +32,37 @@ COMMAND_FILE = "command.txt"
 def run_folder(accelerator: Accelerator, options: TrainingOptions) -> Iterator[Path]:
     """The run's folder, locked against a second run, with run.json written or, on a resume, compared.
 
-    The lock is the kernel's (`flock`), so it ends with the process however that ends. Raises `ValueError`
-    for a folder that holds another run, that is in use or cannot be written, and for a resume with other
-    options.
+    Raises `ValueError` for a folder that holds another run, that is in use or cannot be written, and for a
+    resume with other options.
     """
-    folder = options.output
-    failure: list[str | None] = [None]
+    processes = accelerator.num_processes
+    with claimed_folder(accelerator, options.output, lambda: _claim(options.output, options, processes)):
+        yield options.output
+
+
+@contextlib.contextmanager
+def claimed_folder(accelerator: Accelerator, folder: Path, claim: Callable[[], T]) -> Iterator[T]:
+    """`folder`, made if it is not there and locked; what `claim` returned on the main process, on every one.
+
+    The lock is the kernel's (`flock`), so it ends with the process however that ends. Raises `ValueError` on
+    every process if the folder is in use or cannot be written, or `claim` raised on the main one.
+    """
+    answer: list[Any] = [None, None]
     lock = None
     if accelerator.is_main_process:
         try:
             lock = _lock(folder)
-            _claim(folder, options, accelerator.num_processes)
+            answer[1] = claim()
         except (OSError, ValueError) as error:
-            failure[0] = str(error)
+            answer[0] = str(error)
             if lock is not None:
                 lock.close()
     # Every process learns of the failure, so that none is left waiting for the others.
-    broadcast_object_list(failure)
-    if failure[0] is not None:
-        raise ValueError(failure[0])
+    broadcast_object_list(answer)
+    if answer[0] is not None:
+        raise ValueError(answer[0])
     try:
-        yield folder
+        yield answer[1]
     finally:
         if lock is not None:
             lock.close()

@@ -1,8 +1,10 @@
-"""Tokens of sound in memory and as a Parquet column: items of any number of frames, one after the other.
+"""Tokens of sound: items of any number of frames, one after the other, and as a Parquet column.
 
-Left out: the files and their checks against tokens.json (tokens.py), and windows for a prior (windows.py).
+Left out: the files and their checks against tokens.json (`token_shards.py`), and windows for a prior
+(windows.py).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,33 +17,39 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CodeClips:
-    """n clips: `codes` (frames of all clips, K) unsigned, `offsets` (n + 1,) int64, the frames at which clips
-    begin and the last one ends, and `labels` (n,) int64 with -1 for none."""
+    """n clips: `codes` (frames of all clips, K) unsigned, perhaps mapped from a file, `spans` (n, views, 2)
+    int64, the frames from which and to which each view of a clip goes, the plain one first, and `labels` (n,)
+    int64 with -1 for none."""
 
     codes: NDArray[np.unsignedinteger]
-    offsets: NDArray[np.int64]
+    spans: NDArray[np.int64]
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Frames of each clip, (n,)."""
-        return np.diff(self.offsets)
+    def views(self) -> int:
+        """Views of every clip."""
+        return self.spans.shape[1]
 
-    def clip(self, i: int) -> NDArray[np.unsignedinteger]:
-        """Clip i, (t, K), a view."""
-        return self.codes[self.offsets[i] : self.offsets[i + 1]]
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Frames of each clip's plain view, (n,)."""
+        return self.spans[:, 0, 1] - self.spans[:, 0, 0]
+
+    def clip(self, i: int, view: int = 0) -> NDArray[np.unsignedinteger]:
+        """Clip i, (t, K), without a copy."""
+        start, stop = self.spans[i, view]
+        return self.codes[start:stop]
 
     def content(self, i: int) -> bytes:
-        """Clip i as bytes."""
+        """The plain view of clip i as bytes."""
         return self.clip(i).tobytes()
 
     def pick(self, mask: NDArray[np.bool_]) -> "CodeClips":
         """The clips for which `mask` (n,) holds."""
-        frames = np.repeat(mask, self.lengths)
-        return CodeClips(self.codes[frames], offsets_of(self.lengths[mask]), self.labels[mask])
+        return dataclasses.replace(self, spans=self.spans[mask], labels=self.labels[mask])
 
     @staticmethod
     def of(codes: Sequence[Tensor], labels: NDArray[np.int64]) -> "CodeClips":
@@ -49,20 +57,15 @@ class CodeClips:
         if not codes:
             raise ValueError("there are no codes: no clip could be read")
         flat = [rearrange(item, "k t -> t k").numpy().astype(np.uint32) for item in codes]
-        return CodeClips(np.concatenate(flat), offsets_of(np.array([len(c) for c in flat])), labels)
+        return CodeClips.joined(np.concatenate(flat), np.array([[len(c)] for c in flat]), labels)
 
     @staticmethod
-    def join(parts: Sequence["CodeClips"], num_codebooks: int) -> "CodeClips":
-        """The clips of all parts, in their order."""
-        if not parts:
-            return CodeClips(
-                np.zeros((0, num_codebooks), np.uint16), np.zeros(1, np.int64), np.zeros(0, np.int64)
-            )
-        return CodeClips(
-            np.concatenate([p.codes for p in parts]),
-            offsets_of(np.concatenate([p.lengths for p in parts])),
-            np.concatenate([p.labels for p in parts]),
-        )
+    def joined(
+        codes: NDArray[np.unsignedinteger], lengths: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> "CodeClips":
+        """Clips that lie end to end in `codes`, each in its views, of `lengths` (n, views) frames."""
+        ends = offsets_of(lengths.reshape(-1))
+        return CodeClips(codes, np.stack([ends[:-1], ends[1:]], axis=1).reshape(*lengths.shape, 2), labels)
 
 
 def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -79,9 +82,14 @@ def clips_column(codes: Sequence[Tensor], width: pa.DataType) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values).cast(width))
 
 
-def read_clips(column: pa.Array, labels: NDArray[np.int64], num_codebooks: int) -> CodeClips:
-    """The inverse of `clips_column`. `ValueError` for another type, and for an item that is missing, empty or
-    not of whole frames of `num_codebooks` codes."""
+def flat_clips(
+    column: pa.Array, num_codebooks: int, first: int = 0
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """The inverse of `clips_column`: codes (frames of all items, K), and the frames of each (n,).
+
+    `ValueError` for another type, and for an item that is missing, empty or not of whole frames of
+    `num_codebooks` codes; the first is called `first`.
+    """
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not is_list or kind.value_type not in (pa.uint16(), pa.uint32()):
@@ -93,7 +101,7 @@ def read_clips(column: pa.Array, labels: NDArray[np.int64], num_codebooks: int) 
     wrong = np.flatnonzero((sizes == 0) | (sizes % num_codebooks != 0))
     if len(wrong):
         raise ValueError(
-            f"item {wrong[0]} has {sizes[wrong[0]]} codes, expected a multiple of {num_codebooks} codebooks"
+            f"item {first + wrong[0]} has {sizes[wrong[0]]} codes, expected a multiple of {num_codebooks} "
+            "codebooks"
         )
-    codes = flat.to_numpy(zero_copy_only=False).reshape(-1, num_codebooks)
-    return CodeClips(codes, offsets_of(sizes // num_codebooks), labels)
+    return flat.to_numpy().reshape(-1, num_codebooks), sizes // num_codebooks

@@ -15,6 +15,8 @@ from tokenizer.config import config_from_dict, require
 from tokenizer.files import read_json, write_atomically
 
 TOKENS_FILE = "tokens.json"
+SPLITS = ("train", "held_out")
+MAX_VIEWS = 1000
 # Not written for pictures.
 OF_SOUND = ("frame_rate", "sample_rate", "stride")
 
@@ -42,6 +44,12 @@ class TokenInfo:
     """Sound: samples per second."""
     stride: int = 0
     """Sound: samples per frame."""
+    views: int = 1
+    """Rows of every training item: it as it is, and `views` - 1 augmented ones. Held-out items have one."""
+    encoding: str = ""
+    """Digest of encoding.json, which every shard bears too. Empty, as `shards`: of an older release."""
+    shards: tuple[int, ...] = ()
+    """How many shards the training and the held-out split have."""
 
     def __post_init__(self) -> None:
         require(
@@ -51,6 +59,11 @@ class TokenInfo:
         require(
             (bool(self.grid) or self.is_sound) and all(n >= 1 for n in self.grid),
             f"grid is {self.grid}, expected 1 or more each (or none, for sound with a frame_rate)",
+        )
+        require(1 <= self.views <= MAX_VIEWS, f"views is {self.views}, expected 1 to {MAX_VIEWS}")
+        require(
+            len(self.shards) in (0, 2) and all(n >= 1 for n in self.shards),
+            f"shards is {self.shards}, expected how many {' and '.join(SPLITS)} have, 1 or more",
         )
         if self.is_sound:
             fits = math.isclose(self.frame_rate * self.stride, self.sample_rate)
@@ -64,6 +77,11 @@ class TokenInfo:
     def is_sound(self) -> bool:
         """Whether the codes have a time axis."""
         return self.frame_rate != 0
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The smallest of uint16 and uint32 that holds every code."""
+        return np.dtype(np.uint16 if self.codebook_size <= 1 << 16 else np.uint32)
 
     @property
     def codes_per_item(self) -> int:
@@ -87,3 +105,21 @@ def read_info(folder: Path) -> TokenInfo:
             f"{folder}: no tokens there ({TOKENS_FILE} is missing); make them with encode_dataset.py"
         )
     return config_from_dict(TokenInfo, read_json(folder / TOKENS_FILE), str(folder / TOKENS_FILE))
+
+
+def require_same_tokens(run: Path, info: TokenInfo) -> None:
+    """`ValueError` if the run in a folder, which keeps the tokens.json that it began with, learnt codes of
+    another tokenizer or encoding. Runs of older releases keep none."""
+    if not (run / TOKENS_FILE).exists():
+        return
+    began = read_info(run)
+    if began.fingerprint != info.fingerprint:
+        raise ValueError(
+            f"{run} learnt codes of the tokenizer with fingerprint {began.fingerprint}, but the tokens are "
+            f"now of {info.fingerprint}; bring those tokens back, or start a new run in another --output"
+        )
+    if began.encoding != info.encoding:
+        raise ValueError(
+            f"{run} learnt tokens of the encoding {began.encoding or 'unknown'}, but they are now of "
+            f"{info.encoding or 'unknown'}; bring those tokens back, or start a new run in another --output"
+        )

@@ -3,6 +3,7 @@
 Left out: making the tokens (`encode_dataset.py`) and drawing from the prior (`sample.py`).
 """
 
+import dataclasses
 import logging
 
 import torch
@@ -19,6 +20,7 @@ from pipelines.presets import PRIORS
 from pipelines.report import loss_plot, progress
 from pipelines.run_folder import MetricsLog, command_line, run_folder
 from pipelines.table_sources import credit
+from pipelines.token_info import require_same_tokens, write_info
 from pipelines.tokens import Rows, TokenInfo, read_tokens, token_batches
 from pipelines.training import (
     WeightAverage,
@@ -50,6 +52,11 @@ def main() -> None:
     if options.compile:
         prior.compile_blocks()
     with run_folder(accelerator, options):
+        if options.resume:
+            require_same_tokens(options.output, info)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_info(options.output, info)
         train(options, accelerator, info, splits, prior)
     accelerator.end_training()
 
@@ -61,7 +68,7 @@ def load_tokens(options: PriorTraining) -> tuple[TokenInfo, dict[str, Rows]]:
     if info.grid:
         if options.seconds != PriorTraining.seconds:
             logger.warning("--seconds has no effect: every item has a grid of %s", info.grid)
-        return info, splits
+        return info, {name: dataclasses.replace(s, seed=options.seed) for name, s in splits.items()}
     info = window_info(info, options.seconds)
     seeds = {"train": options.seed, "held_out": 0}
     return info, {name: Windows(clips, info.grid[0], seeds[name]) for name, clips in splits.items()}
@@ -205,12 +212,13 @@ def finish(
         write_prior_sample(prior, options.output)
         unit = "windows" if info.is_sound else "items"
         length = f" A window is {info.grid[0] / info.frame_rate:g} s long." if info.is_sound else ""
+        views = f", each epoch in one of {info.views} views" if info.views > 1 else ""
         card = CardInfo(
             license=options.license,
             title=f"Prior over codes of {info.source}",
             command=command_line(options.output),
             metrics=metrics,
-            notes=f"Trained on {len(splits['train'])} {unit}, measured on {len(splits['held_out'])}; "
+            notes=f"Trained on {len(splits['train'])} {unit}{views}, measured on {len(splits['held_out'])}; "
             f"train_bits_per_code is of as many training {unit}: the difference is what it memorised."
             + length
             + credit(info.source),

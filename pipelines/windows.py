@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.token_clips import CodeClips, offsets_of
-from pipelines.tokens import TokenInfo
+from pipelines.tokens import TokenInfo, view_phases
 from tokenizer.distributed import keyed_generator
 
 # A prior of single frames would learn nothing of time.
@@ -26,14 +26,15 @@ class Windows:
     The first window of a clip starts where the clip starts, the others at a random frame of it. What a
     window lacks at the end of its clip it takes from other random clips of the same label, joined end to
     start (the same clip again, if it is the label's only one). So a prior learns an endless stream of
-    clips, and its windows mostly begin where clips begin. All of that is a function of `(seed, epoch,
-    window)` alone.
+    clips, and its windows mostly begin where clips begin. Clips that have views show another one in every
+    epoch (see `view_phases`). All of that is a function of `(seed, epoch, window)` alone.
     """
 
     def __init__(self, clips: CodeClips, frames: int, seed: int = 0, limit: int | None = None) -> None:
         self.clips, self.frames, self.seed = clips, frames, seed
         # Half a window more counts as one more; integers, so that it is the same everywhere.
         self._first = offsets_of(np.maximum(1, (2 * clips.lengths + frames) // (2 * frames)))
+        self._phases = view_phases(len(clips), clips.views, seed)
         total = int(self._first[-1])
         self._count = total if limit is None else min(limit, total)
         # CodeClips sorted by label, the place of each in that order, and where its label begins and ends
@@ -55,29 +56,34 @@ class Windows:
         self, index: NDArray[np.int64] | slice, epochs: NDArray[np.int64] | None = None
     ) -> tuple[Tensor, Tensor]:
         """codes (m, K, frames) int64 and labels (m,) int64 of some windows, as they are in `epochs` (m,).
-        Left out: in epoch 0, so that what is measured is always the same."""
+        Left out: as in epoch 0, of plain clips, so that what is measured is always the same."""
         numbers = np.arange(len(self))[index] if isinstance(index, slice) else index
-        epochs = np.zeros(len(numbers), np.int64) if epochs is None else epochs
+        known: list[int | None] = [None] * len(numbers) if epochs is None else [*epochs.tolist()]
         codes = np.zeros((len(numbers), self.clips.codes.shape[1], self.frames), np.int64)
         labels = np.zeros(len(numbers), np.int64)
-        for row, (number, epoch) in enumerate(zip(numbers.tolist(), epochs.tolist(), strict=True)):
+        for row, (number, epoch) in enumerate(zip(numbers.tolist(), known, strict=True)):
             clip = int(np.searchsorted(self._first, number, side="right")) - 1
             codes[row] = rearrange(self._window(clip, number, epoch), "t k -> k t")
             labels[row] = self.clips.labels[clip]
         return torch.from_numpy(codes), torch.from_numpy(labels)
 
-    def _window(self, clip: int, number: int, epoch: int) -> NDArray[np.unsignedinteger]:
+    def _window(self, clip: int, number: int, epoch: int | None) -> NDArray[np.unsignedinteger]:
         """Window `number`, (frames, K), which begins in `clip`."""
-        generator = keyed_generator(self.seed, epoch, number, "window")
-        whole = self.clips.clip(clip)
+        generator = keyed_generator(self.seed, epoch or 0, number, "window")
+        whole = self._clip(clip, epoch)
         start = 0 if number == self._first[clip] else _below(len(whole), generator)
         parts = [whole[start : start + self.frames]]
         missing = self.frames - len(parts[0])
         while missing:
             clip = self._other(clip, generator)
-            parts.append(self.clips.clip(clip)[:missing])
+            parts.append(self._clip(clip, epoch)[:missing])
             missing -= len(parts[-1])
         return np.concatenate(parts)
+
+    def _clip(self, clip: int, epoch: int | None) -> NDArray[np.unsignedinteger]:
+        """A clip in the view of the epoch, (t, K); None: the plain one."""
+        view = 0 if epoch is None else (int(self._phases[clip]) + epoch) % self.clips.views
+        return self.clips.clip(clip, view)
 
     def _other(self, clip: int, generator: torch.Generator) -> int:
         """A random clip of the same label; `clip` itself only if there is no other."""

@@ -51,3 +51,17 @@ def test_shift_moves_and_repeats_the_edge() -> None:
 def test_shift_out_of_range(shift: int) -> None:
     with pytest.raises(ValueError, match="shift"):
         Augment(shift=shift)
+
+
+def test_fixed_views() -> None:
+    x = torch.randint(256, (200, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    which = np.arange(200)
+    flip = Augment(flip=True)
+    for view, expected in enumerate((x, x.flip(-1), x, x.flip(-1))):
+        assert torch.equal(flip.fixed_view(x, which, view, 200, 0), expected)
+    both = Augment(flip=True, shift=1)
+    first, third = (both.fixed_view(x, which, view, 200, 0) for view in (1, 3))
+    assert not torch.equal(first, third)
+    some = np.array([7, 3])  # of the number alone, whatever the batch
+    assert torch.equal(both.fixed_view(x[some], some, 3, 200, 0), third[some])
+    assert not torch.equal(both.fixed_view(x, which, 3, 200, 1), third)

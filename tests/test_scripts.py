@@ -83,7 +83,7 @@ def test_the_card_tells_command_and_metrics(kind: str, request: pytest.FixtureRe
 
 
 def test_a_trained_prior_is_a_folder_for_the_hub(tiny_prior: Path, tiny_tokenizer: Path) -> None:
-    assert names_in(tiny_prior) == MODEL | RUN | {"sample.png"}
+    assert names_in(tiny_prior) == MODEL | RUN | {"sample.png", "tokens.json"}
     config = Prior.from_pretrained(tiny_prior).config
     assert config.tokenizer_id == str(tiny_tokenizer)
     assert config.tokenizer_fingerprint == Tokenizer.from_pretrained(tiny_tokenizer).fingerprint()
@@ -137,7 +137,7 @@ def test_a_short_run_says_that_k_means_starts_early(script: Script, no_plots: No
 
 def test_tokens_are_the_tokenizers_codes(tiny_tokens: Path, tiny_tokenizer: Path) -> None:
     assert names_in(tiny_tokens) == {
-        *("tokens.json", "train-00000-of-00001.parquet", "held_out-00000-of-00001.parquet"),
+        *("tokens.json", "encoding.json", "train-00000-of-00001.parquet", "held_out-00000-of-00001.parquet"),
     }
     info, splits = read_tokens(tiny_tokens)
     tok = Tokenizer.from_pretrained(tiny_tokenizer)

@@ -5,6 +5,7 @@ Left out: GPUs; the processes share the CPU and talk through gloo.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,14 +17,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environment, without_plots
+from conftest import ROOT, TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environment, names_in, without_plots
 from safetensors.torch import load_file
 
+from pipelines import token_plan
 from pipelines.tokens import read_tokens
 
 # k-means after the second of three steps; a batch of 16 is 8 for each process.
 TRAIN = ("emoji", *TINY_TOKENIZER, "--max-steps", 3, "--keep-checkpoints", 1, "--tracker", "none")
-ENCODE = ("--data.limit", 33, "--batch-size", 7)
+ENCODE = ("--data.limit", 33, "--batch-size", 7, "--views", 2, "--augment.flip", "--augment.shift", 1)
+# Items of a shard: five shards of each split.
+BLOCK = 8
 
 
 def free_port() -> int:
@@ -61,12 +65,13 @@ def launch(*words: object) -> Finished:
 SEVERAL = """
 import importlib, json, sys
 from accelerate import Accelerator
-from pipelines import cli, train_prior
+from pipelines import cli, token_plan, train_prior
 
 # The processes stay connected until the last script is done.
 Accelerator.end_training = lambda self: None
 leave_group, cli.leave_group = cli.leave_group, lambda: None
 train_prior.loss_plot = lambda *paths: None
+token_plan.PICTURES = int(sys.argv[2])
 for name, *words in json.loads(sys.argv[1]):
     sys.argv = [f"{name}.py", *words]
     try:
@@ -94,6 +99,30 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone(one: Path, script: Script, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens that one process made."""
+    folder = tmp_path_factory.mktemp("alone") / "tokens"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_plan, "PICTURES", BLOCK)
+        script("encode_dataset", "--tokenizer", one, "--output", folder, *ENCODE)
+    return folder
+
+
+def interrupted(tokens: Path, folder: Path) -> Path:
+    """A copy of an encoding as it may be left by one that was killed: three shards missing, one cut short."""
+    shutil.copytree(tokens, folder)
+    for name in ("tokens.json", *(f"train-0000{i}-of-00005.parquet" for i in (0, 3, 4))):
+        (folder / name).unlink()
+    broken = folder / "held_out-00002-of-00005.parquet"
+    broken.write_bytes(broken.read_bytes()[:-10])
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names_in(folder)}
+
+
 @dataclass(frozen=True)
 class More:
     """What two processes did in a second launch."""
@@ -104,19 +133,23 @@ class More:
 
 
 @pytest.fixture(scope="module")
-def more(one: Path, tiny_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> More:
-    """Encoding, a prior, and last a tokenizer in a folder that holds one."""
+def more(one: Path, alone: Path, tiny_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> More:
+    """Encoding, the rest of an encoding, another encoding in its folder, a prior, and last a tokenizer in a
+    folder that holds one."""
     folder = tmp_path_factory.mktemp("more")
     prior = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, "--max-steps", 3, "--tracker", "none")
     prior += ("--model.dropout", 0)  # the one noise that differs between processes
+    encode = ("encode_dataset", "--tokenizer", one, *ENCODE, "--output")
     scripts = [
-        ("encode_dataset", "--tokenizer", one, "--output", folder / "tokens", *ENCODE),
+        (*encode, folder / "tokens"),
+        (*encode, interrupted(alone, folder / "rest")),
+        (*encode, interrupted(alone, folder / "other"), "--seed", 1),
         ("train_prior", *prior, "--output", folder / "prior"),
         ("train_tokenizer", *TRAIN, "--output", one),
     ]
     (folder / "several.py").write_text(SEVERAL)
     words = json.dumps([[str(word) for word in script] for script in scripts])
-    return More(folder, prior, launch(folder / "several.py", words))
+    return More(folder, prior, launch(folder / "several.py", words, BLOCK))
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -142,21 +175,33 @@ def test_two_processes_log_once_and_the_same(one: Path, two: Path) -> None:
         assert found == {key: pytest.approx(value, abs=1e-3, rel=1e-3) for key, value in expected.items()}
 
 
-def test_two_processes_encode_the_same_tokens_in_the_same_order(
-    more: More, one: Path, script: Script, tmp_path: Path
+def test_two_processes_encode_the_same_shards(more: More, alone: Path) -> None:
+    names = {f"{split}-0000{i}-of-00005.parquet" for split in ("train", "held_out") for i in range(5)}
+    assert names_in(alone) == {"tokens.json", "encoding.json", *names}
+    assert files(more.folder / "tokens") == files(alone)
+    info, splits = read_tokens(alone)
+    assert len(splits["train"]) == len(splits["held_out"]) == 33 and info.views == 2
+    assert {len(pq.read_table(alone / name)) for name in names} == {16, 8, 2, 1}
+
+
+def test_an_encoding_continues_on_another_number_of_processes(
+    more: More, alone: Path, one: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script("encode_dataset", "--tokenizer", one, "--output", tmp_path / "one", *ENCODE)
-    for split in ("train", "held_out"):
-        (alone,) = tmp_path.glob(f"one/{split}-*.parquet")
-        shards = sorted(more.folder.glob(f"tokens/{split}-*.parquet"))
-        assert [p.name for p in shards] == [f"{split}-0000{i}-of-00002.parquet" for i in range(2)]
-        tables = [pq.read_table(shard) for shard in shards]
-        assert sorted(map(len, tables)) == [16, 17]
-        expected = pq.read_table(alone)
-        for column in ("id", "label", "codes"):
-            assert [v for t in tables for v in t[column].to_pylist()] == expected[column].to_pylist()
-    info, splits = read_tokens(more.folder / "tokens")
-    assert info == read_tokens(tmp_path / "one")[0] and len(splits["train"]) == 33
+    assert files(more.folder / "rest") == files(alone)
+    assert "6 of 10 shards are there" in more.finished.err
+    assert "held_out-00002-of-00005.parquet is not whole" in more.finished.err
+    monkeypatch.setattr(token_plan, "PICTURES", BLOCK)
+    folder = interrupted(more.folder / "tokens", tmp_path / "rest")
+    script("encode_dataset", "--tokenizer", one, "--output", folder, *ENCODE)
+    assert files(folder) == files(alone)
+
+
+def test_another_encoding_is_refused_by_both(more: More) -> None:
+    for process in ("", " (process 1)"):
+        assert (
+            f"Error{process}: {more.folder / 'other'} holds a part of another encoding" in more.finished.err
+        )
+    assert more.finished.out.splitlines().count("encode_dataset ended with 2") == 2
 
 
 def test_two_processes_train_the_prior_that_one_trains(more: More, script: Script, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.evaluation import evaluate_prior
 from pipelines.options import PriorSize, PriorTraining
-from pipelines.token_clips import CodeClips, offsets_of
+from pipelines.token_clips import CodeClips
 from pipelines.tokens import TokenInfo, read_tokens, token_batches, write_info, write_shard
 from pipelines.train_prior import prior_config
 from pipelines.windows import Windows, window_info
@@ -44,7 +44,7 @@ def clips_of(*lengths: int, labels: Any = None) -> CodeClips:
     place = np.concatenate([1000 * c + np.arange(n) for c, n in enumerate(lengths)])
     codes = np.stack([place, 2 * place], axis=1).astype(np.uint32)
     labels = np.zeros(len(lengths), np.int64) if labels is None else np.array(labels)
-    return CodeClips(codes, offsets_of(np.array(lengths)), labels)
+    return CodeClips.joined(codes, np.array(lengths)[:, None], labels)
 
 
 def places(windows: Windows, epoch: int = 0) -> NDArray[np.int64]:
@@ -119,7 +119,7 @@ def test_the_first_windows_are_those_of_all() -> None:
     assert [len(windows.first(count)) for count in (0, 2, 5, 9)] == [0, 2, 5, 5]
     assert np.array_equal(places(windows.first(4)), places(windows)[:4])
     assert len(windows.first(2).first(4)) == 2
-    none = Windows(CodeClips.join([], 2), 10)
+    none = Windows(clips_of(30).pick(np.array([False])), 10)
     assert len(none) == 0 and none.rows(slice(None))[0].shape == (0, 2, 10)
 
 

@@ -1,0 +1,155 @@
+"""What an encoding does, as encoding.json: blocks of items, a shard each, and which of them are still to do.
+
+Left out: encoding them (`encode_dataset.py`), and the shards themselves (`token_shards.py`).
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.data import Clips, Examples, Splits
+from pipelines.token_info import SPLITS, TOKENS_FILE, TokenInfo
+from pipelines.token_shards import read_shard, shard_path
+from tokenizer.config import config_from_dict, config_to_dict
+from tokenizer.files import read_json, write_atomically
+
+logger = logging.getLogger(__name__)
+
+ENCODING_FILE = "encoding.json"
+# A block is so many pictures, or so many seconds of sound, where a clip belongs to the block in which it
+# begins. An interruption costs every process one block at most.
+PICTURES, SECONDS = 4096, 3600
+
+
+class Block(NamedTuple):
+    """The items of one shard; `views` rows of each."""
+
+    split: str
+    shard: int
+    shards: int
+    items: range
+    views: int
+
+    def path(self, folder: Path) -> Path:
+        return shard_path(folder, self.split, self.shard, self.shards)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """All that decides what is in the shards: an encoding is continued only by an equal one."""
+
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
+    source: str
+    """Name of the data set."""
+    data: str
+    """Digest of the items' names, labels and, of sound, lengths; their content is not looked at."""
+    train: int
+    """Items to train on, and below those held out."""
+    held_out: int
+    block: int
+    """Pictures of a block, or its seconds."""
+    train_shards: int
+    held_out_shards: int
+    views: int
+    """Views of every training item."""
+    flip: bool = False
+    shift: int = 0
+    seed: int = 0
+    """These three: how views differ; as here if there is only one."""
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that every shard and tokens.json bear."""
+        return hashlib.sha256(json.dumps(config_to_dict(self)).encode()).hexdigest()[:16]
+
+
+def block_size(examples: Examples | Clips) -> int:
+    """Pictures of a block, or its seconds of sound."""
+    return SECONDS if isinstance(examples, Clips) else PICTURES
+
+
+def plan_blocks(splits: Splits, views: int) -> list[Block]:
+    """The blocks of both splits, at least one of each; they do not depend on the number of processes."""
+    return [
+        Block(name, i, len(ranges), items, views if name == "train" else 1)
+        for name, examples in zip(SPLITS, (splits.train, splits.held_out), strict=True)
+        for ranges in [list(_ranges(examples))]
+        for i, items in enumerate(ranges)
+    ]
+
+
+def _ranges(examples: Examples | Clips) -> Iterator[range]:
+    if isinstance(examples, Clips):
+        samples = np.array([examples.samples(i) for i in range(len(examples))], np.int64)
+        block = (np.cumsum(samples) - samples) // (SECONDS * examples.sample_rate)
+        cuts = np.flatnonzero(np.diff(block)) + 1
+    else:
+        cuts = np.arange(PICTURES, len(examples), PICTURES)
+    edges = [0, *cuts.tolist(), len(examples)]
+    yield from map(range, edges[:-1], edges[1:])
+
+
+def refuse_finished(folder: Path) -> None:
+    """`ValueError` if the folder already holds tokens."""
+    if (folder / TOKENS_FILE).exists():
+        raise ValueError(f"{folder} already holds tokens; choose another --output or delete that folder")
+
+
+def claim_encoding(folder: Path, encoding: Encoding, info: TokenInfo, blocks: Sequence[Block]) -> list[int]:
+    """Begin an encoding in `folder`, or continue it: writes encoding.json or compares it, and returns the
+    numbers of the blocks that have no whole shard yet.
+
+    Raises `ValueError` for a folder of finished tokens, of another encoding, or of an unknown one.
+    """
+    refuse_finished(folder)
+    path = folder / ENCODING_FILE
+    if path.exists():
+        _compare(config_from_dict(Encoding, read_json(path), str(path)), encoding, folder)
+    elif shards := sorted(p.name for name in SPLITS for p in folder.glob(f"{name}-*-of-*.parquet")):
+        raise ValueError(
+            f"{folder} holds {shards[0]}, but no {ENCODING_FILE} that says of what; choose another --output "
+            "or delete that folder"
+        )
+    else:
+        text = json.dumps(config_to_dict(encoding), indent=2) + "\n"
+        write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+        return list(range(len(blocks)))
+    for name in SPLITS:  # what a process that was killed left half written
+        for left in folder.glob(f".{name}-*.parquet.*"):
+            left.unlink()
+    missing = [i for i, block in enumerate(blocks) if not _is_whole(folder, block, info)]
+    done = len(blocks) - len(missing)
+    logger.info("continuing in %s: %d of %d shards are there", folder, done, len(blocks))
+    return missing
+
+
+def _compare(before: Encoding, now: Encoding, folder: Path) -> None:
+    for field in dataclasses.fields(Encoding):
+        was, value = getattr(before, field.name), getattr(now, field.name)
+        if was != value:
+            raise ValueError(
+                f"{folder} holds a part of another encoding: {field.name} was {was!r}, is now {value!r}; "
+                "continue with the same data and options, choose another --output or delete that folder"
+            )
+
+
+def _is_whole(folder: Path, block: Block, info: TokenInfo) -> bool:
+    path = block.path(folder)
+    if not path.exists():
+        return False
+    try:
+        found = len(read_shard(path, info, block.views, lambda _: None).labels)
+        # Sounds that can no longer be read are left out.
+        if found > len(block.items) or (info.grid and found < len(block.items)):
+            raise ValueError(f"{path}: holds {found} items, expected {len(block.items)}")
+    except ValueError as error:
+        logger.warning("%s is not whole, so it is encoded anew: %s", path, error.__cause__ or error)
+        return False
+    return True
