@@ -34,13 +34,14 @@ Labelled = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Chain:
-    """Runs in `folder`, a classifier of pictures, and the least shares of real and rebuilt held-out digits
-    that it must read right."""
+    """Runs in `folder`, a classifier of pictures, and the least shares that it must read right: of held-out
+    digits, of the same rebuilt, and of samples."""
 
     folder: Path
     classifier: nn.Module
     of_real: float
     of_rebuilt: float
+    of_samples: float
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_pretrained(self.folder / "digits")
@@ -75,8 +76,8 @@ def chain(
     words = ("--label", "all", "--num", EACH, "--cfg-scale", 2, "--output", folder / "samples")
     script("sample", "--prior", prior, *words)
     if short:
-        return Chain(folder, train_classifier(*digits[0], epochs=3, widths=(16, 32, 64)), 0.975, 0.9)
-    return Chain(folder, train_classifier(*digits[0]), 0.99, 0.98)
+        return Chain(folder, train_classifier(*digits[0], epochs=3, widths=(16, 32, 64)), 0.97, 0.88, 0.92)
+    return Chain(folder, train_classifier(*digits[0]), 0.99, 0.98, 0.95)
 
 
 def share(read_as: Tensor, digits: Tensor) -> float:
@@ -99,7 +100,7 @@ def test_samples_are_read_as_the_digit_asked_for(chain: Chain, digits: tuple[Lab
     print(f"\nread right: held-out digits {real:.4f}, as the tokenizer rebuilds them {ceiling:.4f}")
     print(f"samples read as asked: {shares.mean():.4f}, of 0 to 9: {[round(s, 2) for s in shares.tolist()]}")
     assert real >= chain.of_real and ceiling >= chain.of_rebuilt
-    assert shares.mean() >= 0.95 and shares.min() >= 0.85
+    assert shares.mean() >= chain.of_samples and shares.min() >= 0.8
 
 
 def test_samples_differ_from_each_other_and_from_training(chain: Chain) -> None:
