@@ -6,6 +6,7 @@ Left out: steps of training (`prior_training_speed.py`), and quality: both have 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,14 +99,17 @@ def llama_sampler(llama: "LlamaForCausalLM", batch: int, codes: int) -> Callable
     return draw
 
 
-def sampling_jobs(prior: Prior, batch: int, device: torch.device) -> Jobs:
+def ready_priors(prior: Prior, device: torch.device) -> dict[str, Prior]:
+    """By name, the prior with its weights in every form, compiled where it can be."""
+    forms = [form for form in WEIGHTS if form != "int8" or device.type == "cpu"]
+    compiled = device.type == "cpu" and installed()
+    return {f"tokenloom {form}": prior.for_sampling(form, compiled) for form in forms}
+
+
+def sampling_jobs(prior: Prior, ready: dict[str, Prior], batch: int) -> Jobs:
     """What is timed: ours with weights of every form, `generate` with two, and reading all weights once for
     each code."""
-    forms = [form for form in WEIGHTS if form != "int8" or device.type == "cpu"]
-    found: Jobs = {}
-    for form in forms:
-        ready = prior.for_sampling(form, compile=device.type == "cpu" and installed())
-        found[f"tokenloom {form}"] = lambda ready=ready: ready.sample(batch)  # type: ignore[misc]
+    found: Jobs = {name: partial(form.sample, batch) for name, form in ready.items()}
     codes = prior.config.num_codes
     found["generate full"] = llama_sampler(prior.to_transformers(), batch, codes)
     found["generate bf16"] = llama_sampler(prior.to_transformers().bfloat16(), batch, codes)
@@ -114,13 +118,27 @@ def sampling_jobs(prior: Prior, batch: int, device: torch.device) -> Jobs:
     return found
 
 
+def differing(prior: Prior, batch: int) -> float:
+    """The share of codes that differ when the same items are drawn one by one and not at once: rounding moves
+    a number of chance beyond the edge of a code's interval, and the codes after that one differ too."""
+
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in range(batch)]
+
+    at_once = prior.sample(batch, generator=generators())
+    one_by_one = torch.cat([prior.sample(1, generator=generator) for generator in generators()])
+    return (at_once != one_by_one).double().mean().item()
+
+
 def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.device) -> dict[str, Any]:
-    """Milliseconds of a step, how many times as fast as `generate` with full weights, and the share of the
-    bandwidth: the time that reading the weights takes, in their form, over the time taken."""
-    jobs = sampling_jobs(prior, batch, device)
+    """Milliseconds of a step, how many times as fast as `generate` with full weights, the share of the
+    bandwidth (the time that reading the weights takes, in their form, over the time taken), and the share of
+    codes that differ when drawn one by one."""
+    ready = ready_priors(prior, device)
+    jobs = sampling_jobs(prior, ready, batch)
     seconds = in_turns(jobs, options.turns, options.warm_up, synchronizer(device))
     size = {"full": 1.0, "bf16": 1 / 2, "int8": 1 / 4}
-    rows: dict[str, dict[str, Spread]] = {}
+    rows: dict[str, dict[str, Spread | float]] = {}
     for name, values in seconds.items():
         rows[name] = {"ms": spread([1000 * s / options.codes for s in values])}
         if name == READING:
@@ -128,6 +146,8 @@ def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.de
         form = name.split()[1]
         rows[name]["faster"] = ratios(seconds["generate full"], values)
         rows[name]["bandwidth"] = ratios(seconds[READING], values, scale=size[form])
+        if name in ready and batch > 1:
+            rows[name]["differing"] = differing(ready[name], batch)
     return rows
 
 
@@ -152,8 +172,11 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
         print_table(
             f"Drawing {options.codes} codes of {batch} at once: median over turns (least..greatest)",
             [
-                ("", "ms per step", "times as fast as generate", "share of bandwidth"),
-                *((n, r["ms"], r.get("faster", ""), r.get("bandwidth", "")) for n, r in rows.items()),
+                ("", "ms per step", "times as fast as generate", "share of bandwidth", "differ one by one"),
+                *(
+                    (n, *(r.get(column, "") for column in ("ms", "faster", "bandwidth", "differing")))
+                    for n, r in rows.items()
+                ),
             ],
         )
     batch = options.train_batch_size

@@ -67,7 +67,8 @@ class SampleOptions:
     """Guidance from the first code on, or growing from none to --cfg-scale at the last one."""
     weights: Weights = "full"
     """How the prior reads its weights: as they are; in bf16, faster for batches; or rounded to int8, faster
-    for one sample at once (on a CPU). Both draw a little other codes."""
+    for one sample at once (on a CPU). Both draw a little other codes, which a seed decides only together with
+    how many are drawn at once."""
     compile: bool = False
     """Compile the loops that draw one or two samples at once on a CPU (needs numba); the first one then takes
     some seconds, and long ones, or many, less in all."""

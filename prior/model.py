@@ -125,7 +125,9 @@ class Prior(Network):
         """A copy whose `sample` and `inpaint` have their weights ready, for many calls.
 
         `weights`: `full`, as they are; `bf16`, products in bfloat16, which is faster for batches; `int8`,
-        rounded to whole numbers, which is faster for one sequence (CPUs only). With `compile` one or two
+        rounded to whole numbers, which is faster for one sequence (CPUs only; batches take bf16). Codes from
+        `full` weights do not depend on how many are drawn at once, but for rounding; those from others do, as
+        few and many are computed in other ways. With `compile` one or two
         sequences (with guidance: one) are drawn by compiled loops, on a CPU and in float32; the first call
         compiles them for some seconds. Take a new copy after training: this one may go on with the weights
         of now. Raises `ValueError` for what cannot be had here.

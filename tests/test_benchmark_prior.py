@@ -5,14 +5,16 @@ Left out: how fast anything is.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import assert_refused, read, run_script
 
 from pipelines import benchmark_prior
-from pipelines.benchmark_prior import READING, PriorBenchmark, sampling_jobs
+from pipelines.benchmark_prior import READING, PriorBenchmark, differing, ready_priors, sampling_jobs
 from pipelines.prior_training_speed import OURS, PEER, PRECISIONS, build, learner, llama_like, walks
+from prior import Prior
 from prior.numba_products import installed
 
 pytest.importorskip("transformers")
@@ -33,7 +35,7 @@ CPU = torch.device("cpu")
 
 def test_all_jobs_draw_as_many_codes_from_equal_weights() -> None:
     prior = build(CONFIG, CPU)
-    jobs = sampling_jobs(prior, 3, CPU)
+    jobs = sampling_jobs(prior, ready_priors(prior, CPU), 3)
     assert jobs.keys() == NAMES
     for name, job in jobs.items():
         drawn = job()
@@ -72,6 +74,7 @@ def test_the_script_prints_and_writes(tmp_path: Path) -> None:
         assert rows.keys() == NAMES
         assert all(0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"] for row in rows.values())
         assert rows[READING].keys() == {"ms"}
+        assert ("differing" in rows["tokenloom bf16"]) == (rows is values["sampling"]["3"])
         same = rows["generate full"]["faster"]
         assert same["low"] == same["high"] == 1
         whole, half = (rows[f"generate {form}"] for form in ("full", "bf16"))
@@ -108,6 +111,19 @@ def test_every_flag_is_explained_and_loops_are_compiled_where_they_can_be() -> N
     text = run_script("benchmark", "prior", "--help").out
     flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(PriorBenchmark)}
     assert [flag for flag in flags if flag not in text] == []
-    jobs = sampling_jobs(build(CONFIG, CPU), 1, CPU)
-    ready = jobs["tokenloom int8"].__defaults__[0]  # type: ignore[attr-defined]
-    assert ready.prepared.compiled == installed()
+    ready = ready_priors(build(CONFIG, CPU), CPU)["tokenloom int8"]
+    assert ready.prepared is not None and ready.prepared.compiled == installed()
+
+
+def test_codes_that_differ_one_by_one_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = build(CONFIG, CPU).double()
+    assert differing(prior, 4) == 0
+    alone = Prior.sample
+
+    def other(self: Prior, batch: int, **options: Any) -> torch.Tensor:
+        codes = alone(self, batch, **options)
+        codes[:, :, 0] += batch == 1  # the first of six codes
+        return codes
+
+    monkeypatch.setattr(Prior, "sample", other)
+    assert differing(prior, 4) == pytest.approx(1 / 6)
