@@ -102,7 +102,7 @@ def llama_sampler(llama: "LlamaForCausalLM", batch: int, codes: int) -> Callable
 def ready_priors(prior: Prior, device: torch.device) -> dict[str, Prior]:
     """By name, the prior with its weights in every form, compiled where it can be."""
     forms = [form for form in WEIGHTS if form != "int8" or device.type == "cpu"]
-    compiled = device.type == "cpu" and installed()
+    compiled = device.type == "cuda" or installed()
     return {f"tokenloom {form}": prior.for_sampling(form, compiled) for form in forms}
 
 

@@ -70,8 +70,8 @@ class SampleOptions:
     for one sample at once (on a CPU). Both draw a little other codes, which a seed decides only together with
     how many are drawn at once."""
     compile: bool = False
-    """Compile the loops that draw one or two samples at once on a CPU (needs numba); the first one then takes
-    some seconds, and long ones, or many, less in all."""
+    """Compile the loops that draw one or two samples at once on a CPU (needs numba), or the steps on a GPU.
+    The first sample then takes some seconds, and long ones, or many, less in all."""
     tokens: str = ""
     """Folder of the tokens that the prior learnt: each sample is shown above the training item nearest to it
     (neighbours.png; sound: neighbours.html), so that you see what is new."""

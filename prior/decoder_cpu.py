@@ -24,7 +24,8 @@ MOST_THREADS = 16
 
 def serves(prior: Network, prepared: Prepared, rows: int) -> bool:
     """Whether these loops are there for so many sequences of this prior."""
-    return prepared.compiled and prior.head.dtype == torch.float32 and rows < MANY_ROWS
+    on_cpu = prior.head.device.type == "cpu"
+    return prepared.compiled and on_cpu and prior.head.dtype == torch.float32 and rows < MANY_ROWS
 
 
 class CompiledDecoder(Decoder):

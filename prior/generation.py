@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prior.decoder import Decoder
 from prior.decoder_cpu import CompiledDecoder, serves
+from prior.decoder_static import StaticDecoder
 from prior.inputs import UNCONDITIONAL
 from prior.prepared import Prepared
 from prior.sampling import Choice, Generators, draw, uniform_table
@@ -67,7 +68,11 @@ def generate(
     first, last = taken[0], taken[-1]
     layout = pattern.layout()
     prepared, rows = prior.prepared or Prepared(prior), copies * len(codes)
-    of_kind = CompiledDecoder if serves(prior, prepared, rows) else Decoder
+    of_kind = Decoder
+    if serves(prior, prepared, rows):
+        of_kind = CompiledDecoder
+    elif prepared.compiled and codes.device.type == "cuda":
+        of_kind = StaticDecoder
     with of_kind(prior, prepared, rows, last + 1) as decoder:
         x = prior.inputs(sequence[:, :first].repeat(copies, 1, 1), classes)
         for step in range(first, last + 1):

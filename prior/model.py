@@ -127,10 +127,10 @@ class Prior(Network):
         `weights`: `full`, as they are; `bf16`, products in bfloat16, which is faster for batches; `int8`,
         rounded to whole numbers, which is faster for one sequence (CPUs only; batches take bf16). Codes from
         `full` weights do not depend on how many are drawn at once, but for rounding; those from others do, as
-        few and many are computed in other ways. With `compile` one or two
-        sequences (with guidance: one) are drawn by compiled loops, on a CPU and in float32; the first call
-        compiles them for some seconds. Take a new copy after training: this one may go on with the weights
-        of now. Raises `ValueError` for what cannot be had here.
+        few and many are computed in other ways. With `compile` one or two sequences (with guidance: one) are
+        drawn by compiled loops on a CPU in float32, and any number in CUDA graphs (torch.compile) on a GPU;
+        the first call compiles them. Take a new copy after training: this one may go on with the weights of
+        now. Raises `ValueError` for what cannot be had here.
         """
         ready = copy.copy(self)
         ready.prepared = Prepared(self, weights, compile)

@@ -109,8 +109,9 @@ class Prepared:
     """The weights of a prior ready for sampling, as they are at their first use: `full`, in `bf16`, or
     rounded to `int8` (products of many rows then take bfloat16 as well).
 
-    With `compiled` few sequences are drawn by compiled loops (`decoder_cpu.py`). Raises `ValueError` for int8
-    or compiled loops on a device that has none, and for compiled ones without numba.
+    With `compiled` few sequences are drawn by compiled loops on a CPU (`decoder_cpu.py`), and all in CUDA
+    graphs on a GPU (`decoder_static.py`). Raises `ValueError` for int8 or compiling on a device that has it
+    not, and for compiled loops without numba.
     """
 
     def __init__(self, prior: Network, weights: Weights = "full", compiled: bool = False) -> None:
@@ -119,11 +120,11 @@ class Prepared:
         device = prior.head.device.type
         if weights == "int8" and device != "cpu":
             raise ValueError(f"weights: int8 is for CPUs, and this prior is on {device}; take bf16")
-        if compiled and device != "cpu":
-            raise ValueError(f"compile: the loops are for CPUs, and this prior is on {device}; leave it out")
-        if compiled and prior.inner is not None:
+        if compiled and device not in ("cpu", "cuda"):
+            raise ValueError(f"compile: is for CPUs and CUDA, and this prior is on {device}; leave it out")
+        if compiled and device == "cpu" and prior.inner is not None:
             raise ValueError("compile: the loops know no depth transformer (pattern depth); leave it out")
-        if compiled and not installed():
+        if compiled and device == "cpu" and not installed():
             raise ValueError("compile: needs numba; pip install 'tokenloom[fast]', or leave it out")
         self.weights, self.compiled = weights, compiled
         self._made: dict[bool, Ready] = {}
@@ -139,6 +140,13 @@ class Prepared:
                 inner = self._stack(prior.inner.blocks, prior.inner.norm, many)
             self._made[many] = Ready(self._stack(prior.blocks, prior.norm, many), heads, start, inner)
         return self._made[many]
+
+    def tensors(self, rows: int) -> list[Tensor]:
+        """All tensors that products and norms of so many rows read."""
+        ready = self._made[rows >= MANY_ROWS]
+        parts = [part for layer in ready.stack.layers for part in layer if part is not None]
+        parts += [ready.stack.norm, *ready.heads]
+        return [value for part in parts for value in vars(part).values() if isinstance(value, Tensor)]
 
     def _stack(self, blocks: Iterable[nn.Module], norm: nn.RMSNorm, many: bool) -> Stack:
         return Stack([self._layer(block, many) for block in blocks], Norm(norm))  # type: ignore[arg-type]

@@ -229,7 +229,7 @@ def test_what_another_device_has_not_is_refused() -> None:
     prior = random_prior().to("meta")
     with pytest.raises(ValueError, match="weights: int8 is for CPUs, and this prior is on meta"):
         prior.for_sampling("int8")
-    with pytest.raises(ValueError, match="compile: the loops are for CPUs, and this prior is on meta"):
+    with pytest.raises(ValueError, match="compile: is for CPUs and CUDA, and this prior is on meta"):
         prior.for_sampling(compile=True)
 
 
