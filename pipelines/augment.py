@@ -20,7 +20,7 @@ class Augment:
     """Which views are drawn."""
 
     flip: bool = False
-    """Mirror half of the training pictures."""
+    """Mirror half of the training pictures (with --views: every second view)."""
     shift: int = 0
     """Move training pictures by up to so many pixels along each axis; what comes in repeats the edge."""
 
@@ -67,7 +67,8 @@ class Augment:
             )
 
 
-@lru_cache(maxsize=2)
+# As many as there are epochs in a batch, or views of a picture.
+@lru_cache(maxsize=8)
 def _uniform(count: int, seed: int, epoch: int) -> Tensor:
     """Three uniform numbers for every example of an epoch: (count, 3)."""
     return torch.rand((count, 3), generator=keyed_generator(seed, epoch, "augment"))

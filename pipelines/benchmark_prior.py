@@ -162,6 +162,8 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
         raise ValueError(f"this benchmark compares with {PEER}; pip install 'tokenloom[bench]'")
     device = chosen_device(options.device)
     config = llama_like(options.codes, options.codebook_size, options.dim, options.depth, options.heads)
+    if options.memory and device.type != "cpu":
+        raise ValueError("--memory measures on a CPU only; leave it out, or give --device cpu")
     prior = build(config, device)
     where = machine(device, PEER, "numba")
     millions = sum(p.numel() for p in prior.parameters()) / 1e6
@@ -181,7 +183,7 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
         )
     batch = options.train_batch_size
     trained = training(config, batch, options.turns, options.warm_up, options.compile, device)
-    peaks = memory(config, batch) if options.memory and device.type == "cpu" else {}
+    peaks = memory(config, batch) if options.memory else {}
     for precision, by_name in trained.items():
         print_table(
             f"Training on {batch} × {options.codes} codes, {precision}: median over turns (least..greatest)",

@@ -230,9 +230,7 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[Drawn]:
         ("compile", options.compile, False),
     ):
         if value != neutral:
-            raise ValueError(
-                f"--{name} is for priors; a VAE is no prior, and has no classes and no codes to choose from"
-            )
+            raise ValueError(f"--{name} is for priors; a VAE has no classes and no codes to choose from")
     if options.prefix:
         raise ValueError("--prefix is for priors; a VAE draws the whole at once")
     size = tok.modality.size

@@ -23,8 +23,8 @@ from tokenizer.files import read_json, write_atomically
 logger = logging.getLogger(__name__)
 
 ENCODING_FILE = "encoding.json"
-# A block is so many pictures, or so many seconds of sound, where a clip belongs to the block in which it
-# begins. An interruption costs every process one block at most.
+# A block is so many views of pictures, or so many seconds of views of sound, where a clip belongs to the
+# block in which it begins. An interruption costs every process one block at most.
 PICTURES, SECONDS = 4096, 3600
 
 
@@ -50,16 +50,23 @@ class Encoding:
     source: str
     """Name of the data set."""
     data: str
-    """Digest of the items' names, labels and, of sound, lengths; their content is not looked at."""
+    """Digest of the items' names, labels and, of sound, lengths. Their content is not looked at: what is
+    edited under the same name is not noticed."""
+    config: str | None
+    """This and the next four: which part of the data set, as --data.* says."""
+    split: str
+    test_split: str
+    column: str | None
+    label_column: str | None
     train: int
     """Items to train on, and below those held out."""
     held_out: int
+    views: int
+    """Views of every training item."""
     block: int
     """Pictures of a block, or its seconds."""
     train_shards: int
     held_out_shards: int
-    views: int
-    """Views of every training item."""
     flip: bool = False
     shift: int = 0
     seed: int = 0
@@ -70,9 +77,9 @@ class Encoding:
         return hashlib.sha256(json.dumps(config_to_dict(self)).encode()).hexdigest()[:16]
 
 
-def block_size(examples: Examples | Clips) -> int:
-    """Pictures of a block, or its seconds of sound."""
-    return SECONDS if isinstance(examples, Clips) else PICTURES
+def block_size(examples: Examples | Clips, views: int) -> int:
+    """Pictures of a block, or its seconds of sound, where training items have so many views."""
+    return max(1, (SECONDS if isinstance(examples, Clips) else PICTURES) // views)
 
 
 def plan_blocks(splits: Splits, views: int) -> list[Block]:
@@ -80,18 +87,18 @@ def plan_blocks(splits: Splits, views: int) -> list[Block]:
     return [
         Block(name, i, len(ranges), items, views if name == "train" else 1)
         for name, examples in zip(SPLITS, (splits.train, splits.held_out), strict=True)
-        for ranges in [list(_ranges(examples))]
+        for ranges in [list(_ranges(examples, block_size(examples, views)))]
         for i, items in enumerate(ranges)
     ]
 
 
-def _ranges(examples: Examples | Clips) -> Iterator[range]:
+def _ranges(examples: Examples | Clips, size: int) -> Iterator[range]:
     if isinstance(examples, Clips):
         samples = np.array([examples.samples(i) for i in range(len(examples))], np.int64)
-        block = (np.cumsum(samples) - samples) // (SECONDS * examples.sample_rate)
+        block = (np.cumsum(samples) - samples) // (size * examples.sample_rate)
         cuts = np.flatnonzero(np.diff(block)) + 1
     else:
-        cuts = np.arange(PICTURES, len(examples), PICTURES)
+        cuts = np.arange(size, len(examples), size)
     edges = [0, *cuts.tolist(), len(examples)]
     yield from map(range, edges[:-1], edges[1:])
 

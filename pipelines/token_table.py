@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -63,12 +64,9 @@ def _mapped(folder: Path, split: str, info: TokenInfo, views: int, paths: Sequen
     key = hashlib.sha256(repr((info, stats)).encode()).hexdigest()[:16]
     codes, index = folder / f"{split}-{key}.codes", folder / f"{split}-{key}.npz"
 
-    def decoded() -> bool:
-        return index.exists() and codes.exists() and codes.stat().st_size == size
-
-    if not decoded():
+    if not _is_decoded(codes, index, size):
         with _locked(folder):
-            if not decoded():  # by another process while this one waited
+            if not _is_decoded(codes, index, size):  # by another process while this one waited
                 logger.info("decoding %.1f GiB of codes into %s, once", size / 2**30, codes)
                 for old in [*folder.glob(f"{split}-*"), *folder.glob(f".{split}-*")]:
                     old.unlink()
@@ -78,6 +76,17 @@ def _mapped(folder: Path, split: str, info: TokenInfo, views: int, paths: Sequen
     # As a plain array: the class of memmap makes every index slower.
     mapped = np.asarray(np.memmap(codes, info.dtype, mode="r"))
     return Table(_shaped(mapped, info), lengths, labels)
+
+
+def _is_decoded(codes: Path, index: Path, size: int) -> bool:
+    """Whether both files are whole, by their sizes and the checksums of the index."""
+    if not (index.exists() and codes.exists() and codes.stat().st_size == size):
+        return False
+    try:
+        with zipfile.ZipFile(index) as parts:
+            return parts.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _decode(codes: Path, index: Path, info: TokenInfo, views: int, paths: Sequence[Path]) -> None:

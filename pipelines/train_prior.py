@@ -15,7 +15,7 @@ from pipelines.cli import parse, run
 from pipelines.evaluation import evaluate_prior
 from pipelines.models import write_prior_sample
 from pipelines.optimizers import build_optimizers
-from pipelines.options import PriorTraining
+from pipelines.options import PriorSize, PriorTraining
 from pipelines.presets import PRIORS
 from pipelines.report import loss_plot, progress
 from pipelines.run_folder import MetricsLog, command_line, run_folder
@@ -40,6 +40,9 @@ from tokenizer.hub import CardInfo, push_folder
 
 logger = logging.getLogger(__name__)
 
+# Options of the depth transformer.
+INNER = ("inner_dim", "inner_depth", "inner_heads")
+
 
 def main() -> None:
     """Read the options, check tokens and folder, train."""
@@ -48,7 +51,8 @@ def main() -> None:
     info, splits = load_tokens(options)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
-    prior.activation_checkpointing = options.activation_checkpointing
+    if options.activation_checkpointing:
+        prior.checkpoint_activations()
     if options.compile:
         prior.compile_blocks()
     with run_folder(accelerator, options):
@@ -78,7 +82,7 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
     """The prior that the options ask for, for codes of the tokens' kind."""
     of_time = len(info.grid) == 1
     pattern = "delay" if of_time and info.num_codebooks > 1 else "flatten"
-    return PriorConfig(
+    config = PriorConfig(
         codebook_size=info.codebook_size,
         num_codebooks=info.num_codebooks,
         grid=info.grid,
@@ -99,6 +103,9 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
         tokenizer_id=info.tokenizer,
         tokenizer_fingerprint=info.fingerprint,
     )
+    if not config.in_turn and any(getattr(options.model, n) != getattr(PriorSize, n) for n in INNER):
+        logger.warning("--model.inner-* has no effect without --model.pattern depth and several codebooks")
+    return config
 
 
 def drop_labels(labels: Tensor, share: float, step: Step) -> Tensor:

@@ -66,6 +66,8 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         raise ValueError(
             "--optimizer muon does not work in fp16; use --mixed-precision bf16 or --optimizer adamw"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 is not for CPUs, where it would be float32; use --mixed-precision bf16 or no")
     if options.tracker != "none" and not accelerator.log_with:
         raise ValueError(
             f"--tracker {options.tracker} is not installed; pip install {options.tracker}, or --tracker none"

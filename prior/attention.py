@@ -23,7 +23,12 @@ MOST_SCORES = 1 << 22
 
 class ByProducts(torch.autograd.Function):
     """Attention whose backward pass computes the scores again, of some heads at once, and multiplies whole
-    matrices."""
+    matrices.
+
+    In bfloat16 the scores are rounded to it, as other products are: gradients of sharp attention are less
+    exact than torch's, which keeps float32 (relative error 0.4 instead of 0.25 % where scores have a standard
+    deviation of 1, 1.5 instead of 0.5 % where of 6).
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -24,8 +24,7 @@ MOST_THREADS = 16
 
 def serves(prior: Network, prepared: Prepared, rows: int) -> bool:
     """Whether these loops are there for so many sequences of this prior."""
-    on_cpu = prior.head.device.type == "cpu"
-    return prepared.compiled and on_cpu and prior.head.dtype == torch.float32 and rows < MANY_ROWS
+    return prepared.compiled and prior.head.dtype == torch.float32 and rows < MANY_ROWS
 
 
 class CompiledDecoder(Decoder):

@@ -18,6 +18,16 @@ from prior.prepared import Prepared
 INDUCTOR: dict[str, Any] = {"backend": "inductor", "mode": "reduce-overhead"}
 
 
+def static_decoder(prior: Network, prepared: Prepared, rows: int) -> "StaticDecoder":
+    """The decoder for so many sequences of all steps that `prepared` keeps, at its beginning: its graph reads
+    the cache where it is, so a new one would have to be captured anew."""
+    kept = prepared.kept
+    if not isinstance(kept, StaticDecoder) or kept.rows != rows:
+        kept = prepared.kept = StaticDecoder(prior, prepared, rows, prior.pattern.num_steps)
+    kept.length = 0
+    return kept
+
+
 class StaticDecoder(Decoder):
     """As `Decoder`; `options` are those of torch.compile."""
 

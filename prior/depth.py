@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior.config import PriorConfig
-from prior.layers import Block, RMSNorm, rotary_table
+from prior.layers import Blocks, RMSNorm, rotary_table
 
 
 class DepthTransformer(nn.Module):
@@ -32,9 +32,8 @@ class DepthTransformer(nn.Module):
         # One table for each codebook but the last, one below the other.
         self.code_embedding = nn.Embedding((books - 1) * size, dim)
         self.register_buffer("first_row", torch.arange(books - 1) * size, persistent=False)
-        self.blocks = nn.ModuleList(
-            Block(dim, config.inner_heads, config.inner_ffn_dim, config.qk_norm)
-            for _ in range(config.inner_depth)
+        self.blocks = Blocks(
+            config.inner_depth, dim, config.inner_heads, config.inner_ffn_dim, config.qk_norm
         )
         self.norm = RMSNorm(dim)
 
@@ -42,9 +41,7 @@ class DepthTransformer(nn.Module):
         """hidden (M, dim) and codes (M, K) of M positions → last hidden layers (M, K, inner_dim)."""
         before = F.embedding(codes[:, :-1] + self.first_row, self.code_embedding.weight)
         x = rearrange(self.start(hidden), "m (k d) -> m k d", k=codes.shape[1])
-        x, table = x + F.pad(before, (0, 0, 1, 0)), self.rotary()
-        for block in self.blocks:
-            x = block(x, table, dropout)
+        x = self.blocks(x + F.pad(before, (0, 0, 1, 0)), self.rotary(), dropout)
         y: Tensor = self.norm(x)
         return y
 

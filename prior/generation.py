@@ -11,13 +11,22 @@ from torch import Tensor
 
 from prior.decoder import Decoder
 from prior.decoder_cpu import CompiledDecoder, serves
-from prior.decoder_static import StaticDecoder
+from prior.decoder_static import static_decoder
 from prior.inputs import UNCONDITIONAL
 from prior.prepared import Prepared
 from prior.sampling import Choice, Generators, draw, uniform_table
 
 if TYPE_CHECKING:
     from prior.model import Prior
+
+
+def chosen_decoder(prior: "Prior", prepared: Prepared, rows: int, steps: int) -> Decoder:
+    """The decoder for so many sequences of so many steps, compiled if `prepared` asks for it."""
+    if prepared.compiled and prior.head.device.type == "cuda":
+        return static_decoder(prior, prepared, rows)
+    if serves(prior, prepared, rows):
+        return CompiledDecoder(prior, prepared, rows, steps)
+    return Decoder(prior, prepared, rows, steps)
 
 
 def generate(
@@ -68,12 +77,7 @@ def generate(
     first, last = taken[0], taken[-1]
     layout = pattern.layout()
     prepared, rows = prior.prepared or Prepared(prior), copies * len(codes)
-    of_kind = Decoder
-    if serves(prior, prepared, rows):
-        of_kind = CompiledDecoder
-    elif prepared.compiled and codes.device.type == "cuda":
-        of_kind = StaticDecoder
-    with of_kind(prior, prepared, rows, last + 1) as decoder:
+    with chosen_decoder(prior, prepared, rows, last + 1) as decoder:
         x = prior.inputs(sequence[:, :first].repeat(copies, 1, 1), classes)
         for step in range(first, last + 1):
             hidden = decoder.advance(x)

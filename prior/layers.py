@@ -1,6 +1,6 @@
 """The transformer's parts: a pre-norm block of rotary, QK-normalised attention and SwiGLU.
 
-Left out: embeddings, heads and the order of codes, which are in model.py and patterns.py, and the same blocks
+Left out: embeddings, heads and the order of codes (`network.py`, `patterns.py`), and the same blocks
 for sampling, one step after the other (`decoder.py`).
 """
 
@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from prior.attention import attend
 
@@ -149,3 +150,23 @@ class Block(nn.Module):
         """x (B, S, dim) → (B, S, dim)."""
         x = x + F.dropout(self.attention(self.attention_norm(x), rotary), dropout)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout)
+
+
+class Blocks(nn.ModuleList):
+    """Blocks one after the other, of which training may keep the inputs only."""
+
+    # Whether what is inside the blocks is computed once more in the backward pass (arXiv 1604.06174), which
+    # takes less memory and about a third more time.
+    checkpointing = False
+
+    def __init__(self, depth: int, dim: int, heads: int, ffn_dim: int, qk_norm: bool) -> None:
+        super().__init__(Block(dim, heads, ffn_dim, qk_norm) for _ in range(depth))
+
+    def forward(self, x: Tensor, rotary: Tensor, dropout: float) -> Tensor:
+        """x (B, S, dim) → (B, S, dim)."""
+        for block in self:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotary, dropout, use_reentrant=False)
+            else:
+                x = block(x, rotary, dropout)
+        return x

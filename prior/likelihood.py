@@ -47,7 +47,13 @@ def in_parts(score: Score, hidden: Tensor, heads: Tensor, targets: Tensor) -> Te
     if books * rows * size <= MOST_LOGITS:
         return score(hidden, heads, targets)
     count = max(1, MOST_LOGITS // size)
+    cuts = tuple(range(count, rows, count))
     run = partial(checkpoint, score, use_reentrant=False) if torch.is_grad_enabled() else score
-    parts = [(slice(k, k + 1), slice(m, m + count)) for k in range(books) for m in range(0, rows, count)]
-    found = [run(hidden[part], heads[part[0]], targets[part]) for part in parts]
+    # Split, not sliced: the gradients of all parts are then joined once.
+    by_book = [x.tensor_split(books) for x in (hidden, heads, targets)]
+    found = [
+        run(part, head, target)
+        for book, head, of_book in zip(*by_book, strict=True)
+        for part, target in zip(book.tensor_split(cuts, 1), of_book.tensor_split(cuts, 1), strict=True)
+    ]
     return rearrange(torch.cat(found, dim=2), "v 1 (k m) -> v k m", k=books)

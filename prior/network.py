@@ -10,12 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from prior.config import PriorConfig
 from prior.depth import DepthTransformer
 from prior.inputs import UNCONDITIONAL
-from prior.layers import Block, RMSNorm, rotary_table
+from prior.layers import Blocks, RMSNorm, rotary_table
 from prior.patterns import Pattern
 from tokenizer.hub import HubModel
 
@@ -27,9 +26,6 @@ class Network(HubModel):
     config_class = PriorConfig
     config: PriorConfig
     first_row: Tensor
-    # Whether training keeps only the inputs of the blocks and computes what is inside them once more in the
-    # backward pass (arXiv 1604.06174), which takes less memory and a third more time.
-    activation_checkpointing: bool = False
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -45,9 +41,7 @@ class Network(HubModel):
         self.target_embedding = (
             nn.Parameter(torch.empty(self.pattern.num_steps, config.dim)) if config.target_embedding else None
         )
-        self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, config.ffn_dim, config.qk_norm) for _ in range(config.depth)
-        )
+        self.blocks = Blocks(config.depth, config.dim, config.heads, config.ffn_dim, config.qk_norm)
         self.norm = RMSNorm(config.dim)
         self.inner = DepthTransformer(config) if config.in_turn else None
         last = config.inner_dim if config.in_turn else config.dim
@@ -89,12 +83,7 @@ class Network(HubModel):
         steps = x.shape[1]
         if self.target_embedding is not None:
             x = x + self.target_embedding[:steps]
-        x, table = F.dropout(x, dropout), self.rotary()[:steps]
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, table, dropout, use_reentrant=False)
-            else:
-                x = block(x, table, dropout)
+        x = self.blocks(F.dropout(x, dropout), self.rotary()[:steps], dropout)
         y: Tensor = self.norm(x)
         return y
 
@@ -105,8 +94,17 @@ class Network(HubModel):
         needs_cxx = backend == "inductor" and self.head.device.type == "cpu"
         if needs_cxx and not shutil.which(os.environ.get("CXX", "g++")):
             raise ValueError("compiling on a CPU needs a C++ compiler; install g++, or leave --compile out")
-        for block in self.blocks:
-            block.compile(backend=backend, fullgraph=True)
+        for blocks in self._all_blocks():
+            for block in blocks:
+                block.compile(backend=backend, fullgraph=True)
+
+    def checkpoint_activations(self) -> None:
+        """Have training keep the inputs of the blocks only: less memory, and about a third more time."""
+        for blocks in self._all_blocks():
+            blocks.checkpointing = True
+
+    def _all_blocks(self) -> list[Blocks]:
+        return [self.blocks] if self.inner is None else [self.blocks, self.inner.blocks]
 
     def by_codebook(self, hidden: Tensor, codes: Tensor, dropout: float = 0.0) -> Tensor:
         """The hidden layer (B, S, dim) of all steps → what the heads read, (K, B · P, width), of every

@@ -89,17 +89,15 @@ class Pattern(nn.Module):
     """The pattern `name` for K codebooks on a grid of P positions: S steps that hold up to Q codes each.
 
     `codebook` and `position` (S, Q) say what each step holds (-1: nothing), `coordinates` (S, axes) where a
-    step stands on the grid (at the last position it holds), `step` (K, P) in which step a code stands, and
-    `order` (K, P) what it sees: the codes of lower order. With `in_turn` the codes of a step are predicted
-    one after the other (with one codebook there is nothing to take turns). The tables are buffers, so that
-    they follow the model to its device; they are never saved.
+    step stands on the grid (at the last position it holds), `step` (K, P) in which step a code stands. With
+    `in_turn` the codes of a step are predicted one after the other (with one codebook there is nothing to
+    take turns). The tables are buffers, so that they follow the model to its device; they are never saved.
     """
 
     codebook: Tensor
     position: Tensor
     coordinates: Tensor
     step: Tensor
-    order: Tensor
     _source: Tensor
     _slot: Tensor
 
@@ -120,10 +118,14 @@ class Pattern(nn.Module):
         slot = slot.scatter(0, source.flatten(), torch.arange(source.numel()))[:-1]
         step = rearrange(slot // self.width, "(k p) -> k p", k=num_codebooks)
         coordinates = torch.stack(torch.unravel_index(position.amax(dim=1), grid), dim=-1)
-        order = slot.view(step.shape) if self.in_turn else step
-        tables = {"codebook": codebook, "position": position, "coordinates": coordinates}
-        for key, value in {**tables, "step": step, "order": order, "_source": source, "_slot": slot}.items():
+        tables = {"codebook": codebook, "position": position, "coordinates": coordinates, "step": step}
+        for key, value in {**tables, "_source": source, "_slot": slot}.items():
             self.register_buffer(key, value.contiguous(), persistent=False)
+
+    @property
+    def order(self) -> Tensor:
+        """What each code sees, (K, P): the codes of lower order."""
+        return self._slot.view(self.step.shape) if self.in_turn else self.step
 
     def to_sequence(self, codes: Tensor) -> Tensor:
         """codes (B, K, *grid) → sequence (B, S, Q), -1 where a step holds nothing."""

@@ -1,6 +1,6 @@
 """A prior's weights ready for sampling: as they are, in bfloat16, or as 8-bit whole numbers.
 
-Left out: the steps that use them (`decoder.py`, `decoder_cpu.py`).
+Left out: the steps that use them (`decoder.py`, `decoder_cpu.py`, `decoder_static.py`).
 """
 
 import math
@@ -128,6 +128,8 @@ class Prepared:
             raise ValueError("compile: needs numba; pip install 'tokenloom[fast]', or leave it out")
         self.weights, self.compiled = weights, compiled
         self._made: dict[bool, Ready] = {}
+        # A decoder that serves the next call too (`decoder_static.py`).
+        self.kept: object = None
 
     def of(self, prior: Network, rows: int) -> Ready:
         """The weights for products of so many rows."""
@@ -142,10 +144,10 @@ class Prepared:
         return self._made[many]
 
     def tensors(self, rows: int) -> list[Tensor]:
-        """All tensors that products and norms of so many rows read."""
+        """All tensors that the blocks read for products of so many rows."""
         ready = self._made[rows >= MANY_ROWS]
         parts = [part for layer in ready.stack.layers for part in layer if part is not None]
-        parts += [ready.stack.norm, *ready.heads]
+        parts.append(ready.stack.norm)
         return [value for part in parts for value in vars(part).values() if isinstance(value, Tensor)]
 
     def _stack(self, blocks: Iterable[nn.Module], norm: nn.RMSNorm, many: bool) -> Stack:

@@ -4,6 +4,7 @@ Left out: how fast anything is.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def test_both_learn_the_same_from_the_same_batches(precision: str) -> None:
     for _ in range(60):
         ours()
         theirs()
-    # The peer's table of codes has a row for "no class" too, which it may predict.
-    assert ours.losses == pytest.approx(theirs.losses, abs=0.12) and ours.losses[-1] < ours.losses[0] - 0.02
+    # The peer may predict "no class" too: one entry more, of a logit of 0 where all others are small.
+    gap = math.log(11 / 10)
+    assert ours.losses == pytest.approx([loss - gap for loss in theirs.losses], abs=0.01)
+    assert ours.losses[-1] < ours.losses[0] - 0.05
     first, again = walks(CONFIG, 2, 0), walks(CONFIG, 2, 0)
     assert torch.equal(first, again) and not torch.equal(first, walks(CONFIG, 2, 1))
     moves = (first.diff(dim=2) + 2) % 10

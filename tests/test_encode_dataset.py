@@ -30,12 +30,12 @@ Encode = Callable[..., Finished]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_plan, "PICTURES", 4)
+    monkeypatch.setattr(token_plan, "PICTURES", 8)
 
 
 @pytest.fixture
 def encode(script: Script, tiny_tokenizer: Path) -> Encode:
-    """Ten emoji and as many held out, in blocks of four."""
+    """Ten emoji and as many held out, in blocks of eight views."""
 
     def call(output: Path, *words: object, limit: int = 10, code: int = 0) -> Finished:
         start = ("--tokenizer", tiny_tokenizer, "--output", output, "--data.limit", limit, "--batch-size", 3)
@@ -126,6 +126,7 @@ def test_a_shard_that_is_another_one_is_encoded_anew(encode: Encode, whole: Path
         ((*FLIP, "--seed", 1), "seed was 0, is now 1"),
         ((*FLIP, "--data.limit", 9), "data was "),
         ((*FLIP, "--data.label-column", "none"), "data was "),
+        ((*FLIP, "--data.column", "image"), "column was None, is now 'image'"),
         ((*FLIP, "--data.path", "embedded:digits"), "source was 'embedded:emoji', is now 'embedded:digits'"),
     ],
 )
@@ -168,7 +169,9 @@ def test_views_are_codes_of_augmented_pictures(encode: Encode, tiny_tokenizer: P
     tok = Tokenizer.from_pretrained(tiny_tokenizer)
     splits = load_splits(DataConfig("embedded:emoji", limit=10), tok.modality)
     x = splits.train.take(np.arange(10))[0]
-    table = [row for name in SHARDS[:3] for row in pq.read_table(tmp_path / name).to_pylist()]
+    shards = {name: sorted(tmp_path.glob(f"{name}-*.parquet")) for name in ("train", "held_out")}
+    assert [len(paths) for paths in shards.values()] == [5, 5]  # of two items: eight views hold no more
+    table = [row for path in shards["train"] for row in pq.read_table(path).to_pylist()]
     assert [row["view"] for row in table] == [0, 1, 2] * 10
     assert [row["id"] for row in table] == [splits.train.id(i) for i in range(10) for _ in range(3)]
     assert [row["label"] for row in table] == np.repeat(splits.train.labels, 3).tolist()
@@ -178,7 +181,7 @@ def test_views_are_codes_of_augmented_pictures(encode: Encode, tiny_tokenizer: P
     for view, y in enumerate(seen):
         codes = tok.encode(to_float(y)).flatten(1)
         assert torch.equal(torch.tensor([row["codes"] for row in table[view::3]]), codes)
-    held_out = [row for name in SHARDS[3:] for row in pq.read_table(tmp_path / name).to_pylist()]
+    held_out = [row for path in shards["held_out"] for row in pq.read_table(path).to_pylist()]
     assert [row["view"] for row in held_out] == [0] * 10
 
 

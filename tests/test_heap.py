@@ -1,9 +1,10 @@
-"""Freed memory is kept for reuse, unless the environment says otherwise."""
+"""Freed memory is kept for reuse, and huge pages are asked for, unless the environment says otherwise."""
 
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,33 @@ def test_freed_memory_is_used_again() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_every_script_does_so() -> None:
     assert pages_taken("script")[1] * 10 < pages_taken("leave")[1]
+
+
+# Whether a large tensor of a script lies on huge pages, where the system gives them.
+HUGE = """
+import os
+from pathlib import Path
+import torch
+from pipelines import cli
+
+cli.run(lambda: None)
+tensor = torch.ones(1 << 25)
+lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+print(os.environ["THP_MEM_ALLOC_ENABLE"], *(line.split()[1] for line in lines if "AnonHugePages" in line))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has these pages")
+@pytest.mark.parametrize("value", [None, "0"])
+def test_large_tensors_lie_on_huge_pages(value: str | None) -> None:
+    clean = {name: v for name, v in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    env = clean if value is None else {**clean, "THP_MEM_ALLOC_ENABLE": value}
+    done = subprocess.run([sys.executable, "-c", HUGE], env=env, capture_output=True, text=True, check=True)
+    said, kib = done.stdout.split()
+    assert said == (value or "1")
+    given = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if given.exists() and "[madvise]" in given.read_text():
+        assert (int(kib) > 1 << 16) == (value is None)
 
 
 def test_the_environment_comes_first() -> None:

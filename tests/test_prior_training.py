@@ -121,31 +121,39 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same(config: PriorCon
     prior, codes = random_prior(config), random_codes(config)
     kept: dict[bool, list[int]] = {False: [], True: []}
     found = {}
-    for flag in kept:
+    for flag in (False, True):
 
         def note(x: Tensor, sizes: list[int] = kept[flag]) -> Tensor:
             sizes.append(x.numel())
             return x
 
-        prior.activation_checkpointing = flag
+        if flag:
+            prior.checkpoint_activations()
         torch.manual_seed(0)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             found[flag] = gradients(prior, codes)
     assert found[False].keys() == found[True].keys()
     for name, gradient in found[True].items():
         assert torch.equal(gradient, found[False][name])
-    assert prior.config.dropout and sum(kept[True]) < sum(kept[False])
+    # Of the blocks their inputs; what is before and after them is kept as it was.
+    assert prior.config.dropout and sum(kept[True]) < 0.5 * sum(kept[False])
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at that of activations
-def test_compiled_blocks_give_the_same() -> None:
-    config = dataclasses.replace(PICTURE, depth=2, dropout=0.0)
+# What dynamo does: it looks at the gradients of activations, and makes functions of autograd.
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*should not be instantiated")
+@pytest.mark.parametrize("config", [PICTURE, DEPTH])
+@pytest.mark.parametrize(("bf16", "off"), [(False, 1e-5), (True, 0.03)])
+def test_compiled_blocks_give_the_same(config: PriorConfig, bf16: bool, off: float) -> None:
+    config = dataclasses.replace(config, dropout=0.0)
     prior, codes = random_prior(config).float(), random_codes(config)
-    expected, names = gradients(prior, codes), list(prior.state_dict())
-    prior.compile_blocks("aot_eager")
-    for name, gradient in gradients(prior, codes).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
-    assert list(prior.state_dict()) == names
+    names = list(prior.state_dict())
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        expected = gradients(prior, codes)
+        prior.compile_blocks("aot_eager")
+        found = gradients(prior, codes)
+    assert found.keys() == expected.keys() and list(prior.state_dict()) == names
+    for name, gradient in found.items():
+        assert (gradient - expected[name]).norm() <= off * expected[name].norm(), name
 
 
 def test_flags_of_the_script_reach_the_prior(
@@ -155,7 +163,7 @@ def test_flags_of_the_script_reach_the_prior(
     monkeypatch.setattr(Prior, "compile_blocks", lambda prior: seen.append(prior))
     words = ("--tokens", tiny_tokens, "--output", tmp_path / "p", "--max-steps", 1, "--tracker", "none")
     script("train_prior", "small", *TINY_PRIOR, *words, "--compile", "--activation-checkpointing")
-    assert [prior.activation_checkpointing for prior in seen] == [True]
+    assert [prior.blocks.checkpointing for prior in seen] == [True]
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,6 +198,12 @@ def test_mixed_precision_of_the_options_reaches_accelerate(precision: str, tmp_p
         assert start_accelerator(options).mixed_precision == precision
 
 
+def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    options = TokenizerTraining(output=tmp_path, mixed_precision="fp16", optimizer="adamw", tracker="none")
+    with as_a_new_process(), pytest.raises(ValueError, match=r"fp16 is not for CPUs.*bf16 or no"):
+        start_accelerator(options)
+
+
 def test_layer_noise_depends_on_seed_step_and_rank() -> None:
     drawn = []
     for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):

@@ -26,8 +26,8 @@ from pipelines.tokens import read_tokens
 # k-means after the second of three steps; a batch of 16 is 8 for each process.
 TRAIN = ("emoji", *TINY_TOKENIZER, "--max-steps", 3, "--keep-checkpoints", 1, "--tracker", "none")
 ENCODE = ("--data.limit", 33, "--batch-size", 7, "--views", 2, "--augment.flip", "--augment.shift", 1)
-# Items of a shard: five shards of each split.
-BLOCK = 8
+# Views of a shard, of which an item has two: five shards of each split.
+BLOCK = 16
 
 
 def free_port() -> int:
