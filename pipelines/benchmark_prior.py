@@ -176,7 +176,7 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
             [
                 ("", "ms per step", "times as fast as generate", "share of bandwidth", "differ one by one"),
                 *(
-                    (n, *(r.get(column, "") for column in ("ms", "faster", "bandwidth", "differing")))
+                    (n, *(_cell(r.get(column)) for column in ("ms", "faster", "bandwidth", "differing")))
                     for n, r in rows.items()
                 ),
             ],
@@ -190,7 +190,7 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
             [
                 ("", "ms per step", f"times as fast as {PEER}", "last loss", "peak MiB"),
                 *(
-                    (n, r["ms"], r["faster"], f"{r['loss']:.4f}", _mib(peaks.get(precision, {}).get(n)))
+                    (n, r["ms"], r["faster"], _cell(r["loss"]), _cell(peaks.get(precision, {}).get(n), 0))
                     for n, r in by_name.items()
                 ),
             ],
@@ -201,5 +201,6 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
     return {**where, "turns": options.turns, "parameters_m": millions, **found}
 
 
-def _mib(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
+def _cell(value: Spread | float | None, digits: int = 4) -> str:
+    """A value of a table, empty for none."""
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value or "")
