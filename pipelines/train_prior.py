@@ -35,6 +35,7 @@ from pipelines.training import (
 from pipelines.windows import Windows, window_info
 from prior import Prior, PriorConfig
 from prior.inputs import UNCONDITIONAL
+from prior.patterns import IN_TURN
 from tokenizer.distributed import Step
 from tokenizer.hub import CardInfo, push_folder
 
@@ -105,6 +106,8 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
     )
     if not config.in_turn and any(getattr(options.model, n) != getattr(PriorSize, n) for n in INNER):
         logger.warning("--model.inner-* has no effect without --model.pattern depth and several codebooks")
+    if config.pattern in IN_TURN and not config.in_turn:
+        logger.warning("--model.pattern %s has no effect: there is one codebook", config.pattern)
     return config
 
 

@@ -272,6 +272,22 @@ def test_the_priors_order_of_codes_follows_the_tokens(
 
 
 @pytest.mark.parametrize(
+    ("size", "num_codebooks", "said"),
+    [
+        (PriorSize(inner_dim=64), 4, ["--model.inner-* has no effect without --model.pattern depth"]),
+        (PriorSize(pattern="depth"), 1, ["--model.pattern depth has no effect: there is one codebook"]),
+        (PriorSize(pattern="depth", inner_dim=64), 4, []),
+    ],
+)
+def test_options_of_the_depth_transformer_without_effect_are_named(
+    size: PriorSize, num_codebooks: int, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = prior_config(PriorTraining(model=size), TokenInfo("tok", "0123", 16, num_codebooks, (50,), (1,)))
+    assert all(message.startswith(part) for message, part in zip(caplog.messages, said, strict=True))
+    assert config.in_turn == (not said)
+
+
+@pytest.mark.parametrize(
     ("words", "named"),
     [
         (("--seconds", "0.01"), ("--seconds 0.01 is 0 frames", "--seconds 0.04")),
