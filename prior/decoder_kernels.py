@@ -72,6 +72,12 @@ def step_kernel(weights: str) -> Callable[..., None]:
                 products(address, scales, stride, start, stop, x[r], y[r, start:stop])
 
     @njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
+    def add_product(address, scales, stride, first, last, x, found, h):  # type: ignore[no-untyped-def]
+        """As `multiply`, onto the residual stream; `found` (rows, ...) is room for the products."""
+        multiply(address, scales, stride, first, last, x, found)
+        h[:, first:last] += found[:, first:last]
+
+    @njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
     def turn_pairs(x, turn):  # type: ignore[no-untyped-def]
         for pair in range(len(turn)):
             a, b = x[2 * pair], x[2 * pair + 1]
@@ -140,8 +146,7 @@ def step_kernel(weights: str) -> Callable[..., None]:
                 target += threads
                 meet(signals, target)
                 m += 1
-                multiply(addresses[m], scales[m], strides[m], from_dim, to_dim, y, found)
-                h[:, from_dim:to_dim] += found[:, from_dim:to_dim]
+                add_product(addresses[m], scales[m], strides[m], from_dim, to_dim, y, found, h)
                 target += threads
                 meet(signals, target)
                 for r in range(rows):
@@ -156,8 +161,7 @@ def step_kernel(weights: str) -> Callable[..., None]:
                 target += threads
                 meet(signals, target)
                 m += 1
-                multiply(addresses[m], scales[m], strides[m], from_dim, to_dim, gates, found)
-                h[:, from_dim:to_dim] += found[:, from_dim:to_dim]
+                add_product(addresses[m], scales[m], strides[m], from_dim, to_dim, gates, found, h)
                 target += threads
                 meet(signals, target)
             for r in range(rows):

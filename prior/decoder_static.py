@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior.decoder import Decoder
+from prior.layers import rotate
 from prior.network import Network
 from prior.prepared import Prepared
 
@@ -40,17 +41,9 @@ class StaticDecoder(Decoder):
         self.numbers = torch.arange(steps, device=self.cache.device)
         self.turns = torch.view_as_real(self.rotary[:, 0, 0]).contiguous()
         # A graph reads these where they are; other tensors it would copy before every step.
-        for tensor in (
-            self.cache,
-            *self.both,
-            self.position,
-            self.numbers,
-            self.turns,
-            *prepared.tensors(rows),
-        ):
+        kept = [self.cache, *self.both, self.position, self.numbers, self.turns, *prepared.tensors(rows)]
+        for tensor in kept if self.target is None else [*kept, self.target]:
             torch._dynamo.mark_static_address(tensor)
-        if self.target is not None:
-            torch._dynamo.mark_static_address(self.target)
         self.run = torch.compile(self.step, fullgraph=True, dynamic=False, **options)
 
     def advance(self, x: Tensor) -> Tensor:
@@ -68,15 +61,14 @@ class StaticDecoder(Decoder):
         """The input (rows, dim) of the step at `self.position` → the last hidden layer (rows, dim)."""
         at, dtype = self.position, self.cache.dtype
         seen = self.numbers <= at
-        cos, sin = self.turns.index_select(0, at).unbind(-1)
+        turn = self.turns.index_select(0, at)
         h = x.to(dtype) if self.target is None else (x + self.target.index_select(0, at)).to(dtype)
         for layer, cache in zip(self.layers, self.both, strict=True):
             parts = layer.qkv(layer.attention_norm(h)).to(dtype).view(self.rows, 3, self.heads, self.width)
             qk, v = parts[:, :2], parts[:, 2]
             if layer.qk_norm is not None:
                 qk = layer.qk_norm(qk)
-            a, b = qk[..., ::2], qk[..., 1::2]
-            q, k = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).unbind(1)
+            q, k = rotate(qk, turn).unbind(1)
             cache.index_copy_(3, at, torch.stack([k, v])[:, :, :, None])
             y = F.scaled_dot_product_attention(q[:, :, None], cache[0], cache[1], attn_mask=seen[None])
             h = h + layer.out(y.reshape(self.rows, self.dim))

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_decoder import DEPTH, VARIANTS, both_logits, random_prior
+from test_decoder import CONFIG, DEPTH, VARIANTS, both_logits, random_prior
+from torch import Tensor
 
-from prior import PriorConfig
-from prior.decoder_static import StaticDecoder
+from prior import Prior, PriorConfig, decoder_static, generation
+from prior.decoder_static import StaticDecoder, static_decoder
+from prior.prepared import Prepared
 
 
 class Traced(StaticDecoder):
@@ -30,3 +32,34 @@ def test_steps_of_fixed_shapes_give_what_whole_passes_give(
 ) -> None:
     ours, whole = both_logits(random_prior(config), weights, batch, first, Traced)
     assert (ours - whole).std() / whole.std() < off
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("config", [CONFIG, DEPTH])
+def test_one_decoder_serves_all_calls(config: PriorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = random_prior(config)
+
+    def samples(prior: Prior) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        whole = prior.sample(3, 0, cfg_scale=2.0, generator=generator)
+        return [
+            whole,
+            prior.sample(3, 1, whole[:, :, :2], cfg_scale=2.0, generator=generator),
+            prior.sample(2),
+        ]
+
+    torch.manual_seed(0)
+    expected = samples(prior)
+    ready = prior.for_sampling()
+    kept = []
+
+    def chosen(prior: Prior, prepared: Prepared, rows: int, _: int) -> StaticDecoder:
+        kept.append(static_decoder(prior, prepared, rows))
+        assert kept[-1].length == 0
+        return kept[-1]
+
+    monkeypatch.setattr(decoder_static, "StaticDecoder", Traced)
+    monkeypatch.setattr(generation, "chosen_decoder", chosen)
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(samples(ready), expected, strict=True))
+    assert kept[0] is kept[1] and kept[2].rows == 2
