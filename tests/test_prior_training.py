@@ -170,3 +170,4 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler; install g\+\+, or leave --compile out"):
         Prior(PICTURE).compile_blocks()
+    Prior(PICTURE).compile_blocks("aot_eager")  # which needs none

@@ -93,7 +93,7 @@ def test_codes_are_decoded_once(map_all: None, tmp_path: Path, monkeypatch: pyte
     assert decoded(tmp_path) == files
 
 
-@pytest.mark.parametrize("change", ["shard", "codes", "index", "damage", "info"])
+@pytest.mark.parametrize("change", ["shard", "codes", "index", "cut", "damage", "info"])
 def test_they_are_decoded_anew_after_a_change(change: str, map_all: None, tmp_path: Path) -> None:
     info = write(tmp_path, INFO)
     read_tokens(tmp_path)
@@ -108,9 +108,14 @@ def test_they_are_decoded_anew_after_a_change(change: str, map_all: None, tmp_pa
         codes.write_bytes(codes.read_bytes()[:-2])
     elif change == "index":
         codes.with_suffix(".npz").unlink()
-    elif change == "damage":
+    elif change == "cut":
         index = codes.with_suffix(".npz")
         index.write_bytes(index.read_bytes()[:50])
+    elif change == "damage":
+        index = codes.with_suffix(".npz")
+        held = bytearray(index.read_bytes())
+        held[held.index(b"\x93NUMPY") + 140] ^= 1  # in the numbers behind the first header
+        index.write_bytes(held)
     else:
         write_info(tmp_path, dataclasses.replace(info, codebook_size=60))
     assert np.array_equal(read_tokens(tmp_path)[1]["train"].codes, expected)
