@@ -1,10 +1,11 @@
-"""Sheets show sound where it is, WAV files hold the right samples, the listening page needs no other file."""
+"""Sheets show sound where it is, and WAV files hold the right samples.
 
-import base64
+Left out: the listening page (test_listening_page.py), rate-distortion (test_rate_distortion.py), and the
+metrics themselves (test_sound_metrics.py).
+"""
+
 import io
-import json
 import math
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,7 @@ from PIL import Image
 from speech import RATE, speech
 from torch import Tensor
 
-from pipelines.sound_report import (
-    listening_page,
-    mel_sheet,
-    rate_distortion_plot,
-    rate_distortion_rows,
-    rate_distortion_table,
-    write_wav,
-    write_wavs,
-)
+from pipelines.sound_report import listening_page, mel_sheet, write_wav, write_wavs
 from pipelines.spectrograms import spectrogram_pngs
 
 
@@ -168,147 +161,3 @@ def test_wav_files_of_rows_have_names_that_files_can_have(tmp_path: Path) -> Non
     clips = [x for _, clips in rows for x in clips.values()]
     for path, x in zip(paths, clips, strict=True):
         assert np.abs(soundfile.read(path)[0] - x[0].numpy()).max() < 1e-4
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and all text outside of <style>; every tag must be closed in its turn."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self._open: list[str] = []
-        self.feed(source)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip() and self._open[-1] != "style":
-            self.text.append(data.strip())
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def test_the_listening_page_is_whole_in_one_file(tmp_path: Path) -> None:
-    evil = '<script>alert("x")</script> & "quotes"'
-    rows = [(evil, {"original": speech(0, 0.5), evil: tone(300, 0.3)}), ("sample", {"": tone(500, 0.2)})]
-    metrics = {"si_sdr": 7.123, "bitrate": 1500.0, "pesq": None, "other_thing": 12.0}
-    listening_page(rows, RATE, tmp_path / "a" / "page.html", evil, notes=["First.", evil], metrics=metrics)
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["page.html"]
-    source = (tmp_path / "a" / "page.html").read_text(encoding="utf-8")
-    assert source.startswith("<!DOCTYPE html>")
-    page = Page(source)
-    assert page.all("html") == [{"lang": "en"}] and {"charset": "utf-8"} in page.all("meta")
-    assert page.all("script") == page.all("link") == [] and page.text.count(evil) == 4
-    for _, attributes in page.tags:
-        assert attributes.keys() <= {
-            *("lang", "charset", "name", "content", "scope", "class", "id", "aria-labelledby"),
-            *("controls", "preload", "aria-label", "src", "alt"),
-        }
-        assert (attributes.get("src") or "data:").startswith("data:")
-    assert "url(" not in source and "@import" not in source
-
-    clips = [x for _, clips in rows for x in clips.values()]
-    players, pictures = page.all("audio"), page.all("img")
-    assert len(players) == len(pictures) == len(clips)
-    for player, picture, x in zip(players, pictures, clips, strict=True):
-        assert "controls" in player
-        samples, rate = soundfile.read(io.BytesIO(decoded(player["src"], "audio/wav")))
-        assert rate == RATE and np.abs(samples - x[0].numpy()).max() < 1e-4
-        with Image.open(io.BytesIO(decoded(picture["src"], "image/png"))) as opened:
-            assert opened.format == "PNG" and opened.width > 400
-    assert [picture["alt"] for picture in pictures] == [
-        f"Spectrogram of {evil}, original",
-        f"Spectrogram of {evil}, {evil}",
-        "Spectrogram of sample",
-    ]
-    assert players[2]["aria-label"] == "sample"
-    assert [s["aria-labelledby"] for s in page.all("section")] == [h["id"] for h in page.all("h2")]
-
-    at = page.text.index("SI-SDR")
-    assert page.text[at - 4 : at] == ["metric", "value", "unit", "better"]
-    assert page.text[at : at + 10] == [
-        *("SI-SDR", "7.12", "dB", "higher", "bitrate", "1.500", "kbit/s"),
-        *("PESQ", "–", "1 to 4.6"),
-    ]
-    assert page.text[at + 11 : at + 13] == ["other thing", "12"]
-    assert "0.50 s" in page.text[page.text.index("original, 0.50 s")]
-
-
-def decoded(source: str | None, kind: str) -> bytes:
-    assert source is not None
-    start, _, data = source.partition(",")
-    assert start == f"data:{kind};base64"
-    return base64.b64decode(data, validate=True)
-
-
-def test_a_page_without_metrics_has_no_table(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        listening_page([("x", {"": tone(300, 0.1)})], RATE, tmp_path / f"{name}.html", "Samples")
-    a, b = ((tmp_path / f"{name}.html").read_bytes() for name in ("a", "b"))
-    assert a == b and b"<table" not in a and b"<p>" not in a
-
-
-MEASURED = {
-    4: {"bitrate": 1000.0, "si_sdr": 6.0, "mel_distance": 0.41234, "stoi": 0.9, "pesq": math.nan},
-    1: {"bitrate": 250.0, "si_sdr": -1.5, "mel_distance": 0.7, "stoi": None, "extra_value": 1234.5678},
-}
-
-
-def test_rate_distortion_as_text() -> None:
-    assert rate_distortion_table(MEASURED).split("\n") == [
-        "codebooks  bitrate  SI-SDR  mel distance    STOI      PESQ  extra value",
-        "            kbit/s      dB         log10  0 to 1  1 to 4.6",
-        "        1    0.250   -1.50         0.700       –         –      1234.57",
-        "        4    1.000    6.00         0.412   0.900         –            –",
-    ]
-    assert rate_distortion_table({2: {"usage_x": 1.0}}) == "codebooks  usage x\n        2        1"
-
-
-def test_rate_distortion_as_json() -> None:
-    rows = rate_distortion_rows(MEASURED)
-    assert [row["num_codebooks"] for row in rows] == [1, 4]
-    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
-    assert rows[1] == {
-        **{"num_codebooks": 4, "bitrate": 1000.0, "si_sdr": 6.0, "mel_distance": 0.41234},
-        **{"stoi": 0.9, "pesq": None, "extra_value": None},
-    }
-
-
-def test_rate_distortion_plot_has_a_panel_for_each_metric(tmp_path: Path) -> None:
-    rate_distortion_plot(MEASURED, tmp_path / "four.png")  # all but the bitrate and PESQ, which has no value
-    rate_distortion_plot({k: {"bitrate": 9.0 * k, "stoi": 0.1 * k} for k in (1, 2)}, tmp_path / "one.png")
-    rate_distortion_plot({k: {"bitrate": 9.0 * k, "stoi": 0.2 * k} for k in (1, 2)}, tmp_path / "other.png")
-    with Image.open(tmp_path / "four.png") as four, Image.open(tmp_path / "one.png") as one:
-        assert four.format == one.format == "PNG"
-        assert four.width == pytest.approx(3 * one.width, rel=0.01)
-        assert four.height == pytest.approx(2 * one.height, rel=0.01)
-    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-@pytest.mark.parametrize(
-    ("measured", "message"),
-    [
-        ({}, "expected a metric"),
-        ({1: {"bitrate": 10.0}}, "expected a metric"),
-        ({1: {"bitrate": 10.0, "stoi": math.nan}}, "expected a metric"),
-        ({1: {"stoi": 0.5}}, "expected a bitrate"),
-        ({1: {"stoi": 0.5, "bitrate": 1.0}, 2: {"stoi": 0.6, "bitrate": None}}, "expected a bitrate"),
-    ],
-)
-def test_rate_distortion_that_cannot_be_plotted(
-    measured: dict[int, dict[str, float | None]], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        rate_distortion_plot(measured, tmp_path / "plot.png")
-    assert list(tmp_path.iterdir()) == []
