@@ -1,6 +1,6 @@
 """Codes longer than the grid: windows that overlap, their streams of chance, and what is refused.
 
-Left out: sampling within a window, which is in test_prior.py.
+Left out: sampling within a window, which is in test_prior_sampling.py.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Inpainting: what is masked is drawn in order, given all before it; what is not masked stays.
 
-Left out: sampling of whole examples, which is in test_prior.py.
+Left out: sampling of whole examples, which is in test_prior_sampling.py.
 """
 
 import dataclasses

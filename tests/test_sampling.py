@@ -1,6 +1,6 @@
 """Filtering of logits and drawing, against distributions worked out by hand.
 
-Left out: sampling from a model, which is in test_prior.py.
+Left out: sampling from a model, which is in test_prior_sampling.py.
 """
 
 import math
