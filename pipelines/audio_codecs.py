@@ -86,7 +86,7 @@ def encodec(device: torch.device) -> Codec:
         from transformers import EncodecConfig, EncodecModel
     except ImportError as error:
         raise ValueError(
-            f"the peer, EnCodec, needs transformers ({error}); pip install 'tokenloom[bench]'"
+            f"the peer, EnCodec, needs transformers ({error}); pip install -e '.[bench]'"
         ) from error
     torch.manual_seed(0)
     config = EncodecConfig()

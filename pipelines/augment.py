@@ -35,13 +35,13 @@ class Augment:
         views."""
         if not (self.flip or self.shift):
             return x
-        tables = {e: _uniform(count, seed, e) for e in np.unique(epochs).tolist()}
-        u = torch.stack([tables[e][i] for e, i in zip(epochs.tolist(), wanted.tolist(), strict=True)])
+        u = torch.empty(len(wanted), 3, dtype=torch.float32)
+        for epoch in np.unique(epochs).tolist():
+            rows = epochs == epoch
+            u[torch.from_numpy(rows)] = _of_epoch(count, seed, epoch)[torch.from_numpy(wanted[rows])]
         if self.flip:
             x = torch.where((u[:, 0] < 0.5)[:, None, None, None], x.flip(-1), x)
-        if self.shift:
-            x = _moved(x, (u[:, 1:3] * (2 * self.shift + 1)).long() - self.shift)
-        return x
+        return self._shifted(x, u)
 
     def fixed_view(self, x: Tensor, which: NDArray[np.int64], view: int, count: int, seed: int) -> Tensor:
         """x (b, C, H, W) uint8, the examples `which` (b,) of `count` → view number `view` of each, a function
@@ -53,8 +53,11 @@ class Augment:
         if view == 0:
             return x
         x = x.flip(-1) if self.flip and view % 2 else x
-        moved = Augment(shift=self.shift)
-        return moved.view(x, which, np.full(len(which), view), count, seed)
+        return self._shifted(x, _of_view(count, seed, view)[torch.from_numpy(which)]) if self.shift else x
+
+    def _shifted(self, x: Tensor, u: Tensor) -> Tensor:
+        """x (b, C, H, W) moved as the last two of the uniform numbers u (b, 3) say."""
+        return _moved(x, (u[:, 1:3] * (2 * self.shift + 1)).long() - self.shift) if self.shift else x
 
     def require_views(self, views: int) -> None:
         """`ValueError` if some of so many fixed views of a picture would always be equal."""
@@ -67,11 +70,15 @@ class Augment:
             )
 
 
-# As many as there are epochs in a batch, or views of a picture.
-@lru_cache(maxsize=8)
 def _uniform(count: int, seed: int, epoch: int) -> Tensor:
     """Three uniform numbers for every example of an epoch: (count, 3)."""
-    return torch.rand((count, 3), generator=keyed_generator(seed, epoch, "augment"))
+    return torch.rand((count, 3), generator=keyed_generator(seed, epoch, "augment"), dtype=torch.float32)
+
+
+# A million pictures have tables of 12 MB, once in every loader process: training keeps no more of them than a
+# batch that crosses from one epoch to the next needs. Encoding takes the views of every batch in turn.
+_of_epoch = lru_cache(maxsize=2)(_uniform)
+_of_view = lru_cache(maxsize=8)(_uniform)
 
 
 def _moved(x: Tensor, by: Tensor) -> Tensor:

@@ -143,8 +143,8 @@ def show_memory(rows: dict[str, dict[str, float]], seconds: float) -> None:
 @benchmark(
     "audio",
     AudioBenchmark,
-    "Speed of encoding and decoding sound, beside EnCodec of transformers (tokenloom[bench]); --memory: "
-    "memory for long sound.",
+    "Speed of encoding and decoding sound, beside EnCodec of transformers (pip install -e '.[bench]'); "
+    "--memory: memory for long sound.",
 )
 def measure(options: AudioBenchmark) -> dict[str, Any]:
     """Compare, and measure memory if asked to."""

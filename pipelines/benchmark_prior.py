@@ -154,12 +154,12 @@ def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.de
 @benchmark(
     "prior",
     PriorBenchmark,
-    "Speed of sampling from a prior and training it, beside transformers (tokenloom[bench]).",
+    "Speed of sampling from a prior and training it, beside transformers (pip install -e '.[bench]').",
 )
 def measure(options: PriorBenchmark) -> dict[str, Any]:
     """Compare at every batch size."""
     if not find_spec(PEER):
-        raise ValueError(f"this benchmark compares with {PEER}; pip install 'tokenloom[bench]'")
+        raise ValueError(f"this benchmark compares with {PEER}; pip install -e '.[bench]'")
     device = chosen_device(options.device)
     config = llama_like(options.codes, options.codebook_size, options.dim, options.depth, options.heads)
     if options.memory and device.type != "cpu":

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -18,6 +18,7 @@ from pipelines.bake_off import step_seconds, train_contestant
 from pipelines.bake_off_recipe import Recipe, channels
 from pipelines.bake_off_report import plot, result, show
 from pipelines.benchmarking import benchmark, machine
+from pipelines.cli import NOTHING
 from pipelines.contestants import REFERENCE, Contestant, contestants
 from pipelines.data import DataConfig, Splits, load_splits
 from pipelines.peer_quantizers import PACKAGES
@@ -38,7 +39,7 @@ class QuantizersBenchmark:
 
     bits: tuple[int, ...] = (9,)
     """Bits per position, one table for each; a codebook has 2^bits entries."""
-    contestants: tuple[str, ...] = ()
+    contestants: Annotated[tuple[str, ...], NOTHING] = ()
     """Only these; left out, all."""
     seeds: int = 3
     """Trainings of each contestant, of seeds 0, 1, ..."""
@@ -50,7 +51,7 @@ class QuantizersBenchmark:
     """Pictures per step, of both."""
     data: DataConfig = field(default_factory=DataConfig)
     """Pictures to train and measure on."""
-    widths: tuple[int, ...] = ()
+    widths: Annotated[tuple[int, ...], NOTHING] = ()
     """Channels per level of encoder and decoder; left out, those of the preset emoji."""
     turns: int = 12
     """Timed turns of training steps; 10 or more for numbers that go elsewhere."""
@@ -134,8 +135,9 @@ def _compare(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
 @benchmark(
     "quantizers",
     QuantizersBenchmark,
-    "Every bottleneck and the quantizers of vector-quantize-pytorch and diffusers (tokenloom[bench]) in one "
-    "encoder and decoder, at equal bits, steps and seeds: quality, usage, bits of a prior, time, memory.",
+    "Every bottleneck and the quantizers of vector-quantize-pytorch and diffusers (pip install -e "
+    "'.[bench]') in one encoder and decoder, at equal bits, steps and seeds: quality, usage, bits of a "
+    "prior, time, memory.",
 )
 def measure(options: QuantizersBenchmark) -> dict[str, Any]:
     """Train all that is not kept yet, time and weigh the steps, print the tables; write the plot if asked

@@ -142,7 +142,7 @@ def show(results: dict[str, dict[str, Any]], missing: list[str], where: dict[str
             ],
         )
     if missing:
-        print(f"Not installed, so not compared: {', '.join(missing)} (pip install 'tokenloom[bench]')")
+        print(f"Not installed, so not compared: {', '.join(missing)} (pip install -e '.[bench]')")
     print("  ".join(f"{k} {v}" for k, v in where["versions"].items()))
     print(f"{where['command']}\n")
 
@@ -162,7 +162,7 @@ def show_memory(row: dict[str, float], shape: Shape) -> None:
     "search",
     SearchBenchmark,
     "Speed of the search for nearest entries and of vq, beside torch.mm, torch.cdist, FAISS and "
-    "vector-quantize-pytorch (tokenloom[bench]); --memory: its memory.",
+    "vector-quantize-pytorch (pip install -e '.[bench]'); --memory: its memory.",
 )
 def measure(options: SearchBenchmark) -> dict[str, Any]:
     """Compare at every shape, and measure memory if asked to."""

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ import torch
 
 from tokenizer.hub import library_version
 
+K = TypeVar("K")
+T = TypeVar("T")
 R = TypeVar("R", bound=Callable[..., dict[str, Any]])
 
 
@@ -74,16 +77,26 @@ def in_turns(
     A turn runs every job once, and every other turn in the opposite order: what else the machine does falls
     on all of them alike. `synchronize` waits until the device is done.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+
+    def timed(job: Callable[[], object]) -> float:
+        synchronize()
+        started = time.perf_counter()
+        job()
+        synchronize()
+        return time.perf_counter() - started
+
+    return alternately({name: partial(timed, job) for name, job in jobs.items()}, turns, warm_up)
+
+
+def alternately(jobs: Mapping[K, Callable[[], T]], turns: int, warm_up: int) -> dict[K, list[T]]:
+    """What every job returns in each of `turns` turns as those of `in_turns`."""
+    found: dict[K, list[T]] = {name: [] for name in jobs}
     for turn in range(-warm_up, turns):
         for name in list(jobs)[:: -1 if turn % 2 else 1]:
-            synchronize()
-            started = time.perf_counter()
-            jobs[name]()
-            synchronize()
+            value = jobs[name]()
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+                found[name].append(value)
+    return found
 
 
 def ratios(ours: Sequence[float], peer: Sequence[float], scale: float = 1.0) -> Spread:

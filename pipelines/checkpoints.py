@@ -11,8 +11,8 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,9 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipelines.training import WeightAverage, seed_layers, sharded_like, whole_tensors
-from tokenizer.files import read_json
-from tokenizer.hub import WEIGHTS
+from pipelines.checkpoint_state import CheckpointState, read_state
+from pipelines.optimizer_state import load_optimizers, optimizer_tensors
+from pipelines.sharding import sharded_like, whole_tensors
+from pipelines.training import WeightAverage, seed_layers
+from tokenizer.files import SAVED, folder_beside, load_tensors, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -50,50 +52,78 @@ class Checkpoints:
     ) -> None:
         self.accelerator, self.model, self.average, self.optimizers = accelerator, model, average, optimizers
         self.folder, self.keep, self.seed = folder / "checkpoints", keep, seed
+        # Steps that were left out, in all and just before the next one.
+        self.skipped = self.in_a_row = 0
 
     def save(self, step: int) -> None:
         """Write the state after `step` optimizer steps, then delete the oldest checkpoints beyond `keep`.
 
-        Every process must call it: the RNG states are gathered.
+        Every process must call it: the RNG states are gathered. Raises `ValueError` if it cannot be written;
+        older checkpoints are then as they were.
         """
         rng = gather_object([_rng_state()])
         tensors = {
             "model": whole_tensors(self.model.state_dict()),
             "average": whole_tensors(self.average.shadow),
-            "optimizers": whole_tensors(_optimizer_tensors(self.optimizers)),
+            "optimizers": whole_tensors(optimizer_tensors(self.optimizers)),
             "training_state": whole_tensors(_training_state(self.model)),
             "rng": {f"{rank}.{name}": t for rank, states in enumerate(rng) for name, t in states.items()},
         }
         if self.accelerator.is_main_process:
             final = self.folder / f"step-{step}"
-            beside = self.folder / f".step-{step}.{os.getpid()}"
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
             try:
-                self._write(beside, step, len(rng), tensors)
-                if final.exists():
-                    set_aside(final)
-                beside.rename(final)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
-            for old in list_checkpoints(self.folder)[: -self.keep]:
-                shutil.rmtree(old)
+                self._place(final, step, len(rng), tensors)
+            except (OSError, SafetensorError) as error:
+                last = self.latest()
+                left = "there is none before it" if last is None else f"the one before it, {last}, is intact"
+                raise ValueError(
+                    f"{final}: the checkpoint cannot be written ({error}); {left}. Make room, or lower "
+                    "--keep-checkpoints, and resume"
+                ) from error
+            self._prune()
         self.accelerator.wait_for_everyone()
+
+    def _prune(self) -> None:
+        """Delete the oldest checkpoints beyond `keep`. Each loses its name first, so that half of one never
+        passes for a whole one."""
+        for old in list_checkpoints(self.folder)[: -self.keep]:
+            shutil.rmtree(old.rename(folder_beside(old)))
+
+    def _place(self, final: Path, step: int, processes: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Write a checkpoint beside its place, then rename it into it."""
+        beside = folder_beside(final)
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            beside.mkdir(parents=True)
+            self._write(beside, step, processes, tensors)
+            if final.exists():
+                set_aside(final)
+            beside.rename(final)
+            _sync(self.folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
     def _write(self, folder: Path, step: int, processes: int, tensors: dict[str, dict[str, Tensor]]) -> None:
         scaler = self.accelerator.scaler
-        state = {
-            "step": step,
-            "processes": processes,
-            "threads": torch.get_num_threads(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+        state = CheckpointState(
+            step=step,
+            processes=processes,
+            threads=torch.get_num_threads(),
+            scaler=scaler.state_dict() if scaler is not None else None,
+            skipped=self.skipped,
+            skipped_in_a_row=self.in_a_row,
+        )
         for name, values in tensors.items():
             path = folder / f"{name}.safetensors"
             save_file({k: v.contiguous().clone() for k, v in values.items()}, path)
             _sync(path)
-        (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        (folder / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         _sync(folder / STATE)
+        _sync(folder)
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return find_checkpoint(self.folder, "latest")
 
     def resume(self, wanted: str) -> int:
         """Load `latest` or the checkpoint at a path; returns its step, 0 if `latest` finds none.
@@ -101,27 +131,32 @@ class Checkpoints:
         Raises `ValueError` for a path without a checkpoint and for files that are broken.
         """
         path = find_checkpoint(self.folder, wanted)
+        if self.accelerator.is_main_process:
+            remove_unfinished(self.folder)
         if path is None:
             logger.info("no checkpoint in %s: starting from the beginning", self.folder)
             return 0
-        state = read_json(path / STATE)
         try:
-            files = {p.stem: load_file(p) for p in sorted(path.glob("*.safetensors"))}
+            state = read_state(path / STATE)
+            if (named := re.fullmatch(r"step-(\d+)(\.left-\d+)?", path.name)) and int(named[1]) != state.step:
+                raise ValueError(f"{STATE} is of step {state.step}")
             current = self.model.state_dict()
-            model = {k: sharded_like(v, current[k]) for k, v in files["model"].items()}
-            self.model.load_state_dict(model, strict=True)
-            self.average.load(files["average"])
-            _load_optimizers(self.optimizers, files["optimizers"])
-            _load_training_state(self.model, files["training_state"])
-            self._load_rng(files["rng"], state)
-            if self.accelerator.scaler is not None and state["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            step = int(state["step"])
-            threads = int(state["threads"])
+            held = load_tensors(path / "model.safetensors", current)
+            self.model.load_state_dict({k: sharded_like(v, current[k]) for k, v in held.items()}, strict=True)
+            self.average.load(load_tensors(path / "average.safetensors", self.average.shadow))
+            load_optimizers(self.optimizers, path / "optimizers.safetensors")
+            _load_training_state(self.model, load_file(path / "training_state.safetensors"))
+            self._load_rng(load_file(path / "rng.safetensors"), state)
+            if (scaler := self.accelerator.scaler) is not None and state.scaler is not None:
+                # Whole numbers among them were read as floats.
+                kinds = {k: type(v) for k, v in scaler.state_dict().items()}
+                scaler.load_state_dict({k: kind(state.scaler[k]) for k, kind in kinds.items()})
         except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: broken checkpoint ({error}); give an older one with --resume PATH"
+                f"{path}: broken checkpoint ({error!s:.500}); give an older one with --resume PATH"
             ) from error
+        step, threads = state.step, state.threads
+        self.skipped, self.in_a_row = state.skipped, state.skipped_in_a_row
         if threads != torch.get_num_threads():
             logger.warning(
                 "resuming with %d threads instead of %d: results are equal up to rounding, not bit for bit",
@@ -136,25 +171,26 @@ class Checkpoints:
                     logger.info(
                         "%s belongs to the course that is left here: kept as %s", later, set_aside(later)
                     )
+            self._prune()  # which a run that was killed may not have come to
         return step
 
     def model_is_written(self, step: int, max_steps: int) -> bool:
-        """Whether a run that stands at `step` is finished: all steps done, and the model written after
-        them."""
-        model, state = self.folder.parent / WEIGHTS, self.folder / f"step-{step}" / STATE
-        if step < max_steps or not model.exists() or not state.exists():
+        """Whether a run that stands at `step` is finished: all steps done, and all files of the model written
+        after them."""
+        state, files = self.folder / f"step-{step}" / STATE, [self.folder.parent / name for name in SAVED]
+        if step < max_steps or not all(path.exists() for path in (state, *files)):
             return False
-        return model.stat().st_mtime >= state.stat().st_mtime
+        return min(path.stat().st_mtime for path in files) >= state.stat().st_mtime
 
-    def _load_rng(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def _load_rng(self, tensors: Mapping[str, Tensor], state: CheckpointState) -> None:
         rank = self.accelerator.process_index
         mine = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{rank}.")}
-        if state["processes"] == self.accelerator.num_processes and "cpu" in mine:
+        if state.processes == self.accelerator.num_processes and "cpu" in mine:
             torch.set_rng_state(mine["cpu"])
             if "cuda" in mine and torch.cuda.is_available():
                 torch.cuda.set_rng_state(mine["cuda"])
         else:  # another number of processes: only layer dropout draws from this generator
-            seed_layers(self.seed, int(state["step"]), rank)
+            seed_layers(self.seed, state.step, rank)
 
 
 def set_aside(folder: Path) -> Path:
@@ -196,33 +232,10 @@ def _load_training_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         bottleneck.load_training_state(state)
 
 
-def _optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """All parameters' states as tensors named `optimizer.parameter.name`; rates follow from the step."""
-    return {
-        f"{i}.{p}.{name}": torch.as_tensor(value)
-        for i, optimizer in enumerate(optimizers)
-        for p, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-
-
-def _load_optimizers(optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    params = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
-    for key, value in tensors.items():
-        i, p, name = key.split(".", 2)
-        param = params[int(i)][int(p)]
-        if value.shape == param.shape:
-            # In the parameter's order in memory too, which fused optimizers take for granted.
-            value = torch.empty_like(param, dtype=value.dtype).copy_(sharded_like(value, param))
-        states[int(i)].setdefault(int(p), {})[name] = value
-    for optimizer, ours, state in zip(optimizers, params, states, strict=True):
-        # Every parameter has stepped, or none has.
-        if len({frozenset(state.get(p, {})) for p in range(len(ours))}) > 1:
-            raise KeyError("the optimizer's state is incomplete")
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Have a file, or the names in a folder, written to the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -5,6 +5,7 @@ Left out: the options themselves (`pipelines.options`, or the script that has th
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import sys
@@ -12,16 +13,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 import tyro
 
 from pipelines.heap import keep_freed_memory
+from pipelines.interruption import Stopped, end_with_launcher
 from tokenizer.config import config_from_dict
 from tokenizer.files import read_json
 
 O = TypeVar("O")
+
+# For an option of several values that has none by default, of which --help would show an empty default.
+NOTHING = tyro.conf.arg(help_behavior_hint="(default: none)")
 
 
 @dataclass(frozen=True)
@@ -43,28 +49,37 @@ def parse(
     """Options from a command line: defaults < preset (its first word) < `--config FILE` < flags.
 
     With `--resume` the run's own run.json, if it is there, stands in for a missing `--config`. Raises
-    `ValueError` for an unknown preset, flag or value, and for a config file that does not fit.
+    `ValueError` for an unknown preset, flag or value, for a config file that does not fit, and for a resume
+    where no run is and no word says which one to begin.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     presets = presets or {}
     name = default_preset
-    if presets and words and not words[0].startswith("-"):
+    named = bool(presets and words and not words[0].startswith("-"))
+    if named:
         name = words.pop(0)
         if name not in presets:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets)}")
     default: Any = presets[name].build() if name else cls()
     config = _take(words, "--config")
     if config is None and _peek(words, "--resume"):
-        beside = Path(_peek(words, "--output") or str(default.output)) / "run.json"
-        config = str(beside) if beside.exists() else None
+        config = _config_of_run(words, str(default.output), named)
     if config is not None:
         default = _merge(cls, default, read_json(Path(config)), config)
-    text = description + _preset_help(presets, default_preset)
+    text = description.strip() + _preset_help(presets, default_preset)
+    program = sys.argv[0] + (" [PRESET]" if presets else "")
     usage = io.StringIO()
+    if {"-h", "--help"} & set(words):
+        _join_lines(default)
     try:
         with contextlib.redirect_stderr(usage):
             return tyro.cli(
-                cls, default=default, args=words, description=text, config=(tyro.conf.AvoidSubcommands,)
+                cls,
+                prog=program,
+                default=default,
+                args=words,
+                description=text,
+                config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -82,6 +97,23 @@ def _take(words: list[str], flag: str) -> str | None:
                 raise ValueError(f"{flag} needs a value")
             words.pop(i)
             return words.pop(i)
+    return None
+
+
+def _config_of_run(words: Sequence[str], output: str, named: bool) -> str | None:
+    """The run.json of the run that is resumed. None if there is none yet and the words, among them a preset
+    if it is `named`, describe the run to begin, as schedulers do that have one command for all starts."""
+    beside = Path(_peek(words, "--output") or output) / "run.json"
+    if beside.exists():
+        return str(beside)
+    others = list(words)
+    for flag in ("--resume", "--output"):
+        _take(others, flag)
+    if not (named or others):
+        raise ValueError(
+            f"{beside.parent} holds no run that could be resumed; correct --output, or give the preset or "
+            "other options of a run to begin there"
+        )
     return None
 
 
@@ -109,9 +141,24 @@ def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def _join_lines(options: Any) -> None:
+    """Give tyro the docs of all options as paragraphs: what it reads itself breaks where the source does."""
+    import docstring_parser  # of tyro's; only --help needs it
+
+    docs: dict[str, str] = {}
+    for cls in filter(dataclasses.is_dataclass, reversed(type(options).__mro__)):
+        docs |= {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(cls).params}
+    for option in dataclasses.fields(options):
+        if option.name in docs and "help" not in option.metadata:
+            text = " ".join(docs[option.name].split())
+            option.metadata = MappingProxyType({**option.metadata, "help": text})
+        if dataclasses.is_dataclass(getattr(options, option.name)):
+            _join_lines(getattr(options, option.name))
+
+
 def _preset_help(presets: Mapping[str, Preset], default_preset: str) -> str:
     if not presets:
-        return ""
+        return "\n\n--config FILE reads options from a JSON file (under the flags)."
     lines = [
         f"  {name}{' (default)' if name == default_preset else ''}: {p.about} {p.cost}"
         for name, p in presets.items()
@@ -130,22 +177,35 @@ def run(main: Callable[[], None]) -> None:
     """
     rank = os.environ.get("RANK", "0")
     keep_freed_memory()
+    end_with_launcher()
     try:
         main()
     except (ValueError, OSError) as error:
         if os.environ.get("TOKENLOOM_DEBUG"):
             raise
         where = "" if rank == "0" else f" (process {rank})"
-        print(f"Error{where}: {error}", file=sys.stderr, flush=True)
+        print_whole(f"Error{where}: {error}")
         sys.exit(2)
+    except Stopped as stopped:
+        print_whole(str(stopped))
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
         text = (
             "Interrupted. A training run continues with --resume latest, an encoding with the same command."
         )
-        print(text, file=sys.stderr, flush=True)
+        print_whole(text)
         sys.exit(130)
     finally:
         leave_group()
+
+
+def print_whole(text: str) -> None:
+    """Print a line on stderr in one write, which those of other processes do not cut in two.
+
+    print writes the end of a line by itself if streams are not buffered (PYTHONUNBUFFERED).
+    """
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def leave_group() -> None:

@@ -54,7 +54,7 @@ def scan_clips(source: Source, modality: Modality, cache_bytes: int, hashed: boo
 
     if cache is not None:
         look_at_all(decode, [i for i in range(count) if i not in reasons], "reading sound")
-    rows = np.array([i for i in range(count) if i not in reasons], dtype=np.int64)
+    rows = np.delete(np.arange(count), list(reasons))
     skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
     if not len(rows):
         raise ValueError(

@@ -47,6 +47,10 @@ class Clips:
         """The file's path below its folder, or the split and number of its row."""
         return self._source.id(int(self._rows[i]))
 
+    def raw(self, i: int) -> bytes | str:
+        """Clip i, encoded, or the path of its file."""
+        return self._source.raw(int(self._rows[i]))
+
     def samples(self, i: int) -> int:
         """Clip i's length T in samples at `sample_rate`."""
         return int(self._lengths[self._rows[i]])
@@ -97,7 +101,7 @@ class Clips:
             return torch.from_numpy(sound.read(start, count))
 
     def _opened(self, i: int) -> Sound:
-        sound = Sound(self._source.raw(int(self._rows[i])), self.sample_rate, self.channels, self.id(i))
+        sound = Sound(self.raw(i), self.sample_rate, self.channels, self.id(i))
         if sound.length != self.samples(i):
             sound.close()
             raise ValueError(

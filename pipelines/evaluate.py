@@ -67,7 +67,7 @@ class EvaluateOptions:
     kid: str = ""
     """Also report the kernel inception distance of reconstructions (and of the prior's samples) in the
     features of this network, e.g. torchvision:inception_v3 or torchvision:inception_v3:WEIGHTS. Needs
-    tokenloom[kid]."""
+    pip install -e '.[kid]'."""
     kid_download: bool = False
     """Allow the feature network's weights to be downloaded."""
 

@@ -18,13 +18,14 @@ from torch import Tensor
 from pipelines.data import Clips, Examples, Splits, held_out_batches, to_float
 from pipelines.report import codebook_plot, loss_plot, reconstruction_sheet
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline
-from pipelines.sound_results import write_sound_results, write_sound_sample
+from pipelines.sound_results import SOUNDS, write_sound_results, write_sound_sample
 from pipelines.tokens import Rows, TokenInfo
 from pipelines.training import sum_over_processes
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.distributed import keyed_generator
+from tokenizer.files import remove_unfinished
 from tokenizer.metrics import CodeUsage, bernoulli_elbo, bits_per_dim, gaussian_elbo, psnr, ssim
 
 EVAL_BATCH = 128
@@ -130,7 +131,8 @@ def _reduced(
 
 
 def write_tokenizer_report(tok: Tokenizer, splits: Splits, measured: Measured | None, folder: Path) -> None:
-    """`write_results`, and loss.png, in `folder`."""
+    """`write_results`, and loss.png, in the `folder` of a run."""
+    remove_unfinished(folder / SOUNDS)
     write_results(tok, splits, measured, folder)
     loss_plot(folder / "metrics.jsonl", folder / "loss.png")
 

@@ -7,7 +7,6 @@ Left out: where examples come from (sources.py, table_sources.py), their order a
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -57,6 +56,10 @@ class Examples:
         """The file's path below its folder, or the split and number of its row."""
         return self._source.id(int(self._rows[i]))
 
+    def raw(self, i: int) -> bytes | str:
+        """Example i, encoded, or the path of its file."""
+        return self._source.raw(int(self._rows[i]))
+
     def x(self, i: int) -> Tensor:
         """Example i, uint8 (C, H, W)."""
         return self.read(i)[0]
@@ -68,7 +71,7 @@ class Examples:
         for j in (k % len(self) for k in range(i, i + len(self))):
             name = self.id(j)
             try:
-                image = open_picture(self._source.raw(int(self._rows[j])), name)
+                image = open_picture(self.raw(j), name)
             except (ValueError, OSError) as error:
                 if name not in self._skipped:
                     self._skipped[name] = reason(name, error)
@@ -124,8 +127,9 @@ def scan(source: Source, fit: Fit, cache_bytes: int, hashed: bool) -> Scan:
         name = source.id(i)
         try:
             raw = source.raw(i)
-            if hashed and isinstance(raw, Path):
-                raw = raw.read_bytes()
+            if hashed and isinstance(raw, str):
+                with open(raw, "rb") as file:
+                    raw = file.read()
             if isinstance(raw, bytes):
                 digests[i] = digest(raw)
             if cache is None:
@@ -140,7 +144,7 @@ def scan(source: Source, fit: Fit, cache_bytes: int, hashed: bool) -> Scan:
     # Pillow finds its formats on first use, and two threads that do so at once can miss some.
     Image.init()
     look_at_all(look, range(count), "reading pictures")
-    rows = np.array([i for i in range(count) if i not in reasons], dtype=np.int64)
+    rows = np.delete(np.arange(count), list(reasons))
     skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
     if skipped:
         logger.warning("%s", listed(skipped, count, PICTURES))

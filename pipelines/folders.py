@@ -6,7 +6,8 @@ Left out: Parquet, the Hub and embedded data (table_sources.py), and opening the
 import logging
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,12 +76,32 @@ def _refuse_other_kinds(kind: Kind, path: Path, names: Sequence[str]) -> None:
             raise ValueError(f"{path}: holds {count} {other.many}, {wrong_kind(kind, other)}")
 
 
+class Names:
+    """Names of files by number, end to end in one array of bytes.
+
+    A list of strings takes more than twice as much, and that once more in every loader process:
+    Python counts references within each string, so that reading a list copies the pages that were shared.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        # No name of a file holds a zero.
+        self._bytes = np.frombuffer(os.fsencode("".join(f"{name}\0" for name in names)), np.uint8)
+        self._ends = np.flatnonzero(self._bytes == 0)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> str:
+        start = self._ends[i - 1] + 1 if i else 0
+        return os.fsdecode(self._bytes[start : self._ends[i]].tobytes())
+
+
 @dataclass(frozen=True)
 class Files:
     """Files `names` under `root`."""
 
     root: Path
-    names: Sequence[str]
+    names: Names
     labels: NDArray[np.int64] | None
 
     def __len__(self) -> int:
@@ -89,8 +110,9 @@ class Files:
     def id(self, i: int) -> str:
         return self.names[i]
 
-    def raw(self, i: int) -> Path:
-        return self.root / self.names[i]
+    def raw(self, i: int) -> str:
+        # No Path: that interns every part of it, and the table of those grows in steps of megabytes.
+        return os.path.join(self.root, self.names[i])
 
 
 def walk(root: Path) -> list[str]:
@@ -104,8 +126,9 @@ def walk(root: Path) -> list[str]:
         here = Path(folder).resolve()
         # A link to a folder above itself would be walked until the path is too long.
         below[:] = [d for d in below if d[0] != "." and not here.is_relative_to((here / d).resolve())]
-        relative = Path(folder).relative_to(root)
-        found += [(relative / n).as_posix() for n in names if n[0] != "."]
+        relative = Path(folder).relative_to(root).as_posix()
+        start = "" if relative == "." else f"{relative}/"
+        found += [start + n for n in names if n[0] != "."]
     return sorted(found)
 
 
@@ -125,15 +148,20 @@ def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str]) ->
     is_split = split is not None and (held_out is not None or config.split != default_of("split"))
     parts = [s for s in (split, held_out) if s] if is_split else [""]
     groups = [[n for n in names if n.startswith(f"{p}/") or not p][: config.limit] for p in parts]
-    depth = 1 if is_split else 0
-    folders = [[n.split("/")[depth:-1] for n in group] for group in groups]
+    classes = [[_class_of(n, 1 if is_split else 0) for n in group] for group in groups]
     labels: list[NDArray[np.int64] | None] = [None] * len(groups)
     class_names: tuple[str, ...] = ()
-    loose = sum(not f for group in folders for f in group)
-    if loose and any(f for group in folders for f in group):
+    loose = sum(c is None for group in classes for c in group)
+    if 0 < loose < sum(map(len, groups)):
         text = "%s: no classes, because %d %s lie outside of its sub-folders"
         logger.warning(text, root, loose, kind.many)
     if not loose and config.label_column != NO_LABELS:
-        labels, class_names = number_labels([[f[0] for f in group] for group in folders], None, str(root))
-    sources = [Files(root, group, y) for group, y in zip(groups, labels, strict=True)]
+        labels, class_names = number_labels(classes, None, str(root))
+    sources = [Files(root, Names(group), y) for group, y in zip(groups, labels, strict=True)]
     return Found(root.resolve().name, sources[0], sources[1] if len(sources) > 1 else None, class_names)
+
+
+def _class_of(name: str, depth: int) -> str | None:
+    """The sub-folder that a file lies in, `depth` levels down; None for a file outside of those."""
+    parts = name.split("/", depth + 1)[depth:]
+    return sys.intern(parts[0]) if len(parts) == 2 else None

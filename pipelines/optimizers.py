@@ -49,7 +49,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     1.2).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.float()
+    x = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
     x = x / (x.norm() + 1e-7)

@@ -54,6 +54,9 @@ class TrainingOptions:
     """Decay of weight matrices, scaled by the rate."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm. 0: never."""
+    skip_non_finite: int = 0
+    """So many steps in a row whose loss or gradient is not finite are left out and counted; one more stops
+    the run."""
     ema_decay: float = 0.99
     """Decay of the moving average of weights, which is what is saved. 0 saves the last weights."""
     log_every: int = 50
@@ -66,6 +69,8 @@ class TrainingOptions:
     """Licence of the model, as the Hub names it; mind the licence of your data."""
     push_to_hub: str = ""
     """Hub repository (user/name) that the finished model is uploaded to."""
+    push_private: bool = False
+    """Make that repository private, if it is not there yet."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -76,6 +81,7 @@ class TrainingOptions:
             "gradient_accumulation",
         ):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
+        require(self.skip_non_finite >= 0, f"skip_non_finite is {self.skip_non_finite}, expected 0 or more")
         for name in ("log_every", "eval_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
         for name in (
@@ -90,12 +96,12 @@ class TrainingOptions:
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}, expected 0 or more and less than 1")
 
 
-# Options that may change when a run is resumed: none of them changes what is learnt, and max_steps may
-# grow.
+# Options that may change when a run is resumed: none of them changes what is learnt as long as all is finite,
+# and max_steps may grow.
 MAY_CHANGE = frozenset(
     {
         *("output", "resume", "max_steps", "checkpoint_every", "keep_checkpoints", "log_every", "eval_every"),
-        *("tracker", "license", "push_to_hub", "data.workers"),
+        *("tracker", "license", "push_to_hub", "push_private", "data.workers", "skip_non_finite"),
     }
 )
 

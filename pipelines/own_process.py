@@ -1,9 +1,11 @@
 """Measuring memory in a process of its own, whose peak nothing else has raised.
 
-Left out: what is measured (`encoding_memory.py`, `search_memory.py`, `bottleneck_memory.py`), and GPUs.
+Left out: what is measured (`encoding_memory.py`, `search_memory.py`, `bottleneck_memory.py`,
+`loading_memory.py`), and GPUs.
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import shlex
@@ -17,6 +19,9 @@ import torch
 
 MIB = 1 << 20
 STATUS = Path("/proc/self/status")
+# Of a process's smaps_rollup (proc_pid_smaps(5)): memory that no file backs, as a part of the pages that it
+# shares with others, such as those that it was forked from.
+OWN = ("Pss_Anon", "Pss_Shmem")
 
 
 def run_module(module: str, *words: object, environment: Mapping[str, str] | None = None) -> Any:
@@ -48,6 +53,28 @@ def peak() -> int:
 
 def status(field: str) -> int:
     """Bytes of one of Linux's numbers about this process (proc(5))."""
-    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    return _number(STATUS, field)
+
+
+def own_memory() -> int:
+    """Bytes of this process and those that it started with multiprocessing, but for pages of files.
+
+    Pages that they share count once, so that a page which one of them comes to write into shows. Pages of
+    mapped files do not count: the kernel takes them back when it needs them. `ValueError` where the system
+    does not tell.
+    """
+    pids = ["self", *(child.pid for child in multiprocessing.active_children())]
+    paths = [Path(f"/proc/{pid}/smaps_rollup") for pid in pids]
+    try:
+        return sum(_number(path, field) for path in paths for field in OWN)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the memory of processes cannot be read from /proc/*/smaps_rollup ({error}); that takes Linux "
+            "5.9 or later"
+        ) from error
+
+
+def _number(path: Path, field: str) -> int:
+    lines = path.read_text(encoding="utf-8").splitlines()
     (line,) = (line for line in lines if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Quantizers of other libraries as bottlenecks, for `benchmark.py quantizers`; needs tokenloom[bench].
+"""Quantizers of other libraries as bottlenecks, for `benchmark.py quantizers`; needs the extra `bench`.
 
 Left out: saving such a tokenizer: these configs are in no registry, so no file can ask for them.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
 from tokenizer.distributed import Step
 
-INSTALL = "pip install 'tokenloom[bench]'"
+INSTALL = "pip install -e '.[bench]'"
 PACKAGES = {"vector-quantize-pytorch": "vector_quantize_pytorch", "diffusers": "diffusers"}
 
 

@@ -129,9 +129,10 @@ def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:
     for ax, (quantity, curves) in zip(axes, panels.items(), strict=True):
         for split, curve in sorted(curves.items()):
             steps = sorted(curve)
-            style = "o-" if len(steps) <= 30 else "-"
+            heights = [curve[s] for s in steps]
+            marked = None if len(steps) <= 30 else _lonely(heights)
             color = COLORS.get(split, GREEN)
-            ax.plot(steps, [curve[s] for s in steps], style, ms=3.5, lw=1.2, color=color, label=split)
+            ax.plot(steps, heights, "o-", markevery=marked, ms=3.5, lw=1.2, color=color, label=split)
         values = [v for curve in curves.values() for v in curve.values() if math.isfinite(v)]
         if any(word in quantity for word in LOSS_WORDS) and values and min(values) > 0:
             _log_axis(ax, min(values), max(values))
@@ -139,6 +140,12 @@ def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:
         if any(curves):
             ax.legend(frameon=False)
     save_figure(figure, path)
+
+
+def _lonely(heights: list[float]) -> list[int]:
+    """The places of values that no line shows, because the ones beside them are not finite."""
+    finite = [False, *map(math.isfinite, heights), False]
+    return [i for i in range(len(heights)) if finite[i : i + 3] == [False, True, False]]
 
 
 def _log_axis(ax: "Axes", low: float, high: float) -> None:

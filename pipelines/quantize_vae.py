@@ -29,11 +29,12 @@ from pipelines.data import (
     to_float,
 )
 from pipelines.evaluation import evaluate_tokenizer, write_results
+from pipelines.publishing import check_push, push
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline, readable_blocks
 from pipelines.training import patient_accelerator, require_equal, sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.config import require
-from tokenizer.hub import CardInfo, push_folder
+from tokenizer.hub import CardInfo
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class QuantizeOptions:
     """Licence of the model, as the Hub names it; mind the licence of your data."""
     push_to_hub: str = ""
     """Hub repository (user/name) that the tokenizer is uploaded to."""
+    push_private: bool = False
+    """Make that repository private, if it is not there yet."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
@@ -96,6 +99,7 @@ def main() -> None:
     examples = splits.held_out if len(splits.held_out) else splits.train
     if not len(splits.held_out):
         logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)
+    check_push(accelerator, options)
     bits = kl_bits(vae, examples, accelerator, options.group_dim, options.batch_size)
     logger.info("%s", in_words(bits))
     size = options.codebook_size or chosen_size(bits, options.margin)
@@ -106,6 +110,7 @@ def main() -> None:
     metrics |= {f"posterior_mean_{k}": v for k, v in before.items() if k in after}
     if accelerator.is_main_process:
         write_model(options, tok, splits, metrics, measured)
+    push(accelerator, options)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -198,8 +203,6 @@ def write_model(
     summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
     logger.info("%d codes of %g bits: %s", tok.num_codebooks, tok.bits_per_code, summary)
     logger.info("saved to %s", options.output)
-    if options.push_to_hub:
-        logger.info("pushed: %s", push_folder(options.output, options.push_to_hub))
 
 
 if __name__ == "__main__":

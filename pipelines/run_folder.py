@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from pipelines.options import MAY_CHANGE, TrainingOptions
-from tokenizer.config import config_to_dict
-from tokenizer.files import read_json, write_atomically
+from tokenizer.config import config_to_dict, shortened
+from tokenizer.files import read_json, remove_unfinished, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def claimed_folder(accelerator: Accelerator, folder: Path, claim: Callable[[], T
         try:
             lock = _lock(folder)
             answer[1] = claim()
+            remove_unfinished(folder)
         except (OSError, ValueError) as error:
             answer[0] = str(error)
             if lock is not None:
@@ -78,11 +80,13 @@ def _lock(folder: Path) -> IO[str]:
         raise ValueError(
             f"{folder}: another run is writing here; choose another --output or wait for it"
         ) from None
+    # A worker that loads data holds it too, and may outlive a killed run by some seconds.
+    os.register_at_fork(after_in_child=file.close)
     return file
 
 
 def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
-    """Check the folder against `options`; write run.json and, for a new run, its command."""
+    """Check the folder against `options`; write, for a new run, its command, and run.json."""
     path = folder / RUN_FILE
     values = options_to_dict(options)
     if options.resume:
@@ -92,13 +96,14 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
         raise ValueError(
             f"{folder} already holds a run; choose another --output, or continue it with --resume latest"
         )
-    write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+    # The command first: a run that was killed between the two has not begun, and not lost its command.
     if not (options.resume and (folder / COMMAND_FILE).exists()):
         launch = ["accelerate", "launch"]
         if processes > 1:
             launch += ["--num_processes", str(processes)]
         command = shlex.join([*launch, f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         write_atomically(folder / COMMAND_FILE, lambda p: p.write_text(command + "\n", encoding="utf-8"))
+    write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
 
 
 def command_line(folder: Path) -> str:
@@ -149,15 +154,18 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class MetricsLog:
-    """metrics.jsonl, one object per line; on a resume the lines after the checkpoint's step are dropped
-    first."""
+    """metrics.jsonl, one object per line; on a resume the lines that came after the checkpoint are dropped
+    first: those of later steps, and the evaluation after the run's last step."""
 
-    def __init__(self, path: Path, start_step: int, enabled: bool) -> None:
+    def __init__(self, path: Path, start_step: int, enabled: bool, last_step: int | None = None) -> None:
         self.path, self.enabled = path, enabled
         if not enabled:
             return
         rows = read_metrics(path) if path.exists() else []
-        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= start_step)
+        rows = [row for row in rows if row["step"] <= start_step]
+        if start_step == last_step:
+            rows = [row for row in rows if row["step"] < start_step or not is_evaluation(row)]
+        kept = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(path, lambda p: p.write_text(kept if start_step else "", encoding="utf-8"))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -166,11 +174,31 @@ class MetricsLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
+    def sync(self) -> None:
+        """Have all rows written to the disk, before a checkpoint that comes after them."""
+        if self.enabled and self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def is_evaluation(row: Mapping[str, Any]) -> bool:
+    return any(name.startswith("valid/") for name in row)
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a half-written last line, as a killed run leaves it, is left out."""
+    """The rows of a metrics.jsonl; a half-written last line, as a killed run leaves it, is left out.
+
+    `ValueError` for a line of JSON that is no row of ours.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError(
+                f"{path}: line {number} is {shortened(row)}, expected an object with a step; remove the line"
+            )
+        rows.append(row)
     return rows

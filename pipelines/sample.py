@@ -6,13 +6,13 @@ Left out: measures of the samples (`evaluate.py`).
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipelines.cli import parse, run
+from pipelines.cli import NOTHING, parse, run
 from pipelines.models import load_models
 from pipelines.neighbours import training_items, write_neighbours
 from pipelines.report import progress
@@ -45,9 +45,9 @@ class SampleOptions:
     """Folder for the samples, as files, and as the sheet samples.png (sound: also the page samples.html)."""
     num: int = 16
     """Samples, per label if there are labels."""
-    label: tuple[str, ...] = ()
+    label: Annotated[tuple[str, ...], NOTHING] = ()
     """Class names (or numbers), each a row of the sheet; `all` is every class. Left out: no class."""
-    interpolate: tuple[str, ...] = ()
+    interpolate: Annotated[tuple[str, ...], NOTHING] = ()
     """Two classes: each of --num rows goes from one to the other, all of a row with the same chance."""
     temperature: float = 1.0
     """Below 1 is safer, above 1 more varied; 0 takes the likeliest codes."""
@@ -66,12 +66,12 @@ class SampleOptions:
     cfg_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Guidance from the first code on, or growing from none to --cfg-scale at the last one."""
     weights: Weights = "full"
-    """How the prior reads its weights: as they are; in bf16, faster for batches; or rounded to int8, faster
-    for one sample at once (on a CPU). Both draw a little other codes, which a seed decides only together with
-    how many are drawn at once."""
+    """How the prior reads its weights: as they are; rounded to bf16; or to int8, the fastest for one sample
+    at once (on a CPU). Both draw a little other codes, which without --compile depend on how many are drawn
+    at once too."""
     compile: bool = False
-    """Compile the loops that draw one or two samples at once on a CPU (needs numba), or the steps on a GPU.
-    The first sample then takes some seconds, and long ones, or many, less in all."""
+    """Compile the steps of the prior (on a CPU: needs numba). They start after some seconds and then take
+    half the time or less; only more than 30 samples at once in bf16 are faster without."""
     tokens: str = ""
     """Folder of the tokens that the prior learnt: each sample is shown above the training item nearest to it
     (neighbours.png; sound: neighbours.html), so that you see what is new."""
@@ -135,7 +135,8 @@ def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[D
     if options.label == ("all",) and not labels:
         raise ValueError("--label all: this prior has no classes")
     indices = [label_number(prior, label) for label in labels] or [-1]
-    names = [prior.config.class_names[i] if i >= 0 else "no class" for i in indices]
+    unnamed = "no class" if prior.config.class_names else "samples"
+    names = [prior.config.class_names[i] if i >= 0 else unnamed for i in indices]
     prefix = tok.encode(tok.preprocess(options.prefix)) if options.prefix else None
     rows = []
     bar = progress(len(indices) * options.num, "sample")
@@ -180,12 +181,7 @@ def draw_codes(
     """Codes (count, K, *grid): of a picture, or of the seconds of sound that were asked for, after `prefix`
     (1, K, t)."""
     if not tok.modality.sample_rate:
-        return prior.sample(
-            count,
-            label=label,
-            generator=generator,
-            **options.choice,
-        )
+        return prior.sample(count, label=label, generator=generator, **options.choice)
     frame_rate = tok.modality.sample_rate / tok.stride
     new = prior.config.grid[0] if options.seconds is None else max(1, round(options.seconds * frame_rate))
     return continue_codes(

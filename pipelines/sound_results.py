@@ -20,7 +20,8 @@ from tokenizer.files import write_atomically
 
 # Clips that are shown, and how much of each.
 SHOWN, SHOWN_SECONDS = 9, 6
-
+# The folder of their WAV files.
+SOUNDS = "reconstructions"
 
 # Names of clips, with them and their reconstructions by name, (C, T) on the CPU.
 Rows = list[tuple[str, dict[str, Tensor]]]
@@ -38,7 +39,7 @@ def write_sound_results(tok: Tokenizer, clips: Clips, measured: Measured, folder
         rate,
         folder / "reconstructions.png",
     )
-    write_wavs(folder / "reconstructions", rows, rate)
+    write_wavs(folder / SOUNDS, rows, rate)
     notes = [f"{len(rows)} of {len(clips)} clips, the first {SHOWN_SECONDS} s of each."]
     if most > 1 and tok.bottleneck.prefix_decodes:
         notes.append(f"Rebuilt from all {most} codebooks, and from the first {most // 2} alone.")

@@ -6,7 +6,6 @@ Left out: finding them (folders.py, table_sources.py), decoding them (examples.p
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,14 +104,15 @@ class DataConfig:
 
 
 class Source(Protocol):
-    """Undecoded examples. `labels` (len,) int64, -1 where unlabelled, or None; `raw` is for `open_picture`
-    or `Sound` and raises `ValueError` or `OSError` if it cannot be had."""
+    """Undecoded examples. `labels` (len,) int64, -1 where unlabelled, or None; `raw`, an encoded example or
+    the path of its file, is for `open_picture` or `Sound` and raises `ValueError` or `OSError` if it cannot
+    be had."""
 
     @property
     def labels(self) -> NDArray[np.int64] | None: ...
     def __len__(self) -> int: ...
     def id(self, i: int) -> str: ...
-    def raw(self, i: int) -> bytes | Path: ...
+    def raw(self, i: int) -> bytes | str: ...
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Left out: pictures and sound stored as nested lists of numbers.
 """
 
 import json
+import os
 import re
-from dataclasses import dataclass
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +27,11 @@ from pipelines.sources import (
     warn_ignored,
     wrong_kind,
 )
+from pipelines.table_rows import Rows
 
 EMBEDDED = "embedded:"
 CREDIT = " The data and their licence: pipelines/embedded/LICENSES.md of tokenloom."
 LABEL_NAMES = ("label", "labels")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table's column of pictures or sound: bytes, or structs of bytes and path, as in `datasets`."""
-
-    kind: Kind
-    split: str
-    column: pa.ChunkedArray
-    labels: NDArray[np.int64] | None
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def id(self, i: int) -> str:
-        return f"{self.split}:{i}"
-
-    def raw(self, i: int) -> bytes | Path:
-        cell = self.column[i].as_py()
-        path = None
-        if isinstance(cell, dict):
-            cell, path = cell.get("bytes"), cell.get("path")
-        if cell is not None:
-            return cell
-        if path is None:
-            raise ValueError(f"{self.id(i)}: the row holds no {self.kind.one}; fill it or remove it")
-        if "://" in path:  # a file of a streamed data set
-            import fsspec
-
-            with fsspec.open(path, "rb") as file:
-                return file.read()
-        return Path(path)
 
 
 def credit(path: str) -> str:
@@ -82,8 +51,12 @@ def read_embedded(config: DataConfig, kind: Kind) -> Found:
         raise ValueError(f"{config.path}: no such embedded data set; there are: {', '.join(known)}")
     tables = []
     for split in choose_splits(config, splits, config.path):
-        data = (folder / f"{name}-{split}.parquet").read_bytes() if split else None
-        tables.append(pq.read_table(pa.BufferReader(data)) if data else None)
+        if not split:
+            tables.append(None)
+            continue
+        # From the file: a buffer of Python's, which a thread of Arrow may free while Python ends, aborts it.
+        with as_file(folder / f"{name}-{split}.parquet") as path:
+            tables.append(pq.read_table(path))
     return _from_tables(config, kind, config.path, tables[0], tables[1])
 
 
@@ -100,7 +73,8 @@ def read_parquet(config: DataConfig, kind: Kind, root: Path, names: list[str]) -
     splits = _load_dataset(problem, "parquet", data_files=paths)
     tables = {k: _to_table(v, config.limit, config.path) for k, v in splits.items()}
     name = Path(names[0]).stem if len(names) == 1 else root.resolve().name
-    return _from_tables(config, kind, name, tables["train"], tables.get("test"))
+    folder = Path(os.path.abspath(root))
+    return _from_tables(config, kind, name, tables["train"], tables.get("test"), (folder,))
 
 
 def _files_of_splits(config: DataConfig, root: Path, names: list[str]) -> dict[str, list[str]]:
@@ -130,7 +104,21 @@ def read_hub(config: DataConfig, kind: Kind) -> Found:
         known = ", ".join(sorted(splits))
         raise ValueError(f"{config.path}: no split {config.split!r}; there are: {known} (--data.split)")
     tables = [_to_table(splits[s], config.limit, config.path) if s else None for s in (split, held_out)]
-    return _from_tables(config, kind, config.path, tables[0], tables[1])
+    return _from_tables(config, kind, config.path, tables[0], tables[1], _folders_of_hub(config), remote=True)
+
+
+def _folders_of_hub(config: DataConfig) -> tuple[Path, ...]:
+    """Where `datasets` keeps files of data sets: in its caches, or where they are if that is here."""
+    import datasets
+    from huggingface_hub import constants
+
+    cached = (
+        datasets.config.HF_DATASETS_CACHE,
+        datasets.config.DOWNLOADED_DATASETS_PATH,
+        constants.HF_HUB_CACHE,
+    )
+    here = (config.path,) if Path(config.path).is_dir() else ()
+    return tuple(Path(os.path.abspath(folder)) for folder in (*here, *cached))
 
 
 def _load_dataset(problem: str, path: str, **options: Any) -> dict[str, Any]:
@@ -164,7 +152,13 @@ def _to_table(split: Any, limit: int | None, where: str) -> pa.Table:
 
 
 def _from_tables(
-    config: DataConfig, kind: Kind, name: str, train: pa.Table, held_out: pa.Table | None
+    config: DataConfig,
+    kind: Kind,
+    name: str,
+    train: pa.Table,
+    held_out: pa.Table | None,
+    folders: tuple[Path, ...] = (),
+    remote: bool = False,
 ) -> Found:
     splits = {config.split: train} if held_out is None else {config.split: train, "held-out": held_out}
     column = _data_column(config, kind, train)
@@ -181,7 +175,10 @@ def _from_tables(
             raise ValueError(f"{config.path}: the splits name the classes of {label!r} differently")
         values = [t.column(label).to_pylist() for t in tables.values()]
         labels, class_names = number_labels(values, names[0], f"{config.path}: column {label!r}")
-    rows = [Rows(kind, k, t.column(column), y) for (k, t), y in zip(tables.items(), labels, strict=True)]
+    rows = [
+        Rows(kind, k, t.column(column), y, folders, remote)
+        for (k, t), y in zip(tables.items(), labels, strict=True)
+    ]
     return Found(name, rows[0], rows[1] if len(rows) > 1 else None, class_names)
 
 

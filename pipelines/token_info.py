@@ -17,6 +17,8 @@ from tokenizer.files import read_json, write_atomically
 TOKENS_FILE = "tokens.json"
 SPLITS = ("train", "held_out")
 MAX_VIEWS = 1000
+# Of a grid; a picture of 16384 x 16384 pixels has as many.
+MAX_POSITIONS = 1 << 26
 # Not written for pictures.
 OF_SOUND = ("frame_rate", "sample_rate", "stride")
 
@@ -57,8 +59,20 @@ class TokenInfo:
         )
         require(1 <= self.num_codebooks <= 1024, f"num_codebooks is {self.num_codebooks}, expected 1 to 1024")
         require(
-            (bool(self.grid) or self.is_sound) and all(n >= 1 for n in self.grid),
+            (bool(self.grid) or self.is_sound) and all(n >= 1 for n in self.grid) and len(self.grid) <= 3,
             f"grid is {self.grid}, expected 1 or more each (or none, for sound with a frame_rate)",
+        )
+        require(
+            math.prod(self.grid) <= MAX_POSITIONS,
+            f"grid is {self.grid}, expected {MAX_POSITIONS} positions in all or fewer",
+        )
+        require(
+            1 <= len(self.item_shape) <= 4 and all(1 <= n <= MAX_POSITIONS for n in self.item_shape),
+            f"item_shape is {self.item_shape}, expected 1 to {MAX_POSITIONS} along each of 1 to 4 axes",
+        )
+        require(
+            max(len(self.fingerprint), len(self.encoding)) <= 200,
+            "fingerprint and encoding are expected to have 200 characters at most",
         )
         require(1 <= self.views <= MAX_VIEWS, f"views is {self.views}, expected 1 to {MAX_VIEWS}")
         require(
@@ -68,7 +82,7 @@ class TokenInfo:
         if self.is_sound:
             fits = math.isclose(self.frame_rate * self.stride, self.sample_rate)
             require(
-                self.frame_rate > 0 and self.stride >= 1 and fits and len(self.grid) <= 1,
+                0 < self.frame_rate < math.inf and self.stride >= 1 and fits and len(self.grid) <= 1,
                 f"frame_rate is {self.frame_rate}, grid {self.grid}: expected for sound a frame_rate of "
                 f"sample_rate / stride = {self.sample_rate} / {self.stride}, and one axis at most",
             )

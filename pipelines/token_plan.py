@@ -128,9 +128,6 @@ def claim_encoding(folder: Path, encoding: Encoding, info: TokenInfo, blocks: Se
         text = json.dumps(config_to_dict(encoding), indent=2) + "\n"
         write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
         return list(range(len(blocks)))
-    for name in SPLITS:  # what a process that was killed left half written
-        for left in folder.glob(f".{name}-*.parquet.*"):
-            left.unlink()
     missing = [i for i, block in enumerate(blocks) if not _is_whole(folder, block, info)]
     done = len(blocks) - len(missing)
     logger.info("continuing in %s: %d of %d shards are there", folder, done, len(blocks))

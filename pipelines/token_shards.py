@@ -21,6 +21,8 @@ from tokenizer.files import write_atomically
 
 # What a shard says of itself in its schema: whose codes it holds, of which encoding it is a part, and which.
 FINGERPRINT, ENCODING, NAME = b"tokenloom.fingerprint", b"tokenloom.encoding", b"tokenloom.name"
+# And of sound of any length, how many codes it holds.
+CODES = b"tokenloom.codes"
 # Rows that are decoded at once: the memory of reading does not grow with a shard.
 ROWS = 4096
 ANEW = "make them anew with encode_dataset.py"
@@ -71,6 +73,8 @@ def write_shard(
     }
     path = shard_path(folder, split, shard, shards)
     marks = {FINGERPRINT: info.fingerprint, ENCODING: info.encoding, NAME: path.name}
+    if not info.grid:
+        marks[CODES] = str(len(column.values))
     table = pa.table(columns).replace_schema_metadata(marks)
     # Checksums of the pages: a damaged shard must not pass for one of other codes.
     write_atomically(path, lambda p: pq.write_table(table, p, write_page_checksum=True))
@@ -84,20 +88,32 @@ def find_shards(folder: Path, split: str, info: TokenInfo) -> list[Path]:
     if len(counts) > 1:
         both = f"{found[0].name} and {found[-1].name}"
         raise ValueError(f"{folder}: shards of two encodings ({both}); delete the folder and {ANEW}")
-    shards = info.shards[SPLITS.index(split)] if info.shards else int(next(iter(counts), 0))
-    wanted = [shard_path(folder, split, i, shards) for i in range(shards)]
-    for path in wanted:
-        if not path.exists():
-            raise ValueError(f"{path}: this shard is missing; copy the folder again, or delete it and {ANEW}")
+    count = next(iter(counts), "0")
+    shards = info.shards[SPLITS.index(split)] if info.shards else int(count) if count.isdecimal() else 1
+    wanted = []
+    for i in range(shards):  # which tokens.json says, so it may be any number
+        wanted.append(shard_path(folder, split, i, shards))
+        if not wanted[-1].exists():
+            missing = f"{wanted[-1]}: this shard is missing"
+            raise ValueError(f"{missing}; copy the folder again, or delete it and {ANEW}")
     return wanted
 
 
-def count_codes(path: Path) -> int:
-    """How many codes a shard holds, by its footer; `ValueError` without one, as of a file cut short."""
+def count_codes(path: Path, info: TokenInfo) -> int:
+    """How many codes a shard says that it holds; `ValueError` without a footer, as of a file cut short.
+
+    Not asked of the footer's columns: pyarrow aborts the process if one of them is damaged.
+    """
     footer = _footer(path)
-    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-    columns = [group.column(j) for group in groups for j in range(group.num_columns)]
-    return sum(column.num_values for column in columns if column.path_in_schema.split(".")[0] == "codes")
+    if info.grid:
+        return footer.num_rows * info.codes_per_item
+    said = (footer.metadata or {}).get(CODES, b"")
+    if not said:  # of an older release
+        return sum(part.codes.size for part in _parts(path, info))
+    try:
+        return int(said[:20])
+    except ValueError as error:
+        raise _broken(path, error) from error
 
 
 def read_shard(
@@ -110,16 +126,22 @@ def read_shard(
     says, or holds codes, labels or views that cannot be.
     """
     _check_marks(path, info)
+    promised = count_codes(path, info)
     sizes, labels, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for part in _parts(path, info):
         if part.codes.size and int(part.codes.max()) >= info.codebook_size:
             raise ValueError(
                 f"{path}: holds codes beyond the codebook's {info.codebook_size} entries; {ANEW}"
             )
+        promised -= part.codes.size
+        if promised < 0:
+            raise ValueError(f"{path}: holds more codes than its footer says; {ANEW}")
         take(part.codes)
         sizes.append(part.sizes)
         labels.append(part.labels)
         numbers.append(part.views)
+    if promised:
+        raise ValueError(f"{path}: holds fewer codes than its footer says; {ANEW}")
     of = np.concatenate(labels)
     if of.size and (of.min() < -1 or of.max() >= len(info.class_names)):
         raise ValueError(f"{path}: holds labels beyond the {len(info.class_names)} classes; {ANEW}")
@@ -145,14 +167,19 @@ def _parts(path: Path, info: TokenInfo) -> Iterator[_Part]:
             names = [n for n in ("codes", "label", "view") if n in file.schema_arrow.names]
             for batch in file.iter_batches(ROWS, columns=names):
                 codes, sizes = _decoded(batch["codes"], info, done)
-                labels = batch["label"].to_numpy(zero_copy_only=False).astype(np.int64)
-                views = np.zeros(len(labels), np.int64)
-                if "view" in names:
-                    views = batch["view"].to_numpy(zero_copy_only=False).astype(np.int64)
+                labels = _integers(batch, "label")
+                views = _integers(batch, "view") if "view" in names else np.zeros(len(labels), np.int64)
                 yield _Part(codes, sizes, labels, views)
                 done += len(labels)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from error
+
+
+def _integers(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    column = batch[name]
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise ValueError(f"column {name} holds {column.type} or nulls, expected integers")
+    return column.to_numpy().astype(np.int64)
 
 
 def _decoded(
@@ -177,7 +204,10 @@ def _check_marks(path: Path, info: TokenInfo) -> None:
     """`ValueError` for a shard of another tokenizer or encoding than tokens.json says, or under a name that
     is not its own. Older releases wrote neither marks nor `info.encoding`."""
     marks = _footer(path).metadata or {}
-    fingerprint, encoding, name = (marks.get(m, b"").decode() for m in (FINGERPRINT, ENCODING, NAME))
+    # They may be any bytes, and any number of them.
+    fingerprint, encoding, name = (
+        marks.get(m, b"")[:200].decode(errors="replace") for m in (FINGERPRINT, ENCODING, NAME)
+    )
     if not (info.encoding or fingerprint):
         return
     if fingerprint != info.fingerprint:

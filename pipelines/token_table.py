@@ -7,20 +7,23 @@ Left out: what is in a shard (`token_shards.py`), and items by number (`tokens.p
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
-import zipfile
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from pipelines.token_info import TokenInfo
 from pipelines.token_shards import Index, count_codes, find_shards, read_shard
-from tokenizer.files import write_atomically
+from tokenizer.files import remove_unfinished, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def load_table(folder: Path, split: str, info: TokenInfo) -> Table:
     """
     paths = find_shards(folder, split, info)
     views = info.views if split == "train" else 1
-    size = sum(map(count_codes, paths)) * info.dtype.itemsize
+    size = sum(count_codes(path, info) for path in paths) * info.dtype.itemsize
     if size > IN_MEMORY:
         return _mapped(folder / DECODED, split, info, views, paths, size)
     parts = [_shaped(np.zeros(0, info.dtype), info)]
@@ -60,52 +63,68 @@ def load_table(folder: Path, split: str, info: TokenInfo) -> Table:
 def _mapped(folder: Path, split: str, info: TokenInfo, views: int, paths: Sequence[Path], size: int) -> Table:
     """The codes mapped from `SPLIT-KEY.codes`, `size` bytes, decoded now if that or its index, which is
     written last, is not there."""
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    key = hashlib.sha256(repr((info, stats)).encode()).hexdigest()[:16]
-    codes, index = folder / f"{split}-{key}.codes", folder / f"{split}-{key}.npz"
+    stats = [path.stat() for path in paths]
+    # The change of a file's entry (ctime) is the machine's own to say: decoded files that were copied here
+    # with the shards are not believed.
+    seen = [(p.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in zip(paths, stats, strict=True)]
+    key = hashlib.sha256(repr((info, seen)).encode()).hexdigest()[:16]
+    codes, index = folder / f"{split}-{key}.codes", folder / f"{split}-{key}.safetensors"
 
-    if not _is_decoded(codes, index, size):
+    found = _decoded_before(codes, index, size)
+    if found is None:
         with _locked(folder):
-            if not _is_decoded(codes, index, size):  # by another process while this one waited
+            found = _decoded_before(codes, index, size)  # by another process while this one waited
+            if found is None:
                 logger.info("decoding %.1f GiB of codes into %s, once", size / 2**30, codes)
-                for old in [*folder.glob(f"{split}-*"), *folder.glob(f".{split}-*")]:
+                remove_unfinished(folder)
+                for old in folder.glob(f"{split}-*"):
                     old.unlink()
-                _decode(codes, index, info, views, paths)
-    with np.load(index) as saved:
-        lengths, labels = saved["lengths"], saved["labels"]
+                found = _decode(codes, index, info, views, paths, size)
     # As a plain array: the class of memmap makes every index slower.
     mapped = np.asarray(np.memmap(codes, info.dtype, mode="r"))
-    return Table(_shaped(mapped, info), lengths, labels)
+    return Table(_shaped(mapped, info), *found)
 
 
-def _is_decoded(codes: Path, index: Path, size: int) -> bool:
-    """Whether both files are whole, by their sizes and the checksums of the index."""
+def _decoded_before(codes: Path, index: Path, size: int) -> Index | None:
+    """The index, if both files are whole by their sizes and its checksum."""
     if not (index.exists() and codes.exists() and codes.stat().st_size == size):
-        return False
+        return None
     try:
-        with zipfile.ZipFile(index) as parts:
-            return parts.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
+        with safe_open(index, "np") as file:
+            # numpy raises errors of its own for some of the others.
+            if {file.get_slice(name).get_dtype() for name in Index._fields} != {"I64"}:
+                return None
+            found = Index(file.get_tensor("lengths"), file.get_tensor("labels"))
+            return found if (file.metadata() or {}).get("sha256") == _checksum(found) else None
+    except (OSError, SafetensorError):
+        return None
 
 
-def _decode(codes: Path, index: Path, info: TokenInfo, views: int, paths: Sequence[Path]) -> None:
-    found: list[Index] = []
+def _checksum(index: Index) -> str:
+    digest = hashlib.sha256(repr((index.lengths.shape, index.labels.shape)).encode())
+    digest.update(index.lengths.tobytes())
+    digest.update(index.labels.tobytes())
+    return digest.hexdigest()
+
+
+def _decode(codes: Path, index: Path, info: TokenInfo, views: int, paths: Sequence[Path], size: int) -> Index:
+    parts: list[Index] = []
 
     def write_codes(path: Path) -> None:
         with path.open("wb") as file:
             for shard in paths:
-                found.append(read_shard(shard, info, views, lambda part: file.write(part.tobytes())))
-
-    def write_index(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **_joined(found, views)._asdict())
+                parts.append(read_shard(shard, info, views, lambda part: file.write(part.tobytes())))
 
     try:
+        if shutil.disk_usage(codes.parent).free < size:
+            raise OSError(errno.ENOSPC, f"{size} bytes are needed")
         write_atomically(codes, write_codes)
-        write_atomically(index, write_index)
+        found = _joined(parts, views)
+        metadata = {"sha256": _checksum(found)}
+        write_atomically(index, lambda p: save_file(found._asdict(), p, metadata))
     except OSError as error:
         raise _no_room(codes.parent, error) from error
+    return found
 
 
 @contextlib.contextmanager

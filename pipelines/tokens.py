@@ -106,13 +106,15 @@ class TokenSplit:
 
 
 class TokenBatch(NamedTuple):
-    """This process's rows of one accumulation step; `offset` is its first row in the global batch."""
+    """This process's rows of one accumulation step; `offset` is its first row in the global batch, `index`
+    (b,) says which items they are."""
 
     codes: Tensor
     labels: Tensor
     step: int
     micro: int
     offset: int
+    index: NDArray[np.int64]
 
 
 @lru_cache(maxsize=2)
@@ -173,5 +175,6 @@ def token_batches(
         for micro in range(micro_batches):
             offset = micro * per_micro + rank * share
             epochs = (step * batch_size + offset + np.arange(share)) // len(split)
-            codes, labels = split.rows(index[offset : offset + share], epochs)
-            yield TokenBatch(codes, labels, step, micro, offset)
+            mine = index[offset : offset + share]
+            codes, labels = split.rows(mine, epochs)
+            yield TokenBatch(codes, labels, step, micro, offset, mine)

@@ -5,39 +5,33 @@ Left out: making the tokens (`encode_dataset.py`) and drawing from the prior (`s
 
 import dataclasses
 import logging
+from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipelines.checkpoints import Checkpoints
 from pipelines.cli import parse, run
+from pipelines.course import Course
 from pipelines.evaluation import evaluate_prior
 from pipelines.models import write_prior_sample
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorSize, PriorTraining
 from pipelines.presets import PRIORS
-from pipelines.report import loss_plot, progress
-from pipelines.run_folder import MetricsLog, command_line, run_folder
+from pipelines.publishing import check_push, push
+from pipelines.report import loss_plot
+from pipelines.run_folder import command_line, run_folder
 from pipelines.table_sources import credit
 from pipelines.token_info import require_same_tokens, write_info
 from pipelines.tokens import Rows, TokenInfo, read_tokens, token_batches
-from pipelines.training import (
-    WeightAverage,
-    mean_over_processes,
-    rate_scale,
-    require_finite,
-    seed_layers,
-    set_rates,
-    start_accelerator,
-    start_trackers,
-)
+from pipelines.training import start_accelerator
 from pipelines.windows import Windows, window_info
 from prior import Prior, PriorConfig
 from prior.inputs import UNCONDITIONAL
+from prior.model import PriorOutput
 from prior.patterns import IN_TURN
 from tokenizer.distributed import Step
-from tokenizer.hub import CardInfo, push_folder
+from tokenizer.hub import CardInfo, HubModel
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +50,7 @@ def main() -> None:
         prior.checkpoint_activations()
     if options.compile:
         prior.compile_blocks()
+    check_push(accelerator, options, resumed=bool(options.resume))
     with run_folder(accelerator, options):
         if options.resume:
             require_same_tokens(options.output, info)
@@ -63,6 +58,7 @@ def main() -> None:
         if accelerator.is_main_process:
             write_info(options.output, info)
         train(options, accelerator, info, splits, prior)
+        push(accelerator, options)
     accelerator.end_training()
 
 
@@ -134,69 +130,31 @@ def train(
         options.weight_decay,
         betas=(0.9, 0.95),
     )
-    # `model` is what trains; `prior` is the same weights unwrapped, for evaluation and saving only.
-    model, *optimizers = accelerator.prepare(prior, *optimizers)
-    average = WeightAverage(prior, options.ema_decay)
-    checkpoints = Checkpoints(
-        accelerator, options.output, prior, average, optimizers, options.keep_checkpoints, options.seed
-    )
-    seed_layers(options.seed, 0, accelerator.process_index)
-    start = checkpoints.resume(options.resume) if options.resume else 0
-    # A run that was stopped between its last checkpoint and its model still gets the model.
-    if options.resume and checkpoints.model_is_written(start, options.max_steps):
-        logger.info("%s is finished: %d of %d steps are done", options.output, start, options.max_steps)
+    course = Course(accelerator, options, prior, optimizers, "prior", headline="bits_per_code")
+    if course.finished:
         return
-    log = MetricsLog(options.output / "metrics.jsonl", start, accelerator.is_main_process)
-    start_trackers(accelerator, options)
-    bar = progress(options.max_steps, "prior", start, accelerator.is_main_process)
 
-    model.train()
-    for batch in token_batches(
-        splits["train"],
-        batch_size=options.batch_size,
-        micro_batches=options.gradient_accumulation,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        seed=options.seed,
-        start_step=start,
-        stop_step=options.max_steps,
-    ):
-        last = batch.micro == options.gradient_accumulation - 1
-        where = Step(options.seed, batch.step, batch.offset, options.batch_size, last)
-        codes = batch.codes.to(accelerator.device, non_blocking=True)
-        labels = drop_labels(batch.labels.to(accelerator.device), options.label_dropout, where)
-        set_rates(optimizers, rate_scale(batch.step, options.warmup_steps, options.max_steps))
-        with accelerator.accumulate(model):
-            out = model(codes, labels)
-            loss = out.losses["nll"]
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and options.clip_norm:
-                accelerator.clip_grad_norm_(prior.parameters(), options.clip_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-        if not last:
-            continue
-        step = batch.step + 1
-        average.update(prior, step)
-        bar.update()
-        if step % options.log_every == 0 or step == options.max_steps:
-            values = mean_over_processes(accelerator, {"loss": loss, **out.stats})
-            require_finite(values, step)
-            rows = {f"train/{k}": v for k, v in values.items()}
-            log.add(step, rows)
-            accelerator.log(rows, step=step)
-            bar.set_postfix(bits=f"{values['bits_per_code']:.3f}")
-        if step % options.eval_every == 0 and step < options.max_steps:
-            metrics = evaluate_prior(average.averaged(prior), info, splits["held_out"], accelerator)
-            rows = {f"valid/{k}": v for k, v in metrics.items()}
-            log.add(step, rows)
-            accelerator.log(rows, step=step)
-        if step % options.checkpoint_every == 0 or step == options.max_steps:
-            require_finite({"loss": loss.item()}, step)
-            checkpoints.save(step)
-    bar.close()
-    finish(options, accelerator, info, splits, prior, average, log)
+    def evaluate(averaged: HubModel) -> dict[str, float]:
+        assert isinstance(averaged, Prior)
+        return evaluate_prior(averaged, info, splits["held_out"], accelerator)
+
+    with course:
+        for batch in token_batches(splits["train"], **course.share()):
+            codes = batch.codes.to(accelerator.device, non_blocking=True)
+            labels = batch.labels.to(accelerator.device)
+            forward = partial(losses_of, codes=codes, labels=labels, label_dropout=options.label_dropout)
+            if course.learn(batch, forward, [f"training item {i}" for i in batch.index]):
+                course.close_step(batch.step + 1, evaluate)
+    finish(options, accelerator, info, splits, prior, course)
+
+
+def losses_of(
+    net: nn.Module, rows: slice, step: Step | None, codes: Tensor, labels: Tensor, label_dropout: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The loss of these rows of codes, and the statistics of the prior."""
+    shown = labels[rows] if step is None else drop_labels(labels[rows], label_dropout, step)
+    out: PriorOutput = net(codes[rows], shown)
+    return out.losses, out.stats
 
 
 def finish(
@@ -205,18 +163,15 @@ def finish(
     info: TokenInfo,
     splits: dict[str, Rows],
     prior: Prior,
-    average: WeightAverage,
-    log: MetricsLog,
+    course: Course,
 ) -> None:
     """Evaluate the averaged weights and write model, card, metrics and the plot of losses."""
-    prior = average.averaged(prior)
+    prior = course.average.averaged(prior)
     metrics = evaluate_prior(prior, info, splits["held_out"], accelerator)
     train_metrics = evaluate_prior(prior, info, splits["train"].first(len(splits["held_out"])), accelerator)
     if "bits_per_code" in train_metrics:
         metrics["train_bits_per_code"] = train_metrics["bits_per_code"]
-    rows = {f"valid/{k}": v for k, v in metrics.items()}
-    log.add(options.max_steps, rows)
-    accelerator.log(rows, step=options.max_steps)
+    course.record(options.max_steps, metrics, "valid")
     if accelerator.is_main_process:
         loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
         write_prior_sample(prior, options.output)
@@ -236,8 +191,6 @@ def finish(
         prior.save_pretrained(options.output, card)
         summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
         logger.info("held-out: %s\nsaved to %s", summary, options.output)
-        if options.push_to_hub:
-            logger.info("pushed: %s", push_folder(options.output, options.push_to_hub))
     accelerator.wait_for_everyone()
 
 

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from pipelines.options import TrainingOptions
+from pipelines.sharding import check_sharding, sharded_like, whole_tensors
 from tokenizer.distributed import keyed_generator
 from tokenizer.hub import HubModel
 
@@ -52,15 +52,7 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENCE],
     )
     check_batch(options.batch_size, options.gradient_accumulation, accelerator.num_processes)
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if sharded and options.optimizer == "muon":
-        raise ValueError(
-            "--optimizer muon needs whole matrices, which sharding cuts up; use --optimizer adamw"
-        )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
-            "DeepSpeed is not supported; shard with FSDP (accelerate launch --use_fsdp --fsdp_version 2)"
-        )
+    check_sharding(accelerator, options)
     if accelerator.mixed_precision == "fp16" and options.optimizer == "muon":
         # One gradient scaler cannot serve two optimizers: accelerate updates it after each of them.
         raise ValueError(
@@ -81,7 +73,7 @@ def quiet_logging(accelerator: Accelerator) -> None:
     """Messages as plain lines on stderr, from the main process only; errors from all."""
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("httpx", "torch.distributed", "accelerate", "matplotlib", "PIL"):
+    for noisy in ("httpx", "httpx2", "torch.distributed", "accelerate", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -143,20 +135,6 @@ class WeightAverage:
             copy = type(model)(model.config)
         copy.load_state_dict({**whole_tensors(model.state_dict()), **whole_tensors(self.shadow)})
         return copy.to(next(model.parameters()).device).eval()
-
-
-def whole_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, gathered from all processes if FSDP sharded them (then a collective)."""
-    whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
-    return {k: v.detach().to("cpu") for k, v in whole.items()}
-
-
-def sharded_like(whole: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor as `pattern` is: on its device and, under FSDP, this process's shard of it."""
-    whole = whole.to(pattern.device)
-    if isinstance(pattern, DTensor):
-        return distribute_tensor(whole, pattern.device_mesh, pattern.placements)
-    return whole
 
 
 def mean_over_processes(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:

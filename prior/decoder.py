@@ -83,7 +83,7 @@ class DepthSteps(Steps):
     """The codebooks of one position after the other, by the depth transformer."""
 
     def __init__(
-        self, network: DepthTransformer, stack: Stack, start: Matrix, rows: int, like: Tensor
+        self, network: DepthTransformer, start: Matrix, stack: Stack, rows: int, like: Tensor
     ) -> None:
         config = network.config
         books = config.num_codebooks
@@ -116,8 +116,8 @@ class Decoder(Steps):
         self.codebook_heads = ready.heads
         self.target = None if prior.target_embedding is None else prior.target_embedding.detach()
         self.depth: DepthSteps | None = None
-        if prior.inner is not None and ready.start is not None and ready.inner is not None:
-            self.depth = DepthSteps(prior.inner, ready.inner, ready.start, rows, like)
+        if prior.inner is not None:
+            self.depth = DepthSteps(prior.inner, *ready.inner, rows, like)
 
     def __enter__(self) -> Self:
         return self

@@ -31,7 +31,7 @@ class DepthTransformer(nn.Module):
         self.start = nn.Linear(config.dim, books * dim, bias=False)
         # One table for each codebook but the last, one below the other.
         self.code_embedding = nn.Embedding((books - 1) * size, dim)
-        self.register_buffer("first_row", torch.arange(books - 1) * size, persistent=False)
+        self.register_buffer("first_row", torch.arange(0, (books - 1) * size, size), persistent=False)
         self.blocks = Blocks(
             config.inner_depth, dim, config.inner_heads, config.inner_ffn_dim, config.qk_norm
         )

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from prior.model import Prior
 
 
-def chosen_decoder(prior: "Prior", prepared: Prepared, rows: int, steps: int) -> Decoder:
+def chosen_decoder(prior: "Prior", prepared: Prepared, rows: int, steps: int) -> Decoder | CompiledDecoder:
     """The decoder for so many sequences of so many steps, compiled if `prepared` asks for it."""
     if prepared.compiled and prior.head.device.type == "cuda":
         return static_decoder(prior, prepared, rows)
-    if serves(prior, prepared, rows):
+    if serves(prior, prepared):
         return CompiledDecoder(prior, prepared, rows, steps)
     return Decoder(prior, prepared, rows, steps)
 

@@ -54,6 +54,8 @@ class Prior(Network):
 
     # Weights for sampling, if they are to serve several calls.
     prepared: Prepared | None = None
+    # What FSDP gathers the weights of at a time; the name is transformers', which accelerate reads.
+    _no_split_modules = ("Block",)
 
     def forward(self, codes: Tensor, label: Tensor | None = None) -> PriorOutput:
         """codes (B, K, *grid) int64, label (B,) int64 (-1 or None: unconditional) → losses, stats and nats.
@@ -124,13 +126,15 @@ class Prior(Network):
     def for_sampling(self, weights: Weights = "full", compile: bool = False) -> Self:
         """A copy whose `sample` and `inpaint` have their weights ready, for many calls.
 
-        `weights`: `full`, as they are; `bf16`, products in bfloat16, which is faster for batches; `int8`,
-        rounded to whole numbers, which is faster for one sequence (CPUs only; batches take bf16). Codes from
-        `full` weights do not depend on how many are drawn at once, but for rounding; those from others do, as
-        few and many are computed in other ways. With `compile` one or two sequences (with guidance: one) are
-        drawn by compiled loops on a CPU in float32, and any number in CUDA graphs (torch.compile) on a GPU;
-        the first call compiles them. Take a new copy after training: this one may go on with the weights of
-        now. Raises `ValueError` for what cannot be had here.
+        `weights`: `full`, as they are; `bf16`, rounded to bfloat16; `int8`, to whole numbers, which is the
+        fastest for one sequence (CPUs only). Take a new copy after training: this one may go on with the
+        weights of now.
+
+        With `compile` a float32 prior's steps are compiled loops on a CPU, and codes do not depend on how
+        many are drawn at once, to the bit (but for the pattern `depth`); on a GPU steps are CUDA graphs
+        (torch.compile). The first call compiles them. Without, codes from `full` weights depend on how many
+        are drawn by rounding only; those from others do depend on it, as torch computes few and many in other
+        ways, with `int8` many in bfloat16. Raises `ValueError` for what cannot be had here.
         """
         ready = copy.copy(self)
         ready.prepared = Prepared(self, weights, compile)

@@ -33,9 +33,7 @@ class Network(HubModel):
         self.pattern = Pattern(config.pattern, config.num_codebooks, config.grid)
         # One table per codebook, one below the other; the last class stands for "no class".
         self.code_embedding = nn.Embedding(config.num_codebooks * config.codebook_size, config.dim)
-        # Where the table of the codebook of every step's codes (S, Q) begins; 0 where it holds none.
-        first_row = self.pattern.codebook.clamp_min(0) * config.codebook_size
-        self.register_buffer("first_row", first_row, persistent=False)
+        self.register_buffer("first_row", self.pattern.first_rows(config.codebook_size), persistent=False)
         self.class_embedding = nn.Embedding(len(config.class_names) + 1, config.dim)
         # What a step is about to predict: RoPE only tells where its input stands.
         self.target_embedding = (

@@ -105,10 +105,29 @@ class Pattern(nn.Module):
         super().__init__()
         if name not in PATTERNS:
             raise ValueError(f"pattern: unknown {name!r}; known: {', '.join(sorted(PATTERNS))}")
-        self.num_codebooks, self.grid = num_codebooks, grid
+        self.name, self.num_codebooks, self.grid = name, num_codebooks, grid
         self.in_turn = name in IN_TURN and num_codebooks > 1
+        # Small tables, made on the CPU: on the device meta, by which sizes are checked on loading, such steps
+        # take a hundred times longer, and a second to import what they need there.
+        device = torch.get_default_device()
+        with torch.device("cpu"):
+            tables = self._tables()
+        for key, value in tables.items():
+            self.register_buffer(key, value.contiguous().to(device), persistent=False)
+
+    def first_rows(self, size: int) -> Tensor:
+        """(S, Q): where the table of the codebook of every step's codes begins, if each has `size` rows and
+        they lie one below the other; 0 where a step holds no code."""
+        device = torch.get_default_device()
+        with torch.device("cpu"):
+            codebook = PATTERNS[self.name](self.num_codebooks, math.prod(self.grid))[..., 0]
+            return (codebook.clamp_min(0) * size).to(device)
+
+    def _tables(self) -> dict[str, Tensor]:
+        """All buffers."""
+        num_codebooks, grid = self.num_codebooks, self.grid
         positions = math.prod(grid)
-        table = PATTERNS[name](num_codebooks, positions)
+        table = PATTERNS[self.name](num_codebooks, positions)
         self.num_steps, self.width = table.shape[:2]
         codebook, position = table.unbind(-1)
         # One index past the codes stands for "nothing", so that gaps need no branch on data.
@@ -119,8 +138,7 @@ class Pattern(nn.Module):
         step = rearrange(slot // self.width, "(k p) -> k p", k=num_codebooks)
         coordinates = torch.stack(torch.unravel_index(position.amax(dim=1), grid), dim=-1)
         tables = {"codebook": codebook, "position": position, "coordinates": coordinates, "step": step}
-        for key, value in {**tables, "_source": source, "_slot": slot}.items():
-            self.register_buffer(key, value.contiguous(), persistent=False)
+        return {**tables, "_source": source, "_slot": slot}
 
     @property
     def order(self) -> Tensor:

@@ -5,6 +5,7 @@ Left out: the steps that use them (`decoder.py`, `decoder_cpu.py`, `decoder_stat
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -95,23 +96,66 @@ class Stack(NamedTuple):
     norm: Norm
 
 
-class Ready(NamedTuple):
-    """What a prior's steps read: its blocks, the head of every codebook, and of its depth transformer, if it
-    has one, the projections of a position and the blocks."""
+class Ready:
+    """What the steps of `prior` read for `many` or few rows, each part made at its first use."""
 
-    stack: Stack
-    heads: list[Matrix]
-    start: Matrix | None
-    inner: Stack | None
+    def __init__(self, prior: Network, weights: Weights, many: bool) -> None:
+        self.prior, self.weights, self.many = prior, weights, many
+
+    @cached_property
+    def stack(self) -> Stack:
+        """The blocks."""
+        return self._stack(self.prior.blocks, self.prior.norm)
+
+    @cached_property
+    def heads(self) -> list[Matrix]:
+        """By codebook."""
+        return [self._matrix(head) for head in self.prior.head.detach()]
+
+    @cached_property
+    def inner(self) -> tuple[Matrix, Stack]:
+        """Of the depth transformer, which there must be: the projections of a position, and the blocks."""
+        assert self.prior.inner is not None
+        start = self._matrix(self.prior.inner.start.weight.detach())
+        return start, self._stack(self.prior.inner.blocks, self.prior.inner.norm)
+
+    def _stack(self, blocks: Iterable[nn.Module], norm: nn.RMSNorm) -> Stack:
+        return Stack([self._layer(block) for block in blocks], Norm(norm))  # type: ignore[arg-type]
+
+    def _layer(self, block: Block) -> Layer:
+        attention, ffn = block.attention, block.ffn
+        qk_norm = None
+        if attention.q_norm is not None and attention.k_norm is not None:
+            qk_norm = Norm(attention.q_norm, attention.k_norm)
+        linears = (attention.qkv, attention.out, ffn.gate, ffn.up, ffn.out)
+        qkv, out, gate, up, down = (linear.weight.detach() for linear in linears)
+        # Wide products are faster, but take a copy.
+        gates = [self._matrix(weight) for weight in ([torch.cat([gate, up])] if self.many else [gate, up])]
+        return Layer(
+            attention_norm=Norm(block.attention_norm),
+            qkv=self._matrix(qkv),
+            qk_norm=qk_norm,
+            out=self._matrix(out),
+            ffn_norm=Norm(block.ffn_norm),
+            gate=gates[0],
+            up=None if self.many else gates[1],
+            down=self._matrix(down),
+        )
+
+    def _matrix(self, weight: Tensor) -> Matrix:
+        if self.weights == "int8" and not self.many:
+            return Int8(weight)
+        # Products of many rows are faster in bfloat16 than with int8.
+        return Dense(weight if self.weights == "full" else weight.bfloat16(), self.many)
 
 
 class Prepared:
     """The weights of a prior ready for sampling, as they are at their first use: `full`, in `bf16`, or
     rounded to `int8` (products of many rows then take bfloat16 as well).
 
-    With `compiled` few sequences are drawn by compiled loops on a CPU (`decoder_cpu.py`), and all in CUDA
-    graphs on a GPU (`decoder_static.py`). Raises `ValueError` for int8 or compiling on a device that has it
-    not, and for compiled loops without numba.
+    With `compiled` the steps are compiled loops on a CPU (`decoder_cpu.py`) and CUDA graphs on a GPU
+    (`decoder_static.py`). Raises `ValueError` for int8 or compiling on a device that has it not, and for
+    compiled loops without numba.
     """
 
     def __init__(self, prior: Network, weights: Weights = "full", compiled: bool = False) -> None:
@@ -122,25 +166,18 @@ class Prepared:
             raise ValueError(f"weights: int8 is for CPUs, and this prior is on {device}; take bf16")
         if compiled and device not in ("cpu", "cuda"):
             raise ValueError(f"compile: is for CPUs and CUDA, and this prior is on {device}; leave it out")
-        if compiled and device == "cpu" and prior.inner is not None:
-            raise ValueError("compile: the loops know no depth transformer (pattern depth); leave it out")
         if compiled and device == "cpu" and not installed():
-            raise ValueError("compile: needs numba; pip install 'tokenloom[fast]', or leave it out")
+            raise ValueError("compile: needs numba; pip install -e '.[fast]', or leave it out")
         self.weights, self.compiled = weights, compiled
         self._made: dict[bool, Ready] = {}
-        # A decoder that serves the next call too (`decoder_static.py`).
+        # What the compiled steps make once and use in the next call too.
         self.kept: object = None
 
     def of(self, prior: Network, rows: int) -> Ready:
         """The weights for products of so many rows."""
         many = rows >= MANY_ROWS
         if many not in self._made:
-            heads = [self._matrix(head, many) for head in prior.head.detach()]
-            start = inner = None
-            if prior.inner is not None:
-                start = self._matrix(prior.inner.start.weight.detach(), many)
-                inner = self._stack(prior.inner.blocks, prior.inner.norm, many)
-            self._made[many] = Ready(self._stack(prior.blocks, prior.norm, many), heads, start, inner)
+            self._made[many] = Ready(prior, self.weights, many)
         return self._made[many]
 
     def tensors(self, rows: int) -> list[Tensor]:
@@ -149,33 +186,3 @@ class Prepared:
         parts = [part for layer in ready.stack.layers for part in layer if part is not None]
         parts.append(ready.stack.norm)
         return [value for part in parts for value in vars(part).values() if isinstance(value, Tensor)]
-
-    def _stack(self, blocks: Iterable[nn.Module], norm: nn.RMSNorm, many: bool) -> Stack:
-        return Stack([self._layer(block, many) for block in blocks], Norm(norm))  # type: ignore[arg-type]
-
-    def _layer(self, block: Block, many: bool) -> Layer:
-        attention, ffn = block.attention, block.ffn
-        qk_norm = None
-        if attention.q_norm is not None and attention.k_norm is not None:
-            qk_norm = Norm(attention.q_norm, attention.k_norm)
-        linears = (attention.qkv, attention.out, ffn.gate, ffn.up, ffn.out)
-        qkv, out, gate, up, down = (linear.weight.detach() for linear in linears)
-        # Wide products are faster, but take a copy.
-        wide = [torch.cat([gate, up])] if many else [gate, up]
-        gates = [self._matrix(weight, many) for weight in wide]
-        return Layer(
-            attention_norm=Norm(block.attention_norm),
-            qkv=self._matrix(qkv, many),
-            qk_norm=qk_norm,
-            out=self._matrix(out, many),
-            ffn_norm=Norm(block.ffn_norm),
-            gate=gates[0],
-            up=None if many else gates[1],
-            down=self._matrix(down, many),
-        )
-
-    def _matrix(self, weight: Tensor, many: bool) -> Matrix:
-        if self.weights == "int8" and not many:
-            return Int8(weight)
-        # Products of many rows are faster in bfloat16 than with int8.
-        return Dense(weight if self.weights == "full" else weight.bfloat16(), many)

@@ -1,110 +1,136 @@
-"""A Hub in one thread: enough of its HTTP interface to create a repository, commit to it, and download it.
+"""A Hub on a local port, whose answers may be cut short or refused, as those of a bad line are.
 
-Left out: accounts, branches, large files, and everything else.
+Left out: what it answers (hub_api.py).
 """
 
-import base64
-import hashlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-
-class LocalHub:
-    """Repositories as {name: {path: content}}, a `log` of (method, path), and the server's `url`."""
-
-    def __init__(self) -> None:
-        self.repositories: dict[str, dict[str, bytes]] = {}
-        self.created: list[dict[str, Any]] = []
-        self.log: list[tuple[str, str]] = []
-        self.tokens: set[str | None] = set()
-        self.url = ""
-
-    def sha(self, name: str) -> str:
-        """The one commit of a repository, a hash of its content."""
-        files = sorted(self.repositories[name].items())
-        return hashlib.sha1(repr(files).encode()).hexdigest()
-
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the answer to a request."""
-        parts = path.strip("/").split("/")
-        if (method, path) == ("POST", "/api/repos/create"):
-            self.created.append(json.loads(body))
-            name = "/".join(filter(None, (self.created[-1].get("organization"), self.created[-1]["name"])))
-            name = name if "/" in name else f"user/{name}"
-            self.repositories.setdefault(name, {})
-            return reply({"url": f"{self.url}/{name}", "name": name, "id": "1"})
-        if (method, path) == ("POST", "/api/validate-yaml"):
-            return reply({"errors": [], "warnings": []})
-        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
-        if name not in self.repositories:
-            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        files, verb = self.repositories[name], (parts[4:5] or [""])[0]
-        if method == "POST" and verb == "preupload":
-            asked = json.loads(body)["files"]
-            regular = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
-            return reply({"files": [{"path": f["path"], **regular} for f in asked]})
-        if method == "POST" and verb == "commit":
-            for line in map(json.loads, body.decode().splitlines()):
-                if line["key"] == "file":
-                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            url = f"{self.url}/{name}/commit/{self.sha(name)}"
-            return reply({"success": True, "commitOid": self.sha(name), "commitUrl": url})
-        if parts[0] == "api" and verb in ("", "revision"):
-            if verb and parts[5] not in ("main", self.sha(name)):
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-            siblings = [{"rfilename": f} for f in sorted(files)]
-            return reply({"id": name, "modelId": name, "sha": self.sha(name), "siblings": siblings})
-        if parts[0] == "api" and verb == "tree":
-            return reply(
-                [
-                    {"type": "file", "path": f, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                    for f, c in sorted(files.items())
-                ]
-            )
-        if parts[2:3] == ["resolve"] and "/".join(parts[4:]) in files:
-            content = files["/".join(parts[4:])]
-            return 200, {"ETag": hashlib.sha1(content).hexdigest(), "X-Repo-Commit": self.sha(name)}, content
-        return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
+from hub_api import Hub
+from hub_repositories import Large, Refused
 
 
-def reply(value: Any) -> tuple[int, dict[str, str], bytes]:
-    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
+class Seen(NamedTuple):
+    """A request that came in."""
+
+    method: str
+    path: str
+    token: str | None
+    range: str | None
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests of this method whose path contains `part`: an error
+    `status`, or an answer whose body ends after `cut` bytes, by closing the connection or by a `reset`."""
+
+    method: str
+    part: str
+    times: int = 1
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    reset: bool = False
+
+
+class LocalHub(Hub):
+    """A Hub with the requests that it has `seen`, and the `faults` to come."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(store)
+        self.seen: list[Seen] = []
+        self.faults: list[Fault] = []
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        """The fault that befalls this request."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.method == method and fault.part in path and fault.times > 0:
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def take_seen(self) -> list[Seen]:
+        """The requests since the last call."""
+        seen, self.seen = self.seen, []
+        return seen
+
+    def content(self, name: str, revision: str = "main") -> dict[str, bytes]:
+        """The files of a revision, but for what every repository begins with."""
+        repository = self.repositories[name]
+        files = repository.commits[repository.find(revision)]
+        whole = {p: self.large[c.oid] if isinstance(c, Large) else c for p, c in files.items()}
+        whole.pop(".gitattributes")
+        return whole
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Requests of one connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer takes 40 ms
+    hub: LocalHub
+
+    def handle_any(self) -> None:
+        path = urlsplit(self.path).path
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        token = self.headers.get("Authorization")
+        token = token and token.removeprefix("Bearer ")
+        self.hub.seen.append(Seen(self.command, path, token, self.headers.get("Range")))
+        fault = self.hub.fault(self.command, path)
+        try:
+            if fault is not None and fault.status:
+                status, headers, content = fault.status, fault.headers, b"{}"
+            else:
+                status, headers, content = self.hub.answer(self.command, path, token, body)
+        except Refused as refused:
+            status, headers = refused.status, refused.headers
+            content = json.dumps({"error": str(refused)}).encode()
+        wanted = self.headers.get("Range")
+        if wanted and self.command == "GET" and status == 200:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            headers = {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+            status, content = 206, content[start:]
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.write(content, fault)
+
+    def write(self, content: bytes, fault: Fault | None) -> None:
+        if fault is None or fault.cut is None:
+            self.wfile.write(content)
+            return
+        self.wfile.write(content[: fault.cut])
+        self.wfile.flush()
+        if fault.reset:  # closing sends a reset in place of an end
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        self.close_connection = True
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on stderr."""
 
 
 @contextmanager
-def serve() -> Iterator[LocalHub]:
-    """A Hub that answers on a free local port while the context is open."""
-    hub = LocalHub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_any(self) -> None:
-            path = urlsplit(self.path).path
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            hub.log.append((self.command, path))
-            hub.tokens.add(self.headers.get("Authorization"))
-            status, headers, content = hub.answer(self.command, path, body)
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        do_GET = do_HEAD = do_POST = handle_any
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing on stderr."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def serve(store: Path) -> Iterator[LocalHub]:
+    """A Hub that answers on a free local port while the context is open; files by Xet go to `store`."""
+    hub = LocalHub(store)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfThisHub", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield hub

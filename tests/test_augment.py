@@ -1,5 +1,7 @@
 """Random views of training pictures."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,19 @@ def test_a_view_is_a_function_of_seed_epoch_and_example() -> None:
     assert not torch.equal(augment.view(x, np.arange(6), epochs, 6, seed=4), views)
 
 
+def test_a_view_does_not_depend_on_the_default_dtype() -> None:
+    x, augment = pictures(), Augment(flip=True, shift=2)
+    epochs = np.arange(6)
+    views = augment.view(x, np.arange(6), epochs, 6, seed=5)
+    # Draws are kept for a while: other epochs make them be drawn again.
+    augment.view(x.repeat(2, 1, 1, 1), np.arange(12), np.arange(12) + 6, 12, seed=5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(augment.view(x, np.arange(6), epochs, 6, seed=5), views)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_shift_moves_and_repeats_the_edge() -> None:
     x = pictures(200)
     views = Augment(shift=2).view(x, np.arange(200), np.zeros(200, np.int64), 200, seed=0)
@@ -45,6 +60,15 @@ def test_shift_moves_and_repeats_the_edge() -> None:
         assert len(places) == 1
         found.add(places[0])
     assert len(found) == 25
+
+
+def test_epochs_that_are_past_take_no_memory() -> None:
+    x, count = pictures(), 50_000  # a table of 0.6 MB
+    augment = Augment(flip=True, shift=1)
+    for epoch in range(12):
+        augment.view(x, np.arange(6), np.full(6, epoch), count, seed=77)
+    tables = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == (count, 3)]
+    assert 1 <= len(tables) <= 2
 
 
 @pytest.mark.parametrize("shift", [-1, 5000])

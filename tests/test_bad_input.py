@@ -1,6 +1,6 @@
 """Bad input to the scripts: each is named on stderr with what mends it, before training, and nothing is lost.
 
-Left out: single wrong flags (test_cli.py) and broken checkpoints (test_checkpoints.py).
+Left out: single wrong flags (test_cli.py) and broken checkpoints (test_broken_checkpoints.py).
 """
 
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, TINY_PRIOR, TINY_TOKENIZER, Script, assert_refused, noise, read
 from PIL import Image
+from running import MODEL, TINY_PRIOR, TINY_TOKENIZER, Script, assert_refused, noise, read
 
 from pipelines.tokens import read_tokens
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_refused, environment, read, run_script
+from running import assert_refused, environment, read, run_script
 
 from pipelines import benchmark_audio
 from pipelines.audio_codecs import encodec, load_tokenizer, ours
@@ -176,7 +176,7 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
 
 def test_without_transformers_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'tokenloom\[bench\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[bench\]'"):
         encodec(CPU)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_refused, read, run_script
+from running import assert_refused, read, run_script
 
 from pipelines import benchmark_prior
 from pipelines.benchmark_prior import READING, PriorBenchmark, differing, ready_priors, sampling_jobs
@@ -107,7 +107,7 @@ def test_what_cannot_be_measured_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         PriorBenchmark(batch_sizes=())
     monkeypatch.setattr(benchmark_prior, "find_spec", lambda name: None)
     done = run_script("benchmark", *TINY, code=None)
-    assert_refused(done, "this benchmark compares with transformers", "tokenloom[bench]")
+    assert_refused(done, "this benchmark compares with transformers", "pip install -e '.[bench]'")
 
 
 def test_every_flag_is_explained_and_loops_are_compiled_where_they_can_be() -> None:

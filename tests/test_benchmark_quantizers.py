@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Finished, assert_refused, environment, read, run_script, size_of
 from PIL import Image
+from running import Finished, assert_refused, environment, read, run_script, size_of
 
 from pipelines import bake_off, benchmark_quantizers, bottleneck_memory
 from pipelines.bake_off_recipe import Recipe, build_tokenizer, channels
@@ -121,10 +121,10 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "diffusers", None)
     present, left_out = contestants(9, 8)
     assert "diffusers-vq" not in {c.name for c in present}
-    assert "pip install 'tokenloom[bench]'" in left_out["diffusers-vq"]
+    assert "pip install -e '.[bench]'" in left_out["diffusers-vq"]
     with pytest.raises(ValueError, match="diffusers is not installed"):
         contestants(9, 8, ["diffusers-vq"])
-    with pytest.raises(ValueError, match=r"needs diffusers .*tokenloom\[bench\]"):
+    with pytest.raises(ValueError, match=r"needs diffusers .*'\.\[bench\]'"):
         DiffusersVQConfig().build()
 
 
@@ -259,7 +259,7 @@ def test_the_memory_of_a_step_is_that_of_its_tensors(monkeypatch: pytest.MonkeyP
         pytest.skip("only Linux forgets a process's peak")
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     # 4096 vectors and 4096 entries: a matrix of distances would take 64 MiB.
-    assert 1 < bottleneck_memory.measure_in_a_process("vq", 12, 8, 64, (8, 8)) < 40
+    assert 0.1 < bottleneck_memory.measure_in_a_process("vq", 12, 8, 64, (8, 8)) < 40
     with pytest.raises(ValueError, match=r"exit code 1: python -m pipelines.bottleneck_memory nope"):
         bottleneck_memory.measure_in_a_process("nope", 9, 8, 2, (2, 2))
 

@@ -190,7 +190,7 @@ def test_what_is_not_finite_is_named_and_changes_nothing(kind: str) -> None:
     before, training = values_of(bottleneck.state_dict()), values_of(bottleneck.training_state())
     z = latents(bottleneck, 2, 5, seed=99)
     z[1, -1, 3] = torch.nan
-    with pytest.raises(ValueError, match=r"z_e \(2, \d+, 5\) holds NaN or infinity at step 8:"):
+    with pytest.raises(ValueError, match=r"z_e \(2, \d+, 5\) holds NaN or infinity at step 8;"):
         bottleneck(z, Step(0, 7, 0, 2))
     with pytest.raises(ValueError, match="not finite|NaN or infinity"):  # noqa: RUF043
         bottleneck.eval().encode(z)

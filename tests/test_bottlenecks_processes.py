@@ -81,12 +81,12 @@ def test_accumulation_passes_equal_the_whole_batch(kind: str, passes: int) -> No
 def lively_config(kind: str) -> BottleneckConfig:
     """Small, with a quick decay where there is one, so that 30 steps see deaths and revivals."""
     changes = {"decay": 0.8, "kmeans_steps": 4, "revive_below": 0.2}
-    return _lively(bottleneck_config(kind), changes)
+    return lively(bottleneck_config(kind), changes)
 
 
-def _lively(config: BottleneckConfig, changes: dict[str, float]) -> BottleneckConfig:
+def lively(config: BottleneckConfig, changes: dict[str, float]) -> BottleneckConfig:
     values = {n: getattr(config, n) for n in config.__dataclass_fields__}
-    inner = {n: _lively(v, changes) for n, v in values.items() if isinstance(v, BottleneckConfig)}
+    inner = {n: lively(v, changes) for n, v in values.items() if isinstance(v, BottleneckConfig)}
     mine = {n: v for n, v in changes.items() if n in values}
     return dataclasses.replace(config, **mine, **inner)
 

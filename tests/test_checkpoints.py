@@ -1,6 +1,8 @@
-"""Resuming: a run that was stopped and resumed ends in the same bytes as one that was not, or says why not.
+"""Resuming: a run that was stopped and resumed ends in the same bytes as one that was not, or says why not;
+which checkpoints stay, and gradients accumulated over parts of a batch.
 
-Left out: resuming with another number of processes, which is equal up to rounding only.
+Left out: checkpoints that are broken or not the run's (test_broken_checkpoints.py), and resuming with another
+number of processes, which is equal up to rounding only.
 """
 
 import json
@@ -15,17 +17,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environment, without_plots
-from safetensors.torch import load_file, save_file
+from running import WHOLE_TOKENIZER, Finished, Script, environment, whole_prior
+from safetensors.torch import load_file
+from whole_runs import assert_same_run, rows_of, stopped_at
 
 from pipelines.checkpoints import find_checkpoint, list_checkpoints
-
-STEPS = ("--max-steps", 12, "--checkpoint-every", 4, "--keep-checkpoints", 9, "--eval-every", 5)
-# Wide enough for Muon, with a k-means start after step 6: the first checkpoint holds half a reservoir.
-TOKENIZER = (
-    *("emoji", *TINY_TOKENIZER, "--model.modality.widths", 24, 32),
-    *("--model.bottleneck.kmeans-steps", 6),
-)
 
 Train = Callable[..., Finished]
 
@@ -44,54 +40,12 @@ def train(name: str, script: Script, no_plots: None) -> Train:
 @pytest.fixture
 def options(name: str, tiny_tokens: Path) -> tuple[Any, ...]:
     """The words of a tiny run, but for its output."""
-    return (*TOKENIZER, *STEPS) if name == "train_tokenizer" else prior_words(tiny_tokens)
-
-
-def prior_words(tokens: Path) -> tuple[Any, ...]:
-    return ("small", *TINY_PRIOR, "--tokens", tokens, *STEPS)
-
-
-@pytest.fixture(scope="session")
-def whole_runs(script: Script, workspace: Path, tiny_tokens: Path) -> dict[str, Path]:
-    """By script, the folder of a run of 12 steps that was never stopped."""
-    runs = {"train_tokenizer": (*TOKENIZER, *STEPS), "train_prior": prior_words(tiny_tokens)}
-    for script_name, words in runs.items():
-        with without_plots():
-            script(script_name, *words, "--output", workspace / f"whole-{script_name}")
-    return {script_name: workspace / f"whole-{script_name}" for script_name in runs}
+    return WHOLE_TOKENIZER if name == "train_tokenizer" else whole_prior(tiny_tokens)
 
 
 @pytest.fixture
 def whole(name: str, whole_runs: dict[str, Path]) -> Path:
     return whole_runs[name]
-
-
-def stopped_at(step: int, whole: Path, folder: Path) -> Path:
-    """The folder of the same run, killed while it logged the second step after its checkpoint at `step`."""
-    folder.mkdir()
-    shutil.copy(whole / "run.json", folder)
-    for checkpoint in list_checkpoints(whole / "checkpoints"):
-        if int(checkpoint.name.removeprefix("step-")) <= step:
-            shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name)
-    rows = [row for row in rows_of(whole) if row["step"] <= step + 1]
-    if step == 12:  # before the model is measured for the last time
-        rows.pop()
-    half = json.dumps(rows[-1])[:20]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + half)
-    return folder
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_run(folder: Path, whole: Path) -> None:
-    """Equal models, logs and last checkpoints, to the byte."""
-    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert rows_of(folder) == rows_of(whole)
-    last = whole / "checkpoints" / "step-12"
-    for path in last.iterdir():
-        assert (folder / "checkpoints" / "step-12" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 # Exact resume
@@ -173,7 +127,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
     script: Script, whole_runs: dict[str, Path], no_plots: None, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", KILL, *map(str, (*TOKENIZER, *STEPS)), "--output", str(folder)]
+    command = [sys.executable, "-c", KILL, *map(str, WHOLE_TOKENIZER), "--output", str(folder)]
     killed = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-4"]
@@ -251,71 +205,6 @@ def test_checkpoints_are_found_in_the_order_of_their_steps(tmp_path: Path) -> No
 
 
 # Mistakes
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def without_a_tensor(path: Path) -> None:
-    tensors = load_file(path)
-    tensors.pop(sorted(tensors)[0])
-    save_file(tensors, path)
-
-
-BREAKAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "cut model": ("model.safetensors", cut),
-    "no model": ("model.safetensors", Path.unlink),
-    "part of a model": ("model.safetensors", without_a_tensor),
-    "part of the averages": ("average.safetensors", without_a_tensor),
-    "cut optimizers": ("optimizers.safetensors", cut),
-    "part of the optimizers": ("optimizers.safetensors", without_a_tensor),
-    "optimizers of another run": (
-        "optimizers.safetensors",
-        lambda path: save_file({"7.0.momentum": torch.zeros(1)}, path),
-    ),
-    "no noise": ("rng.safetensors", Path.unlink),
-    "cut state": ("state.json", cut),
-    "empty state": ("state.json", lambda path: path.write_text("{}") and None),
-    "state without threads": (
-        "state.json",
-        lambda path: path.write_text('{"step": 8, "processes": 1, "scaler": null}') and None,
-    ),
-}
-
-
-@pytest.mark.parametrize("breakage", BREAKAGES)
-def test_a_broken_checkpoint_is_named_and_an_older_one_still_serves(
-    breakage: str, script: Script, no_plots: None, whole_runs: dict[str, Path], tmp_path: Path
-) -> None:
-    whole = whole_runs["train_tokenizer"]
-    folder = stopped_at(8, whole, tmp_path / "run")
-    broken, (file, spoil) = folder / "checkpoints" / "step-8", BREAKAGES[breakage]
-    spoil(broken / file)
-    log = (folder / "metrics.jsonl").read_bytes()
-    finished = script("train_tokenizer", "--output", folder, "--resume", "latest", code=2)
-    assert finished.err.startswith("Error: ") and str(broken) in finished.err
-    assert "Traceback" not in finished.err
-    assert (folder / "metrics.jsonl").read_bytes() == log
-    if breakage == "cut model":
-        script("train_tokenizer", "--output", folder, "--resume", folder / "checkpoints" / "step-4")
-        assert_same_run(folder, whole)
-
-
-def test_a_checkpoint_of_another_model_is_refused(
-    script: Script, whole_runs: dict[str, Path], tmp_path: Path
-) -> None:
-    other = whole_runs["train_tokenizer"] / "checkpoints" / "step-4"
-    words = ("emoji", *TINY_TOKENIZER, "--max-steps", 6, "--output", tmp_path / "run")
-    finished = script("train_tokenizer", *words, "--resume", other, code=2)
-    assert finished.err.count("Error: ") == 1 and str(other) in finished.err
-
-
-def test_a_path_without_a_checkpoint_names_the_fix(script: Script, tmp_path: Path) -> None:
-    words = ("emoji", *TINY_TOKENIZER, "--output", tmp_path / "run", "--resume", tmp_path / "nowhere")
-    finished = script("train_tokenizer", *words, code=2)
-    assert f"Error: --resume {tmp_path / 'nowhere'}: no checkpoint there" in finished.err
-    assert "`latest`" in finished.err
 
 
 def test_a_resume_with_another_option_is_refused(train: Train, whole: Path, tmp_path: Path) -> None:

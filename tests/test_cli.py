@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, environment
+from running import ROOT, environment
 
 from pipelines.cli import parse, run
 from pipelines.options import PriorTraining, TokenizerTraining, TrainingOptions
@@ -119,9 +119,19 @@ def test_resume_looks_into_the_default_output_too(tmp_path: Path, monkeypatch: p
     assert tokenizer_options("--resume", "latest").max_steps == 9
 
 
-def test_resume_without_a_run_json_takes_the_defaults(tmp_path: Path) -> None:
-    options = tokenizer_options("--output", tmp_path, "--resume", "latest")
-    assert options == dataclasses.replace(tokenizer_options(), output=tmp_path, resume="latest")
+@pytest.mark.parametrize("words", [("emoji",), ("--max-steps", 7)])
+def test_resume_where_no_run_is_begins_the_one_that_is_described(
+    tmp_path: Path, words: tuple[object, ...]
+) -> None:
+    options = tokenizer_options(*words, "--output", tmp_path, "--resume", "latest")
+    assert options == dataclasses.replace(tokenizer_options(*words), output=tmp_path, resume="latest")
+
+
+def test_resume_where_no_run_is_and_none_is_described_is_refused(tmp_path: Path) -> None:
+    words = ("--output", tmp_path / "mistyped", "--resume", "latest")
+    with pytest.raises(ValueError, match=r"mistyped holds no run that could be resumed; correct --output"):
+        tokenizer_options(*words)
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_a_config_file_but_no_preset_stands_above_the_outputs_run_json(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_what_is_not_finite_is_named_and_leaves_the_codebook_alone(value: float)
         training = {k: v.clone() for k, v in bottleneck.training_state().items()}
         z = latents(bottleneck, 2, 5).double()
         z[1, 2, 3] = value
-        with pytest.raises(ValueError, match=r"z_e \(2, 3, 5\) holds NaN or infinity at step 8:"):
+        with pytest.raises(ValueError, match=r"z_e \(2, 3, 5\) holds NaN or infinity at step 8;"):
             bottleneck(z, Step(0, 7, 0, 2))
         with pytest.raises(ValueError, match="not finite"):
             bottleneck.encode(z)
@@ -232,3 +232,12 @@ def test_large_values_are_not_taken_for_infinite_ones() -> None:
 def test_a_codebook_wider_than_what_the_encoder_gives_is_refused() -> None:
     with pytest.raises(ValueError, match="codebook_dim is 9, expected 1 to dim, 8"):
         bottleneck_config("vq", dim=8, codebook_dim=9)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 5, 4), (0, 5, 3), (1, 0, 3), (1, 1, 5, 3)])
+def test_a_reservoir_of_other_vectors_is_refused(shape: tuple[int, ...]) -> None:
+    state = vq(1).training_state()
+    with pytest.raises(ValueError, match=r"reservoir is .*, expected \(steps, vectors, 3\)"):
+        vq().load_training_state({**state, "reservoir": torch.zeros(shape)})
+    with pytest.raises(ValueError, match=r"reservoir \(1, 5, 3\) holds NaN or infinity"):
+        vq().load_training_state({**state, "reservoir": torch.full((1, 5, 3), math.nan)})

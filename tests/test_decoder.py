@@ -1,7 +1,6 @@
 """The decoder: one step after the other gives what whole passes give, in every form of the weights."""
 
 import dataclasses
-import threading
 from typing import Any
 
 import pytest
@@ -12,11 +11,8 @@ from torch import Tensor
 from prior import Prior, PriorConfig
 from prior.decoder import Decoder
 from prior.decoder_cpu import CompiledDecoder
-from prior.numba_products import installed
 from prior.patterns import PATTERNS
 from prior.prepared import WEIGHTS, Int8, Prepared
-
-needs_numba = pytest.mark.skipif(not installed(), reason="numba is not installed")
 
 CONFIG = PriorConfig(codebook_size=40, grid=(4, 4), class_names=("a", "b"), dim=64, depth=3, heads=4)
 VARIANTS = [
@@ -43,7 +39,7 @@ def codes_of(config: PriorConfig, batch: int) -> Tensor:
 
 @torch.no_grad()
 def both_logits(
-    prior: Prior, weights: Any, batch: int, first: int, kind: type[Decoder] = Decoder
+    prior: Prior, weights: Any, batch: int, first: int, kind: type[Decoder] | type[CompiledDecoder] = Decoder
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, B, N) of the codes from step `first` - 1 on, by a decoder and by whole passes."""
     codes = codes_of(prior.config, batch)
@@ -74,60 +70,6 @@ def test_steps_give_what_whole_passes_give(
     error = (ours - whole).std() / whole.std()
     assert error < off
     assert weights == "full" or error > 1e-4  # it is another form
-
-
-@needs_numba
-@pytest.mark.parametrize("config", VARIANTS)
-@pytest.mark.parametrize("first", [1, 4])
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("weights", "off"), [("full", 1e-5), ("bf16", 0.05), ("int8", 0.05)])
-def test_compiled_steps_give_what_whole_passes_give(
-    config: PriorConfig, first: int, batch: int, threads: int, weights: str, off: float
-) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        ours, whole = both_logits(random_prior(config), weights, batch, first, CompiledDecoder)
-    finally:
-        torch.set_num_threads(before)
-    error = (ours - whole).std() / whole.std()
-    assert error < off
-    assert weights == "full" or error > 1e-4
-
-
-@needs_numba
-def test_threads_end_when_drawing_stops_early() -> None:
-    prior = random_prior()
-    x = torch.zeros(1, 1, CONFIG.dim)
-    before = threading.active_count()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        CompiledDecoder(prior, Prepared(prior, "full", True), 1, 9) as decoder,
-    ):
-        decoder.advance(x)
-        raise KeyboardInterrupt
-    assert threading.active_count() == before
-
-
-@needs_numba
-def test_few_sequences_are_drawn_by_the_compiled_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    prior = random_prior()
-    plain = prior.sample(1, 1, generator=torch.Generator().manual_seed(0))
-    steps: list[int] = []
-    advance = CompiledDecoder.advance
-
-    def counted(decoder: CompiledDecoder, x: Tensor) -> Tensor:
-        steps.append(1)
-        return advance(decoder, x)
-
-    monkeypatch.setattr(CompiledDecoder, "advance", counted)
-    fast = prior.for_sampling(compile=True)
-    assert torch.equal(fast.sample(1, 1, generator=torch.Generator().manual_seed(0)), plain)
-    assert len(steps) == 16
-    fast.sample(2, 1, cfg_scale=2.0)  # four sequences
-    prior.double().for_sampling(compile=True).sample(1)
-    assert len(steps) == 16
 
 
 def test_weights_of_bf16_stay_so() -> None:
@@ -212,17 +154,6 @@ def test_a_copy_for_sampling_is_a_prior_with_weights_of_its_own(weights: Any) ->
     assert torch.equal(fast.inpaint(codes, mask)[:, :, 2:], codes[:, :, 2:])
     assert fast.prepared is not None  # and they serve the next call
     assert fast.prepared.of(fast, 1) is fast.prepared.of(fast, 2)
-
-
-def test_compiled_loops_without_numba_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prior.prepared.installed", lambda: False)
-    with pytest.raises(ValueError, match=r"compile: needs numba; pip install 'tokenloom\[fast\]'"):
-        random_prior().for_sampling(compile=True)
-
-
-def test_compiled_loops_know_no_depth_transformer() -> None:
-    with pytest.raises(ValueError, match=r"compile: .*\(pattern depth\); leave it out"):
-        random_prior(DEPTH).for_sampling(compile=True)
 
 
 def test_what_another_device_has_not_is_refused() -> None:

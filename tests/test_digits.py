@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Script, read, without_plots
 from digit_classifier import embedded_digits, read_digits, train_classifier, views
 from einops import rearrange
+from running import Script, read, without_plots
 from torch import Tensor, nn
 
 from pipelines.neighbours import nearest_items, training_items

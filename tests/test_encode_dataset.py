@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TINY_PRIOR, Finished, Script, assert_refused, names_in, read
+from running import TINY_PRIOR, Finished, Script, assert_refused, names_in, read
 
 from pipelines import encode_dataset, token_plan
 from pipelines.augment import Augment
@@ -87,7 +87,8 @@ def test_an_interrupted_encoding_continues(
 ) -> None:
     assert names_in(part) == {"encoding.json", *SHARDS[:4]}
     before = {name: (part / name).stat().st_mtime_ns for name in SHARDS[:4]}
-    (part / ".train-00002-of-00003.parquet.4711").write_bytes(b"half of a shard")
+    (part / ".train-00002-of-00003.parquet.4711.unfinished").mkdir()
+    (part / ".train-00002-of-00003.parquet.4711.unfinished" / "half").write_bytes(b"of a shard")
     interrupt_after(2, monkeypatch)  # the two that are missing, and no other
     said = encode(part, *FLIP)
     assert "4 of 6 shards are there" in said.err

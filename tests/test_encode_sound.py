@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from conftest import TINY_PRIOR, Script, names_in
+from running import TINY_PRIOR, Script, names_in
 
 from pipelines import token_plan
 from pipelines.data import DataConfig, load_splits

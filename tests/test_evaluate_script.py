@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import (
+from running import (
     EMOJI,
     ROOT,
     TINY_PRIOR,

@@ -80,3 +80,11 @@ def test_stats_of_a_batch_alone() -> None:
     stats = batch_stats(torch.tensor([[0, 1], [1, 1]]), 8, torch.float64)
     assert stats["usage"].item() == 0.25 and stats["usage"].dtype == torch.float64
     assert stats["perplexity"].item() == pytest.approx(4 / 27**0.25)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 6)])
+def test_a_state_of_another_size_is_refused(shape: tuple[int, ...]) -> None:
+    health = Health(6, "")
+    state = {k: v.clone() for k, v in health.training_state().items()}
+    with pytest.raises(ValueError, match=r"health\.recent is .*, expected \(6,\)"):
+        health.load_training_state({**state, "health.recent": torch.ones(shape)})

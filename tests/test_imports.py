@@ -1,4 +1,5 @@
-"""Imports: which package may know which, names that would shadow another module, and a light `import`.
+"""Imports: which package may know which, names that would shadow another module, what to install, and a
+light `import`.
 
 Left out: what the modules do.
 """
@@ -87,6 +88,19 @@ def dependencies() -> set[str]:
         except PackageNotFoundError:
             continue  # an extra, or for another system
     return found
+
+
+def test_hints_install_extras_in_a_clone() -> None:
+    """The project is no package of a registry: what to install is said as the README does, and is there."""
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    sources = [
+        ROOT / "README.md",
+        *(p for folder in (*PACKAGES, "cards") for p in (ROOT / folder).rglob("*")),
+    ]
+    texts = {p: p.read_text() for p in sources if p.suffix in (".md", ".py")}
+    hints = {(p.name, hint) for p, text in texts.items() for hint in re.findall(r"\.\[([a-z]+)\]'", text)}
+    assert {hint for _, hint in hints} <= extras and ("perceptual.py", "perceptual") in hints
+    assert not [p for p, text in texts.items() if "tokenloom[" in text]
 
 
 def test_no_script_shadows_another_module() -> None:

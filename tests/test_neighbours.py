@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Script
 from PIL import Image
+from running import Script
 from tiny import tokenizer
 
 from pipelines import neighbours

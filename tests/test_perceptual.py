@@ -130,5 +130,5 @@ def test_load_perceptual_says_what_is_wrong(torchvision: Path, tmp_path: Path) -
 
 def test_load_perceptual_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ValueError, match=r"pip install tokenloom\[perceptual\]"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[perceptual\]'"):
         load_perceptual("torchvision:vgg16")

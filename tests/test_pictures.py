@@ -1,5 +1,6 @@
 """Pictures of every kind that Pillow and numpy hold become 8-bit arrays, or a message that helps."""
 
+import subprocess
 from io import BytesIO
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "folder.png").mkdir()
     for name, reason in {
         "missing.png": "no such file",
-        "text.png": "not a picture, or of a format Pillow cannot read; remove it",
+        "text.png": "not a picture, or of a format that is not read; remove it",
         "empty.png": "not a picture",
         "half.png": "cannot be read .*; replace or remove the file",
         "half.jpg": "cannot be read .*truncated.*; replace or remove the file",
@@ -165,6 +166,18 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_picture(b"", name="row 3")
     with pytest.raises(ValueError, match=r"^row 3: cannot be read"):
         open_picture(whole.getvalue()[:5000], name="row 3")
+
+
+def test_formats_that_run_programs_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EPS is PostScript, which Pillow has Ghostscript run."""
+    Image.fromarray(noise(4, 4, 3)).save(tmp_path / "a.eps")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.eps").read_bytes())
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "EPS"
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    for read in (open_picture, check_picture):
+        with pytest.raises(ValueError, match=r"a\.png: not a picture, or of a format that is not read"):
+            read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("limit", [3000, 1500])

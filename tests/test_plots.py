@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,17 @@ def test_loss_plot_refuses_empty_and_missing_logs(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="was anything logged"):
         loss_plot(tmp_path / "empty.jsonl", tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize("points", [1, 80])
+def test_values_that_no_line_joins_are_points(
+    points: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One value alone, and in a long log one between steps that were not finite."""
+    figures = []
+    monkeypatch.setattr("pipelines.plots.save_figure", lambda figure, path: figures.append(figure))
+    rows = [{"step": s, "train/loss": 2.0 if s == 3 or s > 9 else math.nan} for s in range(3, 3 + points)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loss_plot(tmp_path / "log.jsonl", tmp_path / "plot.png")
+    (line,) = figures[0].axes[0].lines
+    assert line.get_marker() == "o" and line.get_markevery() == (None if points == 1 else [0])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import as_a_new_process, size_of
+from running import as_a_new_process, size_of
 from test_prior import PICTURE, SOUND, random_codes, random_prior
 
 from pipelines.prior_positions import Positions, measure_positions, write_positions

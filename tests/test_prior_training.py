@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_PRIOR, Script
+from running import TINY_PRIOR, Script
 from test_prior import PICTURE, SOUND, random_codes, random_prior
 from torch import Tensor
 from torch.nn import functional as F

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import (
+from huggingface_hub import ModelCard
+from running import (
     MODEL,
     TINY_PRIOR,
     TINY_SOUND,
@@ -22,7 +23,6 @@ from conftest import (
     names_in,
     read,
 )
-from huggingface_hub import ModelCard
 
 from pipelines.data import DataConfig, load_splits, to_float
 from pipelines.quantize_vae import chosen_size, in_words, kl_bits

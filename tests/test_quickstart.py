@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
+from running import (
     EMOJI,
     MODEL,
     ROOT,

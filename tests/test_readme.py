@@ -1,5 +1,6 @@
 """The README: its Python blocks run in order, and its commands fit the scripts they name."""
 
+import json
 import re
 import shlex
 import shutil
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, read_command
 from PIL import Image
+from running import ROOT, read_command
 
 from pipelines.presets import TOKENIZERS
+from pipelines.run_folder import options_to_dict
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.modalities import ModalityConfig
 
@@ -66,7 +68,8 @@ def test_python_blocks_run(in_a_folder_with_models: None, monkeypatch: pytest.Mo
         exec(compile(block, f"README.md, Python block {number}", "exec"), module.__dict__)
 
 
-def test_commands_fit_their_scripts() -> None:
+def test_commands_fit_their_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     seen = set()
     for words in commands():
         program = Path(words[0]).name
@@ -76,9 +79,14 @@ def test_commands_fit_their_scripts() -> None:
             if words[1:2] == ["-m"] and words[2] in ("venv", "pip", "pytest"):
                 continue
             try:
-                seen.add(read_command([program, *words[1:]]).script)
+                command = read_command([program, *words[1:]])
             except (ValueError, SystemExit) as error:
                 pytest.fail(f"README.md: {shlex.join(words)}\n{error}")
+            seen.add(command.script)
+            if command.script.startswith("train_"):  # leaves what a later command resumes
+                command.options.output.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(options_to_dict(command.options))
+                (command.options.output / "run.json").write_text(text)
     scripts = {"quickstart", "train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate"}
     assert seen >= scripts
 

@@ -1,13 +1,13 @@
 """A prior's run that is resumed after its tokens were made anew.
 
-Left out: resuming in general (test_training.py, test_windows.py) and encoding (test_encode_dataset.py).
+Left out: resuming in general (test_run_folder.py, test_windows.py) and encoding (test_encode_dataset.py).
 """
 
 import dataclasses
 import shutil
 from pathlib import Path
 
-from conftest import TINY_PRIOR, Script, assert_refused
+from running import TINY_PRIOR, Script, assert_refused
 
 from pipelines.tokens import read_tokens, write_info, write_shard
 

@@ -4,13 +4,14 @@ Left out: training and encoding (test_scripts.py), evaluating and another tokeni
 (test_evaluate_script.py), and the sampling itself (test_sampling.py).
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EMOJI, Script, assert_refused, names_in, size_of
 from PIL import Image
+from running import EMOJI, Script, assert_refused, names_in, size_of
 
 from prior import Prior
 
@@ -82,6 +83,13 @@ def test_without_a_label_there_is_no_class(script: Script, tiny_prior: Path, tmp
     words = ("--temperature", 0.5, "--top-k", 5, "--top-p", 0.9, "--min-p", 0.05)
     script("sample", "--prior", tiny_prior, "--num", 2, "--output", tmp_path, *words)
     assert names_in(tmp_path) == {"samples.png", "no-class-0000.png", "no-class-0001.png"}
+
+
+def test_where_there_are_no_classes_none_is_named(script: Script, tiny_prior: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(Prior.from_pretrained(tiny_prior).config, class_names=())
+    Prior(config).save_pretrained(tmp_path / "prior")
+    script("sample", "--prior", tmp_path / "prior", "--num", 2, "--output", tmp_path / "out")
+    assert names_in(tmp_path / "out") == {"samples.png", "samples-0000.png", "samples-0001.png"}
 
 
 def test_temperature_0_takes_the_likeliest_codes(script: Script, tiny_prior: Path, tmp_path: Path) -> None:

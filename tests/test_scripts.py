@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import EMOJI, MODEL, ROOT, TINY_TOKENIZER, Script, assert_refused, names_in, read, size_of
 from huggingface_hub import ModelCard
 from PIL import Image
+from running import EMOJI, MODEL, ROOT, TINY_TOKENIZER, Script, assert_refused, names_in, read, size_of
 
 from pipelines.tokens import read_tokens
 from prior import Prior

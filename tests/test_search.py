@@ -28,7 +28,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loops of numba, however small the work."""
     if not search_cpu.installed():
-        pytest.skip("numba is not installed (tokenloom[fast])")
+        pytest.skip("numba is not installed (pip install -e '.[fast]')")
     monkeypatch.setattr(search_tiles, "COMPILED_FROM", 0)
 
 

@@ -13,7 +13,7 @@ from tokenizer.search import middle, nearest
 from tokenizer.search_bf16 import UNDECIDED
 
 if not search_cpu.installed():
-    pytest.skip("numba is not installed (tokenloom[fast])", allow_module_level=True)
+    pytest.skip("numba is not installed (pip install -e '.[fast]')", allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)

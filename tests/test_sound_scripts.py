@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
+from running import (
     MODEL,
     TINY_CODEC,
     TINY_PRIOR,
@@ -84,7 +84,7 @@ def test_samples_have_the_seconds_asked_for_whatever_the_batch(
     words = ("--prior", tiny_codec_prior, "--num", 3, "--seconds", 1.3)  # longer than the window of 0.5 s
     for batch in (1, 3):
         script("sample", *words, "--batch-size", batch, "--output", tmp_path / str(batch))
-    names = {f"{i:03d}-no-class-{i}.wav" for i in (1, 2, 3)}
+    names = {f"{i:03d}-samples-{i}.wav" for i in (1, 2, 3)}
     assert names_in(tmp_path / "1") == names | {"samples.html", "samples.png"}
     for name in names:
         first, second = (soundfile.read(tmp_path / batch / name) for batch in ("1", "3"))

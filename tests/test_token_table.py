@@ -1,6 +1,7 @@
 """Codes of a split as one array: mapped from a decoded file or in memory, and shards that do not belong.
 
-Left out: what shards hold (test_tokens.py), and who writes them (test_encode_dataset.py).
+Left out: what shards hold (test_tokens.py, test_sound_tokens.py), and who writes them
+(test_encode_dataset.py).
 """
 
 import dataclasses
@@ -15,7 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_tokens import INFO, SOUND, some_clips, some_codes
+from test_sound_tokens import SOUND, some_clips
+from test_tokens import INFO, some_codes
 
 from pipelines import token_table
 from pipelines.token_info import TOKENS_FILE, TokenInfo, require_same_tokens, write_info
@@ -107,20 +109,29 @@ def test_they_are_decoded_anew_after_a_change(change: str, map_all: None, tmp_pa
     elif change == "codes":
         codes.write_bytes(codes.read_bytes()[:-2])
     elif change == "index":
-        codes.with_suffix(".npz").unlink()
+        codes.with_suffix(".safetensors").unlink()
     elif change == "cut":
-        index = codes.with_suffix(".npz")
+        index = codes.with_suffix(".safetensors")
         index.write_bytes(index.read_bytes()[:50])
     elif change == "damage":
-        index = codes.with_suffix(".npz")
+        index = codes.with_suffix(".safetensors")
         held = bytearray(index.read_bytes())
-        held[held.index(b"\x93NUMPY") + 140] ^= 1  # in the numbers behind the first header
+        held[-1] ^= 1  # in the numbers behind the header
         index.write_bytes(held)
     else:
         write_info(tmp_path, dataclasses.replace(info, codebook_size=60))
     assert np.array_equal(read_tokens(tmp_path)[1]["train"].codes, expected)
     train = [name for name in decoded(tmp_path) if name.startswith("train")]
     assert len(train) == 2 and not any(decoded(tmp_path)[name] == before.get(name) for name in train)
+
+
+def test_decoded_codes_that_came_with_the_shards_are_not_believed(map_all: None, tmp_path: Path) -> None:
+    write(tmp_path / "a", INFO)
+    expected = read_tokens(tmp_path / "a")[1]["train"].codes.copy()
+    for path in (tmp_path / "a" / token_table.DECODED).glob("*.codes"):
+        path.write_bytes(b"\xff" * path.stat().st_size)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")  # with the times of the files
+    assert np.array_equal(read_tokens(tmp_path / "b")[1]["train"].codes, expected)
 
 
 def test_codes_that_cannot_be_decoded_leave_nothing(map_all: None, tmp_path: Path) -> None:

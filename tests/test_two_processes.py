@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environment, names_in, without_plots
+from running import ROOT, TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environment, names_in, without_plots
 from safetensors.torch import load_file
 
 from pipelines import token_plan
@@ -38,14 +39,18 @@ def free_port() -> int:
 
 def launch(*words: object) -> Finished:
     """What `words` name, a script or `-m` and a module, in two processes; all are gone when this returns."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return launch_as(("--multi_gpu", "--num_machines", "1"), {"ACCELERATE_USE_CPU": "true"}, *words)
+
+
+def launch_as(how: Sequence[object], variables: Mapping[str, str], *words: object) -> Finished:
+    """`launch`, with flags of the launcher and variables for the processes."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *map(str, how), "--num_processes", "2"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     launcher += ["--main_process_port", str(free_port()), *map(str, words)]
-    env = {**environment(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         launcher,
         cwd=ROOT,
-        env=env,
+        env={**environment(), "OMP_NUM_THREADS": "1", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,7 +82,8 @@ for name, *words in json.loads(sys.argv[1]):
     try:
         cli.run(importlib.import_module(f"pipelines.{name}").main)
     except SystemExit as stop:
-        print(f"{name} ended with {stop.code}", flush=True)
+        sys.stdout.write(f"{name} ended with {stop.code}\\n")
+        sys.stdout.flush()
 leave_group()
 """
 
@@ -134,8 +140,8 @@ class More:
 
 @pytest.fixture(scope="module")
 def more(one: Path, alone: Path, tiny_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> More:
-    """Encoding, the rest of an encoding, another encoding in its folder, a prior, and last a tokenizer in a
-    folder that holds one."""
+    """Encoding, the rest of an encoding, another encoding in its folder, a prior, and last tokenizers: in a
+    folder that holds one, and to be pushed to what is no repository."""
     folder = tmp_path_factory.mktemp("more")
     prior = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, "--max-steps", 3, "--tracker", "none")
     prior += ("--model.dropout", 0)  # the one noise that differs between processes
@@ -146,6 +152,7 @@ def more(one: Path, alone: Path, tiny_tokens: Path, tmp_path_factory: pytest.Tem
         (*encode, interrupted(alone, folder / "other"), "--seed", 1),
         ("train_prior", *prior, "--output", folder / "prior"),
         ("train_tokenizer", *TRAIN, "--output", one),
+        ("train_tokenizer", *TRAIN, "--output", folder / "pushed", "--push-to-hub", "nobody"),
     ]
     (folder / "several.py").write_text(SEVERAL)
     words = json.dumps([[str(word) for word in script] for script in scripts])
@@ -215,6 +222,8 @@ def test_two_processes_train_the_prior_that_one_trains(more: More, script: Scrip
 
 
 def test_a_mistake_that_only_the_main_process_sees_ends_both(more: More, one: Path) -> None:
-    assert f"Error: {one} already holds a run" in more.finished.err
-    assert f"Error (process 1): {one} already holds a run" in more.finished.err
-    assert more.finished.out.splitlines().count("train_tokenizer ended with 2") == 2
+    for message in (f"{one} already holds a run", "--push-to-hub 'nobody': cannot be pushed to"):
+        assert f"Error: {message}" in more.finished.err
+        assert f"Error (process 1): {message}" in more.finished.err
+    assert more.finished.out.splitlines().count("train_tokenizer ended with 2") == 4
+    assert not (more.folder / "pushed").exists()

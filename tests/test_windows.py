@@ -1,6 +1,6 @@
 """Windows over tokens of sound: what they hold, what chance decides, and a prior that learns them.
 
-Left out: files of tokens (test_tokens.py) and the codes of a real tokenizer.
+Left out: files of tokens (test_sound_tokens.py) and the codes of a real tokenizer.
 """
 
 import json
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import MODEL, TINY_PRIOR, Script, as_a_new_process, assert_refused, names_in, read
 from numpy.typing import NDArray
+from running import MODEL, TINY_PRIOR, Script, as_a_new_process, assert_refused, names_in, read
 
 from pipelines.evaluation import evaluate_prior
 from pipelines.options import PriorSize, PriorTraining

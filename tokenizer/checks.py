@@ -55,18 +55,23 @@ def checked_size(size: int | tuple[int, ...] | None, grid: Sequence[int], stride
     return size
 
 
+class NotFinite(ValueError):
+    """Values in which there is NaN or infinity."""
+
+
 def require_finite(x: Tensor, name: str, step: Step | None = None) -> None:
-    """`ValueError` that names the tensor, and the optimizer step of training, if x holds NaN or infinity.
+    """`NotFinite` that names the tensor, and the optimizer step of training, if x holds NaN or infinity.
 
     Not checked while torch.compile traces: a look at a value would break its graph, and the search looks
     itself.
     """
-    if torch.compiler.is_compiling() or bool(torch.isfinite(x.detach().sum(dtype=torch.float32))):
+    if torch.compiler.is_compiling() or all_finite(x):
         return
-    if bool(torch.isfinite(x.detach()).all()):
-        return  # only the sum was too large
     where = "" if step is None else f" at step {step.index + 1}"
-    raise ValueError(
-        f"{name} {tuple(x.shape)} holds NaN or infinity{where}: the data do, or the training diverged; "
-        "codebooks are as before this step"
-    )
+    raise NotFinite(f"{name} {tuple(x.shape)} holds NaN or infinity{where}; codebooks are as before it")
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity in x, in one pass over it unless its sum is too large."""
+    x = x.detach()
+    return bool(torch.isfinite(x.sum(dtype=torch.float32))) or bool(torch.isfinite(x).all())

@@ -5,6 +5,7 @@ itself.
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -81,18 +82,39 @@ def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:
     `ValueError` that names its place. Missing keys take their defaults, so that older files stay readable.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected an object, got {values!r}")
+        raise ValueError(f"{where}: expected an object, got {shortened(values)}")
     values = dict(values)
     if issubclass(cls, Variant):
         kind = values.pop("kind", None)
         if not isinstance(kind, str) or kind not in cls.variants:
-            raise ValueError(f"{where}.kind: unknown {kind!r}; known: {', '.join(sorted(cls.variants))}")
+            known = ", ".join(sorted(cls.variants))
+            raise ValueError(f"{where}.kind: unknown {shortened(kind)}; known: {known}")
         cls = cast(type[C], cls.variants[kind])
     hints = get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cast(Any, cls)) if f.init}
     if unknown := sorted(set(values) - names):
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(names))}")
-    return cls(**{k: _typed(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+        raise ValueError(f"{where}: unknown key {shortened(unknown[0])}; known: {', '.join(sorted(names))}")
+    needed = {f.name for f in dataclasses.fields(cast(Any, cls)) if f.init and _has_no_default(f)}
+    if missing := sorted(needed - set(values)):
+        raise ValueError(f"{where}: key {missing[0]!r} is missing")
+    typed = {k: _typed(hints[k], v, f"{where}.{k}") for k, v in values.items()}
+    try:
+        return cls(**typed)
+    except ValueError as error:  # of its own checks, which do not know where the values are from
+        raise ValueError(f"{where}: {error!s:.500}") from error
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def shortened(value: object) -> str:
+    """`repr` of a value that may be huge, for messages."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
@@ -119,7 +141,11 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif hint is Path and isinstance(value, str):
         return Path(value)
+    elif hint is int and type(value) is int:
+        # More fits into no tensor, and far more into no float either.
+        if -(2**63) <= value < 2**63:
+            return value
     elif isinstance(hint, type) and type(value) is hint:
         return value
     wanted = hint.__name__ if isinstance(hint, type) and not args else str(hint).replace("typing.", "")
-    raise ValueError(f"{where}: expected {wanted}, got {value!r}")
+    raise ValueError(f"{where}: expected {wanted}, got {shortened(value)}")

@@ -1,7 +1,8 @@
 """Save, load and publish models as Hub-ready folders: JSON, safetensors and a card. Loading is strict, runs
 no code.
 
-Left out: training state, which `pipelines/` keeps beside its checkpoints, and anything that needs pickle.
+Left out: training state, which `pipelines/` keeps beside its checkpoints, talk with the Hub (`hub_client`),
+and anything that needs pickle.
 """
 
 import json
@@ -15,26 +16,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import save_file
 from torch import nn
 
-from tokenizer.config import config_from_dict, config_to_dict
-from tokenizer.files import check_tensors, read_json, write_atomically
+from tokenizer.config import config_from_dict, config_to_dict, shortened
+from tokenizer.files import (
+    CARD,
+    CONFIG,
+    METRICS,
+    PREPROCESSOR,
+    SAMPLES,
+    WEIGHTS,
+    load_tensors,
+    read_json,
+    write_atomically,
+)
+from tokenizer.hub_client import Token, fetch, push_folder
+from tokenizer.outline import check_tables, outline_of
 
 logger = logging.getLogger(__name__)
-
-CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS = (
-    "config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
-    "README.md",
-    "metrics.json",
-)
-SAMPLES = ("sample.png", "sample.wav")
-MODEL_FILES = (CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS, *SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -114,49 +115,44 @@ class HubModel(nn.Module):
         path_or_hub_id: str | Path,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
+        token: Token = None,
     ) -> Self:
         """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode.
 
         Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an
         unknown or ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
         """
-        directory = fetch(path_or_hub_id, revision=revision, cache_dir=cache_dir, token=token)
-        raw = read_json(directory / CONFIG)
-        if raw.get("model_type") != cls.model_type:
-            raise ValueError(
-                f"{directory / CONFIG}: model_type is {raw.get('model_type')!r}, but {cls.__name__} loads "
-                f"{cls.model_type!r}; is this the folder of another model?"
-            )
-        config: Any = config_from_dict(cls.config_class, raw.get("config"), f"{directory / CONFIG}: config")
-        # Sizes are compared with the file's header before anything is allocated.
-        with torch.device("meta"):
-            expected = {k: tuple(v.shape) for k, v in cls(config).state_dict().items()}
-        check_tensors(directory / WEIGHTS, expected)
+        directory = fetch(path_or_hub_id, cls._read_config, revision, cache_dir, token)
+        raw, config = cls._read_config(directory)
+        # Sizes are compared with the files before anything is allocated.
+        outline = outline_of(lambda: cls(config))
+        state = load_tensors(directory / WEIGHTS, outline.state_dict())
+        check_tables(outline, (directory / WEIGHTS).stat().st_size, f"{directory / CONFIG}: config")
         model = cls(config)
-        try:
-            state = load_file(directory / WEIGHTS)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{directory / WEIGHTS}: not a whole safetensors file ({error}); save or download it again"
-            ) from error
-        # Integers would be read as weights without a word.
-        for name, value in model.state_dict().items():
-            if state[name].is_floating_point() != value.is_floating_point():
-                raise ValueError(
-                    f"{directory / WEIGHTS}: tensor {name!r} is {state[name].dtype}, expected {value.dtype}"
-                )
         model.load_state_dict(state, strict=True)
         model.eval()
         model.check_extra_config(raw)
         model._loaded_from = directory
         return model
 
-    def push_to_hub(self, repo_id: str, private: bool = False, token: str | bool | None = None) -> str:
-        """Upload the model's files, nothing else, to the Hub repository `repo_id`; returns the commit's
-        URL."""
+    @classmethod
+    def _read_config(cls, directory: Path) -> tuple[dict[str, Any], Any]:
+        """config.json, and the config in it; `ValueError` if they are not of this class."""
+        raw = read_json(directory / CONFIG)
+        if raw.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{directory / CONFIG}: model_type is {shortened(raw.get('model_type'))}, but {cls.__name__} "
+                f"loads {cls.model_type!r}; is this the folder of another model?"
+            )
+        return raw, config_from_dict(cls.config_class, raw.get("config"), f"{directory / CONFIG}: config")
+
+    def push_to_hub(
+        self, repo_id: str, private: bool = False, token: Token = None, revision: str | None = None
+    ) -> str:
+        """Upload the model's files, nothing else, to the Hub repository `repo_id`, on its branch `revision`;
+        returns the commit's URL. A repository that is not there is made, `private` if asked."""
         with tempfile.TemporaryDirectory() as folder:
-            return push_folder(self.save_pretrained(folder), repo_id, private=private, token=token)
+            return push_folder(self.save_pretrained(folder), repo_id, private, token, revision)
 
     def _card(self, directory: Path, card: CardInfo) -> ModelCard:
         fields = self.card_fields()
@@ -182,48 +178,6 @@ class HubModel(nn.Module):
             samples=[s for s in SAMPLES if (directory / s).exists()],
         )
         return filled
-
-
-def push_folder(
-    directory: str | Path, repo_id: str, private: bool = False, token: str | bool | None = None
-) -> str:
-    """Upload the model's files of a saved folder to the Hub (no checkpoints, logs or run options)."""
-    directory = Path(directory)
-    read_json(directory / CONFIG)
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=directory,
-        allow_patterns=list(MODEL_FILES),
-        commit_message="Upload model",
-    )
-    return str(commit)
-
-
-def fetch(
-    path_or_hub_id: str | Path,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-) -> Path:
-    """The local folder of a saved model, downloaded first if it is a Hub id; else `ValueError`."""
-    path = Path(path_or_hub_id)
-    if not str(path_or_hub_id):
-        raise ValueError("no folder or Hub id of a model was given")
-    if path.is_dir():
-        return path
-    name = str(path_or_hub_id)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"{name}: no such folder (and not a Hub id of the form user/name)")
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=list(MODEL_FILES)
-            )
-        )
-    except Exception as error:  # whatever the Hub's client and its transport raise
-        raise ValueError(f"{name}: no such folder, and the Hub did not give it: {error}") from error
 
 
 def library_version() -> str:

@@ -6,6 +6,7 @@ Left out: a bottleneck's own losses (they come with its output), adversarial los
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -158,6 +159,17 @@ def stft(x_hat: Tensor, x: Tensor, sample_rate: int) -> Tensor:
 def default_weights() -> dict[str, float]:
     """Every registered loss at weight 0."""
     return dict.fromkeys(LOSSES, 0.0)
+
+
+def describe_losses() -> list[str]:
+    """What every registered loss is, for people: its name, its data, and the first sentence of its docs."""
+    kinds = {"image": " (pictures)", "audio": " (sound)"}
+    described = []
+    for name, entry in LOSSES.items():
+        about = re.split(r"[.;]\s", f"{entry.function.__doc__ or name} ")[0]
+        about = " ".join(re.sub(r"\s\((`.*?`|B, .*?)\)", "", about).split())
+        described.append(f"{name}{kinds.get(entry.modality or '', '')}: {about[:1].lower()}{about[1:]}")
+    return described
 
 
 def validate_weights(weights: Mapping[str, float], modality: str) -> None:

@@ -15,7 +15,7 @@ from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.bottlenecks.gaussian_quant import quantizing
 from tokenizer.card import describe
 from tokenizer.checks import check_codes, check_input, check_lengths, checked_size
-from tokenizer.config import changed_fields
+from tokenizer.config import changed_fields, shortened
 from tokenizer.distributed import Step
 from tokenizer.fingerprint import fingerprint
 from tokenizer.hub import HubModel
@@ -209,8 +209,9 @@ class Tokenizer(HubModel):
     def check_extra_config(self, extra: Mapping[str, Any]) -> None:
         if extra.get("fingerprint") != self.fingerprint():
             raise ValueError(
-                f"config.json gives fingerprint {extra.get('fingerprint')!r}, but config and weights make "
-                f"{self.fingerprint()!r}: the files do not belong together; download or save the model again"
+                f"config.json gives fingerprint {shortened(extra.get('fingerprint'))}, but config and "
+                f"weights make {self.fingerprint()!r}: the files do not belong together; download or save "
+                "the model again"
             )
 
     def preprocessor_config(self) -> dict[str, Any]:

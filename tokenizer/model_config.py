@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.config import require
-from tokenizer.losses import default_weights, validate_weights
+from tokenizer.losses import default_weights, describe_losses, validate_weights
 from tokenizer.modalities import ModalityConfig
 from tokenizer.modalities.image import ImageConfig
 
 
 def _default_losses() -> dict[str, float]:
     return {**default_weights(), "l2": 1.0}
+
+
+def _losses_help() -> str:
+    return f"Weights of the reconstruction losses. {'; '.join(describe_losses())}."
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class TokenizerConfig:
     """Pictures or sound, and the networks for them."""
     bottleneck: BottleneckConfig = field(default_factory=VQConfig)
     """Between encoder and decoder: a quantizer, or the Gaussian posterior of a VAE."""
-    losses: dict[str, float] = field(default_factory=_default_losses)
-    """Weights of the reconstruction losses."""
+    losses: dict[str, float] = field(default_factory=_default_losses, metadata={"help": _losses_help()})
+    """Weights of the reconstruction losses, by name."""
 
     def __post_init__(self) -> None:
         validate_weights(self.losses, self.modality.kind)

@@ -133,7 +133,7 @@ def torchvision_network(
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
         raise ValueError(
-            f"{spec}: torchvision cannot be imported ({error}); pip install tokenloom[perceptual]"
+            f"{spec}: torchvision cannot be imported ({error}); pip install -e '.[perceptual]'"
         ) from error
     url = models.get_model_weights(name).DEFAULT.url
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)

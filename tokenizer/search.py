@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenizer import search_bf16
+from tokenizer.checks import NotFinite
 from tokenizer.search_tiles import FAR, NEAR, TILE, propose
 
 Distance = Literal["euclidean", "cosine"]
@@ -198,8 +199,8 @@ def first_of_equal(codebook: Tensor) -> Tensor:
     return ascending
 
 
-def not_finite(name: str) -> ValueError:
-    return ValueError(
+def not_finite(name: str) -> NotFinite:
+    return NotFinite(
         f"{name} holds values that are not finite, or too large to be squared; look for them in x, or "
         "whether the training diverged"
     )

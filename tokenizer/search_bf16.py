@@ -1,5 +1,5 @@
 """The nearest entries by products in bfloat16, for CPUs that multiply it several times as fast as float32
-(AMX, AVX-512 BF16), with loops of numba (`tokenloom[fast]`).
+(AMX, AVX-512 BF16), with loops of numba (the extra `fast`).
 
 Left out: float64, few dimensions, rows that have too many entries about equally near (`search.py` takes
 them), and GPUs.

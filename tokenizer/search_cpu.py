@@ -1,4 +1,4 @@
-"""The same as `search_tiles.propose` in compiled loops for CPUs, with numba (`tokenloom[fast]`) where it is
+"""The same as `search_tiles.propose` in compiled loops for CPUs, with numba (the extra `fast`) where it is
 installed: for few dimensions the table of distances is never written at all.
 
 Left out: float64, and deciding between numba and torch (`search_tiles.py`).

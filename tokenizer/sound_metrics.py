@@ -16,7 +16,7 @@ from torch import Tensor
 MAX_SI_SDR = 100.0  # dB, in place of infinity for equal sounds; its negative for a silent x_hat
 SILENCE = 1e-4  # RMS, 80 dB below full scale
 _PACKAGES = {"stoi": "pystoi", "pesq": "pesq"}
-INSTALL = "pip install 'tokenloom[metrics]'"
+INSTALL = "pip install -e '.[metrics]'"
 
 STOI_RATE = 10_000  # Hz, at which STOI works
 STOI_SAMPLES = 30 * 128 + 256  # at that rate: pystoi needs one more, even where nothing is silent

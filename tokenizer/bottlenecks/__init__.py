@@ -88,9 +88,18 @@ class Bottleneck(nn.Module):
         return []
 
 
+# Quantizers within each other multiply, and each takes a millisecond to make.
+MAX_PARTS = 1024
+
+
 @dataclass(frozen=True)
 class BottleneckConfig(Variant):
     """Base of the bottlenecks' configs; `--model.bottleneck.*` sets the fields of the preset's choice."""
+
+    @property
+    def parts(self) -> int:
+        """Quantizers that it is made of, those within others included."""
+        return 1
 
     @property
     def start_steps(self) -> int:

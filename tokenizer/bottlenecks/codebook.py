@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks.health import Health
+from tokenizer.checks import require_finite
 from tokenizer.distributed import Step, all_reduce_sum, broadcast
 from tokenizer.search import nearest
 
@@ -187,7 +188,15 @@ class Codebook(nn.Module):
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Restore `training_state`; sums of an unfinished optimizer step are dropped."""
-        self._reservoir = list(state["reservoir"].to(self.ema_count)) if "reservoir" in state else []
+        self._reservoir = []
+        if "reservoir" in state:
+            reservoir = state["reservoir"].to(self.ema_count)
+            if reservoir.ndim != 3 or reservoir.shape[2] != self.dim or 0 in reservoir.shape:
+                shape = tuple(reservoir.shape)
+                raise ValueError(f"reservoir is {shape}, expected (steps, vectors, {self.dim})")
+            require_finite(reservoir, "reservoir")
+            # A copy: what is read from a file may still be mapped from it, and goes when it is overwritten.
+            self._reservoir = list(reservoir.clone())
         self.health.load_training_state(state)
         self._drop_pending()
 

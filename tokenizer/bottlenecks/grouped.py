@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks import MAX_PARTS, Bottleneck, BottleneckConfig, Bottlenecked
 from tokenizer.bottlenecks.several import Several
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.checks import require_finite
@@ -31,6 +31,11 @@ class GroupedConfig(BottleneckConfig, kind="grouped"):
     def __post_init__(self) -> None:
         require(1 <= self.groups <= 256, f"groups is {self.groups}, expected 1 to 256")
         require(not isinstance(self.base, GroupedConfig), "base is grouped itself; give it more groups")
+        require(self.parts <= MAX_PARTS, f"{self.parts} quantizers in all, expected at most {MAX_PARTS}")
+
+    @property
+    def parts(self) -> int:
+        return self.groups * self.base.parts
 
     @property
     def start_steps(self) -> int:

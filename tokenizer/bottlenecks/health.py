@@ -15,6 +15,10 @@ WINDOW = 100
 # Usage below this share of what the window's number of codes allows gets a warning, once in so many windows.
 LOW, WARN_AGAIN = 0.5, 10
 
+# Statistics of how a bottleneck stands after its latest optimizer step; all others are means over the
+# examples of a pass.
+STANDING = frozenset({"usage", "usage_least", "perplexity", "dead_age", "kl_factor"})
+
 
 class Health(nn.Module):
     """Counts the codes of one codebook of `size` entries over all processes and accumulation passes.
@@ -89,6 +93,8 @@ class Health(nn.Module):
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Restore `training_state`; counts of an unfinished optimizer step are dropped."""
         for name, value in self.training_state().items():
+            if state[name].shape != value.shape:  # which `copy_` might repeat to fit
+                raise ValueError(f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}")
             value.copy_(state[name])
         self.pending.zero_()
 

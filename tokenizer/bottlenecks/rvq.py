@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks import MAX_PARTS, BottleneckConfig, Bottlenecked
 from tokenizer.bottlenecks.estimators import straight_through
 from tokenizer.bottlenecks.several import Several
 from tokenizer.bottlenecks.vq import VQConfig
@@ -37,6 +37,11 @@ class RVQConfig(BottleneckConfig, kind="rvq"):
         require(
             not isinstance(self.stage, RVQConfig), "stage is rvq itself; choose one with a single codebook"
         )
+        require(self.parts <= MAX_PARTS, f"{self.parts} quantizers in all, expected at most {MAX_PARTS}")
+
+    @property
+    def parts(self) -> int:
+        return self.num_codebooks * self.stage.parts
 
     @property
     def start_steps(self) -> int:

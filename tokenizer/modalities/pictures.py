@@ -5,6 +5,7 @@ Left out: the range [-1, 1], tensors and models, and walking through folders; on
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 PictureSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
 
+# Formats that are read, whatever a file is called. Pillow knows 30 more, of which one, EPS, is a program that
+# it has another program run, and the others are rare enough that their readers are hardly tested.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
+    *("PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
+)
 _MODES = {1: "L", 3: "RGB"}
 _WHITE_16 = 65535
 
@@ -75,7 +82,7 @@ def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[Ima
     """The picture with its header read; whatever goes wrong in the `with` block becomes a `ValueError`."""
     try:
         opened = source if isinstance(source, Image.Image) else None
-        with nullcontext(opened) if opened else Image.open(_file(source)) as image:
+        with nullcontext(opened) if opened else Image.open(_file(source), formats=_formats()) as image:
             _check_pixels(image)
             yield image
     except FileNotFoundError as error:
@@ -86,7 +93,7 @@ def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[Ima
         raise ValueError(f"{name}: {error}. {_BOMB_FIX}") from error
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"{name}: not a picture, or of a format Pillow cannot read; remove it or convert it to PNG"
+            f"{name}: not a picture, or of a format that is not read; remove it or convert it to PNG"
         ) from error
     except Exception as error:
         # Pillow's format readers raise a dozen kinds of exceptions on damaged data, SyntaxError among them.
@@ -105,6 +112,13 @@ def _check_pixels(image: Image.Image) -> None:
     if limit is not None and image.width * image.height > limit:
         pixels = image.width * image.height
         raise Image.DecompressionBombError(f"{pixels} pixels are over the limit of {limit} pixels")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _file(source: Any) -> Any:
@@ -127,7 +141,9 @@ def _flatten(image: Image.Image) -> Image.Image:
     """Mode "L" or "RGB", with transparent places composited on white."""
     grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data or image.mode in ("La", "RGBa"):
-        rgba = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        rgba = image  # a copy only where it must be: pictures may have 90 million pixels
+        if image.mode != "RGBA":
+            rgba = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
     return image.convert("L" if grey else "RGB")
 

@@ -5,6 +5,7 @@ Left out: other rates and numbers of channels (`sounds.py`), and writing.
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import SEEK_END, SEEK_SET, BytesIO
@@ -25,7 +26,7 @@ LEAD = {"MPEG_LAYER_III": 20 * 1152, "VORBIS": 16_384, "OPUS": 16_000}
 # What writers to a pipe put where they do not know the number of bytes yet.
 UNKNOWN_BYTES = range(0x7FFFF000, 0x100000000)
 _CLAIM = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.M)
-_REPLACE = "replace or remove the file"
+REPLACE = "replace or remove the file"
 
 
 class FileDecoder:
@@ -91,7 +92,7 @@ class FileDecoder:
         if len(samples) < count:
             raise ValueError(
                 f"{self._name}: is truncated or damaged: its header promises {self.frames} samples, only "
-                f"{self._position} can be read; {_REPLACE}"
+                f"{self._position} can be read; {REPLACE}"
             )
         # Decoders of MP3, Vorbis and Opus overshoot a little where the original is loud.
         return in_range(samples, self._name, report=self._file.subtype in ("FLOAT", "DOUBLE"))
@@ -115,10 +116,10 @@ class FileDecoder:
         for claimed, there in _CLAIM.findall(self._file.extra_info):
             if int(claimed) > int(there) and int(claimed) not in UNKNOWN_BYTES:
                 raise ValueError(
-                    f"{name}: is truncated: its header promises {claimed} bytes, it has {there}; {_REPLACE}"
+                    f"{name}: is truncated: its header promises {claimed} bytes, it has {there}; {REPLACE}"
                 )
         if self._file.format == "OGG" and not _ends_whole(self._source):
-            raise ValueError(f"{name}: is truncated: it ends within a page of Ogg; {_REPLACE}")
+            raise ValueError(f"{name}: is truncated: it ends within a page of Ogg; {REPLACE}")
         if self.frames < 1:
             raise ValueError(f"{name}: holds no samples; remove it")
 
@@ -155,7 +156,7 @@ def _named_errors(name: str) -> Iterator[None]:
         if isinstance(error, TypeError) or reason.startswith(("Format not", "File does not exist")):
             raise ValueError(f"{name}: {_NO_SOUND}") from error
         reason = reason.removeprefix("Error : ").rstrip(".")
-        raise ValueError(f"{name}: cannot be read ({reason}); {_REPLACE}") from error
+        raise ValueError(f"{name}: cannot be read ({reason}); {REPLACE}") from error
 
 
 def _state_of(source: str | Path | bytes) -> tuple[int, ...] | None:
@@ -174,8 +175,9 @@ def _check_there(source: str | Path | bytes, name: str) -> None:
         size = len(source)
     else:
         try:
-            size = os.stat(source).st_size
-            if Path(source).is_dir():
+            found = os.stat(source)
+            size = found.st_size
+            if stat.S_ISDIR(found.st_mode):
                 raise ValueError(f"{name}: is a folder, expected a sound file")
         except FileNotFoundError as error:
             raise ValueError(f"{name}: no such file; check the path") from error

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from tokenizer.modalities.sound_arrays import ArrayDecoder, Decoder, log_once
-from tokenizer.modalities.sound_files import FileDecoder
+from tokenizer.modalities.sound_files import REPLACE, FileDecoder
 
 SoundSource: TypeAlias = str | Path | bytes | tuple[NDArray[Any] | Tensor, int]
 
@@ -27,6 +27,8 @@ SoundSource: TypeAlias = str | Path | bytes | tuple[NDArray[Any] | Tensor, int]
 PIECE = 8192
 # Weights of a resampling kernel: 44.1 to 16 kHz has 80,000; rates without a common factor have a billion.
 MAX_KERNEL = 1 << 22
+# Samples that one becomes: a header that says 1 Hz would make gigabytes of a small file.
+MAX_UPSAMPLING = 64
 
 
 def open_sound(
@@ -126,6 +128,12 @@ class Sound:
             raise ValueError(
                 f"{self.name}: has {rate} samples per second, which are hard to bring to {self.sample_rate} "
                 "for lack of a common factor; convert it to a usual rate such as 44100"
+            )
+        if new > MAX_UPSAMPLING * old:
+            raise ValueError(
+                f"{self.name}: has {rate} samples per second, expected "
+                f"{self.sample_rate // MAX_UPSAMPLING} or more, as each would become {new / old:.0f}; its "
+                f"header may be damaged: {REPLACE}"
             )
         return _grid(old, new) if old != new else None
 

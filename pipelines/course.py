@@ -1,0 +1,236 @@
+"""The course of a training run: what both training scripts do around the forward pass of a batch.
+
+Left out: data, models and their evaluation, which stand in the scripts, and the form of checkpoints.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol, Self, TypedDict
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pipelines.checkpoints import Checkpoints
+from pipelines.diagnosis import Forward, blame, diagnosis, offending
+from pipelines.interruption import Stopped, StopRequests
+from pipelines.options import TrainingOptions
+from pipelines.report import progress
+from pipelines.run_folder import MetricsLog
+from pipelines.sharding import is_sharded, prepare
+from pipelines.training import (
+    WeightAverage,
+    mean_over_processes,
+    rate_scale,
+    require_finite,
+    seed_layers,
+    set_rates,
+    start_trackers,
+)
+from tokenizer.bottlenecks.health import STANDING
+from tokenizer.checks import NotFinite
+from tokenizer.distributed import Step
+from tokenizer.hub import HubModel
+
+logger = logging.getLogger(__name__)
+
+
+class Placed(Protocol):
+    """A batch's place: its optimizer step, its accumulation step, and its first row in the global batch."""
+
+    step: int
+    micro: int
+    offset: int
+
+
+class Share(TypedDict):
+    """What of the data a process gets, as `data.batches` and `tokens.token_batches` take it."""
+
+    batch_size: int
+    micro_batches: int
+    rank: int
+    world: int
+    seed: int
+    start_step: int
+    stop_step: int
+
+
+class Course:
+    """From the step that a run begins or resumes at to its last one; a context, in which it can be stopped.
+
+    `net` is the model unwrapped, for evaluation and saving only; what trains is made of it here. `headline`
+    is the value that the progress bar shows, `events` what happened since the last call, to be logged.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        options: TrainingOptions,
+        net: HubModel,
+        optimizers: list[Optimizer],
+        name: str,
+        headline: str = "loss",
+        events: Callable[[], list[str]] = list,
+    ) -> None:
+        self.accelerator, self.options, self.net = accelerator, options, net
+        self.name, self.headline, self.events = name, headline, events
+        prepared = prepare(accelerator, options, net, optimizers)
+        self.model, self.optimizers, self.precision = prepared.model, prepared.optimizers, prepared.precision
+        self.average = WeightAverage(net, options.ema_decay)
+        self.checkpoints = Checkpoints(
+            *(accelerator, options.output, net, self.average, self.optimizers),
+            *(options.keep_checkpoints, options.seed),
+        )
+        seed_layers(options.seed, 0, accelerator.process_index)
+        self.start = self.checkpoints.resume(options.resume) if options.resume else 0
+        # A run that was stopped between its last checkpoint and its model still gets the model.
+        self.finished = bool(options.resume) and self.checkpoints.model_is_written(
+            self.start, options.max_steps
+        )
+        if self.finished:
+            logger.info(
+                "%s is finished: %d of %d steps are done", options.output, self.start, options.max_steps
+            )
+        self.requests = StopRequests()
+        self.passes: list[tuple[Forward, list[str]]] = []
+        # Losses and statistics of the step, as means over its passes.
+        self.terms: Mapping[str, Tensor] = {}
+
+    def __enter__(self) -> Self:
+        options, main = self.options, self.accelerator.is_main_process
+        self.log = MetricsLog(options.output / "metrics.jsonl", self.start, main, options.max_steps)
+        start_trackers(self.accelerator, options)
+        self.model.train()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.requests)
+            self.bar = progress(options.max_steps, self.name, self.start, main)
+            stack.callback(self.bar.close)
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def share(self) -> Share:
+        """The batches from the first step of this course to its last one."""
+        return Share(
+            batch_size=self.options.batch_size,
+            micro_batches=self.options.gradient_accumulation,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            seed=self.options.seed,
+            start_step=self.start,
+            stop_step=self.options.max_steps,
+        )
+
+    def learn(self, batch: Placed, forward: Forward, names: list[str]) -> bool:
+        """A forward and backward pass of `batch`, whose examples have `names`, and with the last one of a
+        step the step itself. Whether it was the last one.
+
+        Raises `ValueError` for losses or gradients that are not finite, unless such a step may be left out.
+        """
+        options, accelerator = self.options, self.accelerator
+        last = batch.micro == options.gradient_accumulation - 1
+        where = Step(options.seed, batch.step, batch.offset, options.batch_size, last)
+        set_rates(self.optimizers, rate_scale(batch.step, options.warmup_steps, options.max_steps))
+        if batch.micro == 0:
+            self.passes = []
+        self.passes.append((forward, names))
+        with accelerator.accumulate(self.model):
+            try:
+                with self.precision():
+                    losses, stats = forward(self.model, slice(None), where)
+            except NotFinite as error:
+                raise ValueError(self._diagnosis(str(error), self._offending())) from error
+            loss = torch.stack(list(losses.values())).sum()
+            terms = {"loss": loss, **{f"loss_{name}": value for name, value in losses.items()}, **stats}
+            self.terms = self._mean_with({k: v.detach() for k, v in terms.items()})
+            accelerator.backward(loss)
+            usable = not accelerator.sync_gradients or self._gradients(batch.step + 1)
+            for optimizer in self.optimizers:
+                if usable:
+                    optimizer.step()
+                optimizer.zero_grad()
+        if last and usable:
+            self.average.update(self.net, batch.step + 1)
+        return last
+
+    def _mean_with(self, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The means of these terms, the last pass's, and those of the passes of this step before it."""
+        if (passes := len(self.passes)) == 1:
+            return terms
+        before = self.terms
+        return {k: v if k in STANDING else before[k] + (v - before[k]) / passes for k, v in terms.items()}
+
+    def _gradients(self, step: int) -> bool:
+        """Bring the gradients to the norm that is allowed; whether they are finite. They are alike on every
+        process, and so is the answer."""
+        most = self.options.clip_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), most)
+        # In fp16 the scaler finds gradients too large and leaves the step out by itself.
+        if self.accelerator.scaler is not None or norm is None or math.isfinite(norm):
+            self.checkpoints.in_a_row = 0
+            return True
+        self.checkpoints.in_a_row += 1
+        losses = {name.removeprefix("loss_"): v for name, v in self.terms.items() if name.startswith("loss_")}
+        terms = {name for name, value in losses.items() if not bool(torch.isfinite(value))}
+        found = gather_object([(sorted(terms), self._offending())])
+        terms, examples = {t for ts, _ in found for t in ts}, [e for _, es in found for e in es]
+        what = "the gradient is" if not terms else f"the loss {', '.join(sorted(terms))} and the gradient are"
+        text = f"step {step}: {what} not finite"
+        if self.checkpoints.in_a_row > self.options.skip_non_finite:
+            raise ValueError(self._diagnosis(text, examples))
+        self.checkpoints.skipped += 1
+        logger.warning("%s: left out (%s)", text, self._blame(examples))
+        return False
+
+    def _offending(self) -> list[str]:
+        """`offending`, of this process's passes. Sharded, a pass needs all processes, and with DeepSpeed the
+        weights from before the step are gone."""
+        return [] if is_sharded(self.accelerator) else offending(self.net, self.passes)
+
+    def _blame(self, examples: list[str]) -> str:
+        if is_sharded(self.accelerator):
+            return "which examples give it is found by a run without sharding"
+        return blame(examples, sum(len(names) for _, names in self.passes) * self.accelerator.num_processes)
+
+    def _diagnosis(self, what: str, examples: list[str]) -> str:
+        return diagnosis(what, self._blame(examples), self.checkpoints.latest())
+
+    def close_step(self, step: int, evaluate: Callable[[HubModel], Mapping[str, float]]) -> None:
+        """After the optimizer step `step`: log, evaluate and write checkpoints when they are due, and answer
+        requests to stop. Every process must call it."""
+        options, last = self.options, step == self.options.max_steps
+        self.bar.update()
+        if step % options.log_every == 0 or last:
+            values = mean_over_processes(self.accelerator, self.terms)
+            if not options.skip_non_finite:
+                require_finite(values, step)
+            else:
+                values["skipped_steps"] = self.checkpoints.skipped
+            self.record(step, values, "train")
+            self.bar.set_postfix(**{self.headline: f"{values[self.headline]:.4g}"})
+            for event in self.events():
+                logger.info("step %d: %s", step, event)
+        if step % options.eval_every == 0 and not last:
+            self.record(step, evaluate(self.average.averaged(self.net)), "valid")
+        asked = self.requests.agreed(self.accelerator.device)
+        if step % options.checkpoint_every == 0 or last or asked:
+            self.log.sync()
+            self.checkpoints.save(step)
+        if asked:
+            raise Stopped(
+                f"Stopped by a signal ({asked}) after step {step}, of which there is a checkpoint in "
+                f"{options.output}; --resume latest continues.",
+                asked,
+            )
+
+    def record(self, step: int, values: Mapping[str, float], of: str) -> None:
+        """Log values of a kind, `train` or `valid`."""
+        rows = {f"{of}/{k}": v for k, v in values.items()}
+        self.log.add(step, rows)
+        self.accelerator.log(rows, step=step)

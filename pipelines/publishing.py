@@ -1,0 +1,66 @@
+"""Pushing what a script made to the Hub: what would refuse it is found before the work, and its folder stays
+whole.
+
+Left out: the Hub itself (`tokenizer.hub_client`).
+"""
+
+import json
+import logging
+import shlex
+from pathlib import Path
+from typing import Protocol
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from tokenizer.hub_client import prepare_push, push_folder
+
+logger = logging.getLogger(__name__)
+
+
+class Publishing(Protocol):
+    """Options of a script that can push."""
+
+    @property
+    def output(self) -> Path: ...
+    @property
+    def license(self) -> str: ...
+    @property
+    def push_to_hub(self) -> str: ...
+    @property
+    def push_private(self) -> bool: ...
+
+
+def check_push(accelerator: Accelerator, options: Publishing, resumed: bool = False) -> None:
+    """`ValueError` on every process if the Hub would refuse what --push-to-hub asks for; only a warning for a
+    run that is resumed, which a Hub that is down must not end."""
+    if not options.push_to_hub:
+        return
+    refusal = [""]
+    if accelerator.is_main_process:
+        try:
+            prepare_push(options.push_to_hub, options.push_private, license=options.license)
+        except ValueError as error:
+            refusal[0] = f"--push-to-hub {error}"
+    # Every process learns of it, so that none is left waiting for the others.
+    broadcast_object_list(refusal)
+    if refusal[0] and resumed:
+        logger.warning("%s\nThe run goes on; if this is still so at its end, it says how to push", refusal[0])
+    elif refusal[0]:
+        raise ValueError(refusal[0])
+
+
+def push(accelerator: Accelerator, options: Publishing) -> None:
+    """Upload the model in the output folder, if --push-to-hub asks for it."""
+    if not (options.push_to_hub and accelerator.is_main_process):
+        return
+    folder, repo_id, private = str(options.output), options.push_to_hub, options.push_private
+    try:
+        url = push_folder(folder, repo_id, private=private)
+    except ValueError as error:
+        call = f"push_folder({json.dumps(folder)}, {json.dumps(repo_id)}, private={private})"
+        code = shlex.quote(f"from tokenizer.hub_client import push_folder; {call}")
+        raise ValueError(
+            f"{error}\nThe model is whole in {folder}. To push it later:\n  python -c {code}"
+        ) from error
+    logger.info("pushed: %s", url)

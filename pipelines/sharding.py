@@ -1,0 +1,116 @@
+"""Training whose weights or optimizer states are spread over processes: FSDP2, and DeepSpeed's ZeRO 1 and 2,
+both through accelerate.
+
+Left out: Muon, which needs whole matrices; fp16; ZeRO 3 and offloading, for which there is FSDP2.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from pipelines.options import TrainingOptions
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What trains: the model and its optimizers as accelerate made them, and a context for forward passes."""
+
+    model: nn.Module
+    optimizers: list[Any]
+    precision: Callable[[], AbstractContextManager[None]]
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type in SHARDED
+
+
+def check_sharding(accelerator: Accelerator, options: TrainingOptions) -> None:
+    """`ValueError` for options, or accelerate's settings, that do not go with sharding."""
+    if not is_sharded(accelerator):
+        return
+    if options.optimizer == "muon":
+        raise ValueError(
+            "--optimizer muon needs whole matrices, which sharding cuts up; use --optimizer adamw"
+        )
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("fp16 does not go with sharding; use --mixed-precision bf16")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if accelerator.state.fsdp_plugin.fsdp_version != 2:
+            raise ValueError(
+                "FSDP 1 joins weights into flat tensors that no checkpoint here can hold; use "
+                "--fsdp_version 2, or --config_file pipelines/configs/fsdp.yaml"
+            )
+        return
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    stage = zero.get("stage", 0)
+    if stage not in (1, 2):
+        raise ValueError(
+            f"DeepSpeed's ZeRO stage is {stage}, expected 1 or 2; use --zero_stage 2, or to shard weights "
+            "too FSDP (--config_file pipelines/configs/fsdp.yaml)"
+        )
+    for name in ("offload_optimizer", "offload_param"):
+        if (zero.get(name) or {}).get("device") not in (None, "none"):
+            raise ValueError(f"DeepSpeed's {name} is not supported; set {name}_device to none")
+    if options.skip_non_finite:
+        raise ValueError(
+            "--skip-non-finite cannot work with DeepSpeed, which looks at gradients after its step; use 0"
+        )
+
+
+def prepare(
+    accelerator: Accelerator, options: TrainingOptions, net: nn.Module, optimizers: list[Optimizer]
+) -> Prepared:
+    """`net` and its optimizers for training with any number of processes; sharded, `net` itself is changed.
+
+    Sharded networks keep float32 weights and buffers and compute in bf16 by autocast, as others do: weights
+    cast to bf16 would take codebooks along.
+    """
+    if not is_sharded(accelerator):
+        model, *prepared = accelerator.prepare(net, *optimizers)
+        return Prepared(model, prepared, contextlib.nullcontext)
+    for p in net.parameters():
+        p.data = p.data.contiguous()  # both take no other order in memory
+    bf16 = accelerator.mixed_precision == "bf16"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = None
+        # Every process has the same weights already.
+        plugin.cpu_ram_efficient_loading = False
+    else:
+        parts = accelerator.num_processes * options.gradient_accumulation
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            bf16={"enabled": False},
+            train_batch_size=options.batch_size,
+            train_micro_batch_size_per_gpu=options.batch_size // parts,
+            gradient_accumulation_steps=options.gradient_accumulation,
+            gradient_clipping=options.clip_norm,
+        )
+    model, *prepared = accelerator.prepare(net, *optimizers)
+    device = accelerator.device.type
+    return Prepared(model, prepared, partial(torch.autocast, device, torch.bfloat16, enabled=bf16))
+
+
+def whole_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, gathered from all processes if FSDP sharded them (then a collective)."""
+    whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
+    return {k: v.detach().to("cpu") for k, v in whole.items()}
+
+
+def sharded_like(whole: Tensor, pattern: Tensor) -> Tensor:
+    """A whole tensor as `pattern` is: on its device and, under FSDP, this process's shard of it."""
+    whole = whole.to(pattern.device)
+    if isinstance(pattern, DTensor):
+        return distribute_tensor(whole, pattern.device_mesh, pattern.placements)
+    return whole

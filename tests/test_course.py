@@ -1,0 +1,118 @@
+"""Losses and gradients that are not finite: the run stops and says where, or leaves the step out and counts
+it."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import TINY_PRIOR, TINY_TOKENIZER, Script, assert_refused
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from whole_runs import rows_of
+
+from pipelines import train_prior, train_tokenizer
+from pipelines.checkpoints import list_checkpoints
+from pipelines.data import DataConfig, load_splits, order
+from tokenizer.distributed import Step
+from tokenizer.modalities.image import ImageConfig
+
+STEPS = ("--max-steps", 8, "--checkpoint-every", 2, "--keep-checkpoints", 9, "--tracker", "none")
+RUN: tuple[Any, ...] = ("emoji", *TINY_TOKENIZER, *STEPS)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str, module: Any = train_tokenizer) -> None:
+    """Make a loss of the batch's third row, or the gradient of all, not finite in some steps (from 1)."""
+    losses_of, now = module.losses_of, [0]
+
+    def spoilt(net: nn.Module, rows: slice, step: Step | None, **given: Any) -> Any:
+        losses, stats = losses_of(net, rows, step, **given)
+        now[0] = now[0] if step is None else step.index + 1
+        if now[0] in steps:
+            name = next(iter(losses))
+            if what == "gradient":
+                # sqrt has no slope at 0.
+                losses[name] = losses[name] + (0 * losses[name]).sqrt()
+            elif 2 in range(*rows.indices(16)):
+                losses[name] = losses[name] * torch.nan
+        return losses, stats
+
+    monkeypatch.setattr(module, "losses_of", spoilt)
+
+
+def name_of_third(step: int) -> str:
+    """The third example of a step's batch."""
+    train = load_splits(DataConfig(path="embedded:emoji", limit=32), ImageConfig().build()).train
+    return train.id(int(order(len(train), 0, (step - 1) * 16, 16)[2]))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_is_not_finite_is_named_with_its_step_and_example(
+    accumulation: int, script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil(monkeypatch, {5}, "loss")
+    more = ("--gradient-accumulation", accumulation, "--output", tmp_path)
+    finished = script("train_tokenizer", *RUN, *more, code=2)
+    assert_refused(
+        finished, "step 5: ", "and the gradient are not finite", "of 16 examples these give it alone: "
+    )
+    assert name_of_third(5) in finished.err
+    assert f"the last checkpoint, {tmp_path}/checkpoints/step-4, is intact" in finished.err
+    assert "--skip-non-finite" in finished.err
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_gradient_that_is_not_finite_is_named(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil(monkeypatch, {1}, "gradient")
+    finished = script("train_tokenizer", *RUN, "--clip-norm", 0, "--output", tmp_path, code=2)
+    assert_refused(finished, "step 1: the gradient is not finite", "no example alone gives it")
+    assert "there is no checkpoint yet" in finished.err
+
+
+def test_a_prior_names_its_items(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tiny_tokens: Path, tmp_path: Path
+) -> None:
+    spoil(monkeypatch, {3}, "loss", train_prior)
+    words = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, *STEPS, "--output", tmp_path)
+    finished = script("train_prior", *words, code=2)
+    assert_refused(finished, "step 3: the loss nll and the gradient are not finite", "training item ")
+
+
+def test_such_steps_are_left_out_and_counted(
+    script: Script, no_plots: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil(monkeypatch, {3, 4, 7}, "gradient")
+    words = (*RUN, "--checkpoint-every", 1, "--ema-decay", 0, "--skip-non-finite", 2)
+    finished = script("train_tokenizer", *words, "--output", tmp_path / "run")
+    assert finished.err.count("not finite: left out (no example alone gives it)") == 3
+    rows = [row for row in rows_of(tmp_path / "run") if "train/loss" in row]
+    assert [row["train/skipped_steps"] for row in rows] == [0, 0, 1, 2, 2, 2, 3, 3]
+
+    def weights(step: int) -> dict[str, Tensor]:
+        return load_file(tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors")
+
+    steps = [weights(int(p.name[5:])) for p in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    parameters = [k for k in steps[0] if "codebook" not in k]
+    changed = [any(not torch.equal(a[k], b[k]) for k in parameters) for a, b in pairwise(steps)]
+    assert changed == [True, False, False, True, True, False, True]
+    finished = script(
+        *("train_tokenizer", "--output", tmp_path / "run", "--resume"),
+        *(str(tmp_path / "run" / "checkpoints" / "step-6"), "--max-steps", 8),
+    )
+    rows = [row for row in rows_of(tmp_path / "run") if "train/loss" in row]
+    assert [row["train/skipped_steps"] for row in rows] == [0, 0, 1, 2, 2, 2, 3, 3]
+
+
+def test_too_many_in_a_row_end_the_run(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil(monkeypatch, {2, 4, 5, 6}, "gradient")
+    words = (*RUN, "--skip-non-finite", 2, "--output", tmp_path)
+    finished = script("train_tokenizer", *words, code=2)
+    assert_refused(finished, "step 6: the gradient is not finite")
+    # A resume goes on counting: after step 4 one was left out already.
+    finished = script("train_tokenizer", "--output", tmp_path, "--resume", "latest", code=2)
+    assert_refused(finished, "step 6: the gradient is not finite")

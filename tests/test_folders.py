@@ -1,0 +1,31 @@
+"""Names of files in folders: any bytes, and little memory for many.
+
+Left out: which files there are and what they are (`test_data.py`).
+"""
+
+import os
+import tracemalloc
+from pathlib import Path
+
+from pictures_on_disk import load, write
+
+from pipelines.folders import Names
+
+
+def test_names_take_little_memory() -> None:
+    plain = [f"class-{i % 10}/picture-{i:07}.png" for i in range(20_000)]
+    tracemalloc.start()
+    names = Names(plain)
+    current, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [names[i] for i in range(len(names))] == plain
+    assert current < 20_000 * (len(plain[0]) + 16)  # as a list of strings: 80 + 8
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    odd = ["a/ü 1.png", os.fsdecode(b"a/\xff.png"), "b/東.png"]
+    root = write(tmp_path / "zoo", odd)
+    splits = load(root, valid_fraction=0)
+    assert {splits.train.id(i) for i in range(3)} == set(odd) and splits.class_names == ("a", "b")
+    assert splits.train.skipped == ()
+    assert len(Names([])) == 0

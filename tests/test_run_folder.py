@@ -1,0 +1,202 @@
+"""Run folders: the log of metrics, options as written, one run at a time, and what a resume may change.
+
+Left out: checkpoints (test_checkpoints.py), and what else the training scripts share (test_training.py).
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from running import as_a_new_process
+
+from pipelines.options import TokenizerTraining
+from pipelines.run_folder import MetricsLog, flatten, options_to_dict, read_metrics, run_folder
+from tokenizer import TokenizerConfig
+from tokenizer.bottlenecks.gaussian import GaussianConfig
+from tokenizer.bottlenecks.vq import VQConfig
+
+
+@pytest.fixture
+def accelerator() -> Any:
+    with as_a_new_process():
+        yield Accelerator(cpu=True)
+
+
+# Logs
+
+
+def test_metrics_log_appends_rows(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, True)
+    log.add(1, {"a": 0.5})
+    log.add(2, {"b": 1.5})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1, "a": 0.5}, {"step": 2, "b": 1.5}]
+
+
+def test_metrics_log_drops_what_a_resume_does_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "loss": step / 2} for step in range(1, 8)]
+    half = '{"step": 8, "lo'  # killed while writing
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + half)
+    assert read_metrics(path) == rows
+    log = MetricsLog(path, 4, True)
+    assert read_metrics(path) == rows[:4]
+    log.add(5, {"loss": 9.0})
+    assert read_metrics(path) == [*rows[:4], {"step": 5, "loss": 9.0}]
+    assert "lo\n" not in path.read_text()
+
+
+def test_metrics_log_drops_the_evaluation_after_the_last_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": 5, "valid/l1": 1.0}, {"step": 6, "train/l1": 2.0}, {"step": 6, "valid/l1": 3.0}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    MetricsLog(path, 6, True, last_step=8)  # a run that has grown
+    assert read_metrics(path) == rows
+    MetricsLog(path, 6, True, last_step=6)
+    assert read_metrics(path) == rows[:2]
+
+
+def test_metrics_log_from_the_beginning_forgets_an_older_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "loss": 1.0}\n')
+    MetricsLog(path, 0, True)
+    assert path.read_text() == ""
+
+
+def test_metrics_log_of_other_processes_touches_nothing(tmp_path: Path) -> None:
+    MetricsLog(tmp_path / "metrics.jsonl", 0, False).add(1, {"a": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+# Run folders
+
+
+def options_in(folder: Path, **changes: Any) -> TokenizerTraining:
+    return dataclasses.replace(TokenizerTraining(output=folder, max_steps=10), **changes)
+
+
+def test_a_run_folder_holds_the_options(accelerator: Accelerator, tmp_path: Path) -> None:
+    options = options_in(tmp_path / "deep" / "run")
+    with run_folder(accelerator, options) as folder:
+        assert folder == tmp_path / "deep" / "run"
+    assert json.loads((folder / "run.json").read_text()) == options_to_dict(options)
+    values = flatten(options_to_dict(options))
+    assert values["model.bottleneck.codebook_size"] == 512 and values["output"] == str(folder)
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json"])
+def test_a_folder_that_holds_another_run_is_refused(
+    name: str, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("{}")
+    with (
+        pytest.raises(ValueError, match=f"{tmp_path} already holds a run; .*--output.*--resume latest"),
+        run_folder(accelerator, options_in(tmp_path)),
+    ):
+        pass
+    assert (tmp_path / name).read_text() == "{}"
+    assert {p.name for p in tmp_path.iterdir()} == {name, ".lock"}
+
+
+def test_two_runs_at_once_into_one_folder_are_refused(accelerator: Accelerator, tmp_path: Path) -> None:
+    with (
+        run_folder(accelerator, options_in(tmp_path)),
+        pytest.raises(ValueError, match=f"{tmp_path}: another run is writing here; .*--output"),
+        run_folder(accelerator, options_in(tmp_path, resume="latest")),
+    ):
+        pass
+    with run_folder(accelerator, options_in(tmp_path, resume="latest")):  # free again
+        pass
+
+
+def test_the_lock_ends_with_a_failed_run(accelerator: Accelerator, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), run_folder(accelerator, options_in(tmp_path)):
+        raise ZeroDivisionError
+    with run_folder(accelerator, options_in(tmp_path, resume="latest")):
+        pass
+
+
+def test_a_file_in_place_of_the_folder_is_named(accelerator: Accelerator, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ValueError, match=str(tmp_path / "file")),
+        run_folder(accelerator, options_in(tmp_path / "file")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag", "now", "was"),
+    [
+        ({"seed": 3}, "--seed", "3", "0"),
+        ({"batch_size": 32}, "--batch-size", "32", "64"),
+        ({"optimizer": "adamw"}, "--optimizer", "'adamw'", "'muon'"),
+        (
+            {"model": TokenizerConfig(bottleneck=VQConfig(codebook_size=8))},
+            "--model.bottleneck.codebook-size",
+            "8",
+            "512",
+        ),
+        (
+            {"model": TokenizerConfig(bottleneck=GaussianConfig())},
+            "--model.bottleneck.(beta|kind)",
+            "(None|'gaussian')",
+            "(0.25|'vq')",
+        ),
+    ],
+)
+def test_a_resume_with_another_option_names_flag_and_both_values(
+    changes: dict[str, Any], flag: str, now: str, was: str, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    with run_folder(accelerator, options_in(tmp_path)):
+        pass
+    before = (tmp_path / "run.json").read_bytes()
+    with (
+        pytest.raises(ValueError, match=f"^{flag} is {now}, but the run in {tmp_path} has {was}; "),
+        run_folder(accelerator, options_in(tmp_path, resume="latest", **changes)),
+    ):
+        pass
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_options_that_change_nothing_learnt_may_change(accelerator: Accelerator, tmp_path: Path) -> None:
+    with run_folder(accelerator, options_in(tmp_path)):
+        pass
+    changes = {
+        **{"checkpoint_every": 3, "keep_checkpoints": 5, "log_every": 2, "eval_every": 7},
+        **{"tracker": "none", "push_to_hub": "me/it"},
+    }
+    options = options_in(tmp_path, resume="latest", **changes)
+    with run_folder(accelerator, options):
+        pass
+    assert json.loads((tmp_path / "run.json").read_text())["checkpoint_every"] == 3
+
+
+def test_max_steps_may_grow_but_not_shrink(
+    accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with run_folder(accelerator, options_in(tmp_path)):
+        pass
+    with run_folder(accelerator, options_in(tmp_path, resume="latest", max_steps=12)):
+        pass
+    assert "max_steps grows from 10 to 12; the schedule of rates follows" in caplog.text
+    with (
+        pytest.raises(ValueError, match=r"--max-steps may only grow on a resume: it was 12, now 11"),
+        run_folder(accelerator, options_in(tmp_path, resume="latest", max_steps=11)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("line", ["3", "[1]", "{}", '{"step": "4"}', '{"step": 4.5}', "null"])
+def test_lines_that_are_no_rows_are_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + '\n{"ste\n' + "[" * 5000 + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is .*expected an object with a step"):
+        MetricsLog(path, 1, True)
+    path.write_text('{"step": 1}\n{"ste\n' + "[" * 5000 + "\n\xff")
+    assert read_metrics(path) == [{"step": 1}]
