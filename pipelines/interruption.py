@@ -68,10 +68,15 @@ class StopRequests:
         return int(number)
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process."""
+    return any(name in os.environ for name in LAUNCHED)
+
+
 def end_with_launcher() -> None:
     """From now on end this process, if a launcher started it, when that ends: as by SIGTERM, and `GRACE`
     seconds later in any case."""
-    if not any(name in os.environ for name in LAUNCHED):
+    if not is_launched():
         return
     launcher = os.getppid()
 

@@ -1,6 +1,6 @@
 """The memory that loading much data takes: what each example costs once, and what each one that is read adds.
 
-Left out: making the data (`made_data.py`), time (`loading_speed.py`), and decoded data kept in memory: all
+Left out: making the data (`made_data.py`), time (`benchmark_data.py`), and decoded data kept in memory: all
 are read on access, as are those larger than `load_splits` keeps.
 """
 

@@ -17,6 +17,7 @@ from typing import IO, Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from pipelines.interruption import is_launched
 from pipelines.options import MAY_CHANGE, TrainingOptions
 from tokenizer.config import config_to_dict, shortened
 from tokenizer.files import read_json, remove_unfinished, write_atomically
@@ -98,7 +99,7 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
         )
     # The command first: a run that was killed between the two has not begun, and not lost its command.
     if not (options.resume and (folder / COMMAND_FILE).exists()):
-        launch = ["accelerate", "launch"]
+        launch = ["accelerate", "launch"] if is_launched() else ["python"]
         if processes > 1:
             launch += ["--num_processes", str(processes)]
         command = shlex.join([*launch, f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])

@@ -13,8 +13,16 @@ import pytest
 from accelerate import Accelerator
 from running import as_a_new_process
 
+from pipelines.interruption import LAUNCHED
 from pipelines.options import TokenizerTraining
-from pipelines.run_folder import MetricsLog, flatten, options_to_dict, read_metrics, run_folder
+from pipelines.run_folder import (
+    MetricsLog,
+    command_line,
+    flatten,
+    options_to_dict,
+    read_metrics,
+    run_folder,
+)
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
@@ -73,6 +81,17 @@ def test_metrics_log_of_other_processes_touches_nothing(tmp_path: Path) -> None:
 
 
 # Run folders
+
+
+@pytest.mark.parametrize(("launched", "start"), [(False, "python"), (True, "accelerate launch")])
+def test_the_command_is_the_one_that_was_given(
+    launched: bool, start: str, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in LAUNCHED:
+        monkeypatch.setenv(name, "no") if launched else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.argv", ["/some/where/train_tokenizer.py", "digits", "--output", "my run"])
+    with run_folder(accelerator, options_in(tmp_path)):
+        assert command_line(tmp_path) == f"{start} pipelines/train_tokenizer.py digits --output 'my run'"
 
 
 def options_in(folder: Path, **changes: Any) -> TokenizerTraining:
