@@ -128,9 +128,16 @@ class Checkpoints:
     def resume(self, wanted: str) -> int:
         """Load `latest` or the checkpoint at a path; returns its step, 0 if `latest` finds none.
 
-        Raises `ValueError` for a path without a checkpoint and for files that are broken.
+        Raises `ValueError` for a path without a checkpoint, for files that are broken, and if processes do
+        not find the same one.
         """
         path = find_checkpoint(self.folder, wanted)
+        names = gather_object([path.name if path else "none"])
+        if len(set(names)) > 1:
+            raise ValueError(
+                f"{self.folder}: processes find different checkpoints ({', '.join(names)}); --output must be "
+                "on a disk that all machines share"
+            )
         if self.accelerator.is_main_process:
             remove_unfinished(self.folder)
         if path is None:

@@ -88,9 +88,9 @@ class Course:
         seed_layers(options.seed, 0, accelerator.process_index)
         self.start = self.checkpoints.resume(options.resume) if options.resume else 0
         # A run that was stopped between its last checkpoint and its model still gets the model.
-        self.finished = bool(options.resume) and self.checkpoints.model_is_written(
-            self.start, options.max_steps
-        )
+        written = bool(options.resume) and self.checkpoints.model_is_written(self.start, options.max_steps)
+        # The main process says so: others may see its files later.
+        self.finished: bool = gather_object([written])[0]
         if self.finished:
             logger.info(
                 "%s is finished: %d of %d steps are done", options.output, self.start, options.max_steps

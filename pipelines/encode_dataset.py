@@ -61,7 +61,7 @@ def main() -> None:
     """Encode both splits in blocks, a shard each, which the processes take in turn; the main one writes
     tokens.json at the end."""
     options = parse(EncodeOptions, __doc__ or "")
-    accelerator = patient_accelerator()
+    accelerator = patient_accelerator(options)
     tok = Tokenizer.from_pretrained(options.tokenizer).to(accelerator.device)
     if not tok.bottleneck.num_codebooks:
         raise ValueError(
@@ -72,6 +72,7 @@ def main() -> None:
     refuse_finished(options.output)
     splits = load_splits(options.data, tok.modality)
     require_equal(accelerator, splits.digest(), "the data")
+    require_equal(accelerator, tok.fingerprint(), "the tokenizer's weights")
     blocks = plan_blocks(splits, options.views)
     encoding = describe_encoding(options, tok, splits, blocks)
     info = describe_tokens(options, tok, splits, encoding)

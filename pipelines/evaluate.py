@@ -78,7 +78,7 @@ class EvaluateOptions:
 def main() -> None:
     """Measure, print one table, write metrics.json and the sheet of reconstructions."""
     options = parse(EvaluateOptions, __doc__ or "")
-    accelerator = patient_accelerator()
+    accelerator = patient_accelerator(options)
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
     if options.kid and tok.modality.sample_rate:
         raise ValueError("--kid is for pictures; sound has its own measures")

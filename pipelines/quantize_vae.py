@@ -82,7 +82,7 @@ class QuantizeOptions:
 def main() -> None:
     """Measure the KL, choose a codebook, measure again, write the folder."""
     options = parse(QuantizeOptions, __doc__ or "")
-    accelerator = patient_accelerator()
+    accelerator = patient_accelerator(options)
     if (options.output / "config.json").exists():
         raise ValueError(
             f"{options.output} already holds a model; choose another --output or delete that folder"

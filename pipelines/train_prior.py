@@ -24,7 +24,7 @@ from pipelines.run_folder import command_line, run_folder
 from pipelines.table_sources import credit
 from pipelines.token_info import require_same_tokens, write_info
 from pipelines.tokens import Rows, TokenInfo, read_tokens, token_batches
-from pipelines.training import start_accelerator
+from pipelines.training import require_equal, start_accelerator
 from pipelines.windows import Windows, window_info
 from prior import Prior, PriorConfig
 from prior.inputs import UNCONDITIONAL
@@ -44,6 +44,7 @@ def main() -> None:
     options = parse(PriorTraining, __doc__ or "", presets=PRIORS, default_preset="small")
     accelerator = start_accelerator(options)
     info, splits = load_tokens(options)
+    require_equal(accelerator, repr((info, [len(rows) for rows in splits.values()])), "the tokens")
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     if options.activation_checkpointing:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipelines.options import TrainingOptions
+from pipelines.run_folder import flatten, options_to_dict
 from pipelines.sharding import check_sharding, sharded_like, whole_tensors
 from tokenizer.distributed import keyed_generator
 from tokenizer.hub import HubModel
@@ -31,10 +32,15 @@ M = TypeVar("M", bound=HubModel)
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
 
 
-def patient_accelerator() -> Accelerator:
-    """An Accelerator, with its log lines, for scripts that do not train."""
+# Options that machines may have their own of: places of what is compared by its content, and loaders.
+OF_MACHINES = frozenset({"output", "resume", "tokens", "tokenizer", "prior", "data.path", "data.workers"})
+
+
+def patient_accelerator(options: Any) -> Accelerator:
+    """An Accelerator, with its log lines, for scripts that do not train; `require_same_options`."""
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
     quiet_logging(accelerator)
+    require_same_options(accelerator, options)
     return accelerator
 
 
@@ -65,6 +71,7 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
             f"--tracker {options.tracker} is not installed; pip install {options.tracker}, or --tracker none"
         )
     quiet_logging(accelerator)
+    require_same_options(accelerator, options)
     set_seed(options.seed)
     return accelerator
 
@@ -148,6 +155,20 @@ def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     """`values`, on the CPU, summed over all processes."""
     summed: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
     return summed.cpu()
+
+
+def require_same_options(accelerator: Accelerator, options: Any) -> None:
+    """`ValueError` on every process that names an option which two of them differ in, as when machines were
+    started by different commands: they would wait for each other, or each learn something else."""
+    found = gather_object([flatten(options_to_dict(options))])
+    for name in sorted({name for values in found for name in values} - OF_MACHINES):
+        for process, values in enumerate(found):
+            if values.get(name) != found[0].get(name):
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(
+                    f"{flag} is {found[0].get(name)!r} in process 0 and {values.get(name)!r} in process "
+                    f"{process}; give every machine the same options"
+                )
 
 
 def require_equal(accelerator: Accelerator, digest: str, what: str) -> None:

@@ -198,7 +198,7 @@ def test_it_learns_a_batch_by_heart() -> None:
     config = dataclasses.replace(PICTURE, dim=32, dropout=0.0, codebook_size=16)
     prior, codes, label = Prior(config), random_codes(config, 8), torch.arange(8) % 4 - 1
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2, betas=(0.9, 0.95))
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         loss = prior(codes, label).losses["nll"]
         loss.backward()

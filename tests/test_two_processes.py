@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from running import ROOT, TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environm
 from safetensors.torch import load_file
 
 from pipelines import token_plan
+from pipelines.made_data import picture_table
 from pipelines.tokens import read_tokens
 
 # k-means after the second of three steps; a batch of 16 is 8 for each process.
@@ -68,7 +70,7 @@ def launch_as(how: Sequence[object], variables: Mapping[str, str], *words: objec
 
 # Several scripts in one launch, because most of the time of a launch goes into imports.
 SEVERAL = """
-import importlib, json, sys
+import importlib, json, os, sys
 from accelerate import Accelerator
 from pipelines import cli, token_plan, train_prior
 
@@ -78,7 +80,7 @@ leave_group, cli.leave_group = cli.leave_group, lambda: None
 train_prior.loss_plot = lambda *paths: None
 token_plan.PICTURES = int(sys.argv[2])
 for name, *words in json.loads(sys.argv[1]):
-    sys.argv = [f"{name}.py", *words]
+    sys.argv = [f"{name}.py", *(word.replace("PROCESS", os.environ["RANK"]) for word in words)]
     try:
         cli.run(importlib.import_module(f"pipelines.{name}").main)
     except SystemExit as stop:
@@ -139,10 +141,23 @@ class More:
 
 
 @pytest.fixture(scope="module")
-def more(one: Path, alone: Path, tiny_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> More:
-    """Encoding, the rest of an encoding, another encoding in its folder, a prior, and last tokenizers: in a
-    folder that holds one, and to be pushed to what is no repository."""
+def more(
+    one: Path,
+    alone: Path,
+    tiny_tokenizer: Path,
+    tiny_tokens: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> More:
+    """Encoding, the rest of an encoding, another encoding in its folder, a prior; tokenizers in a folder that
+    holds one, and to be pushed to what is no repository; and last what is not the same on two machines."""
     folder = tmp_path_factory.mktemp("more")
+    links = {"tokenizer": (one, tiny_tokenizer), "tokens": (alone, tiny_tokens)}
+    for name, targets in links.items():
+        for process, target in enumerate(targets):
+            (folder / f"{name}-{process}").symlink_to(target)
+    for process in (0, 1):
+        picture_table(folder / f"pictures-{process}", 40 + process)
+    shutil.copytree(one / "checkpoints", folder / "unshared-0" / "checkpoints")
     prior = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, "--max-steps", 3, "--tracker", "none")
     prior += ("--model.dropout", 0)  # the one noise that differs between processes
     encode = ("encode_dataset", "--tokenizer", one, *ENCODE, "--output")
@@ -153,6 +168,18 @@ def more(one: Path, alone: Path, tiny_tokens: Path, tmp_path_factory: pytest.Tem
         ("train_prior", *prior, "--output", folder / "prior"),
         ("train_tokenizer", *TRAIN, "--output", one),
         ("train_tokenizer", *TRAIN, "--output", folder / "pushed", "--push-to-hub", "nobody"),
+        ("train_tokenizer", *TRAIN, "--output", folder / "other-options", "--log-every", "1PROCESS"),
+        (
+            "train_tokenizer",
+            *TRAIN,
+            "--output",
+            folder / "other-data",
+            "--data.path",
+            folder / "pictures-PROCESS",
+        ),
+        ("train_tokenizer", *TRAIN, "--output", folder / "unshared-PROCESS", "--resume", "latest"),
+        ("train_prior", *prior, "--output", folder / "other-prior", "--tokens", folder / "tokens-PROCESS"),
+        ("encode_dataset", "--tokenizer", folder / "tokenizer-PROCESS", "--output", folder / "other-tokens"),
     ]
     (folder / "several.py").write_text(SEVERAL)
     words = json.dumps([[str(word) for word in script] for script in scripts])
@@ -208,7 +235,6 @@ def test_another_encoding_is_refused_by_both(more: More) -> None:
         assert (
             f"Error{process}: {more.folder / 'other'} holds a part of another encoding" in more.finished.err
         )
-    assert more.finished.out.splitlines().count("encode_dataset ended with 2") == 2
 
 
 def test_two_processes_train_the_prior_that_one_trains(more: More, script: Script, tmp_path: Path) -> None:
@@ -225,5 +251,29 @@ def test_a_mistake_that_only_the_main_process_sees_ends_both(more: More, one: Pa
     for message in (f"{one} already holds a run", "--push-to-hub 'nobody': cannot be pushed to"):
         assert f"Error: {message}" in more.finished.err
         assert f"Error (process 1): {message}" in more.finished.err
-    assert more.finished.out.splitlines().count("train_tokenizer ended with 2") == 4
     assert not (more.folder / "pushed").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("--log-every is 10 in process 0 and 11 in process 1", "other-options"),
+        ("the data are not the same on all 2 processes", "other-data"),
+        ("the tokens are not the same on all 2 processes", "other-prior"),
+        ("the tokenizer's weights are not the same on all 2 processes", "other-tokens"),
+        ("processes find different checkpoints (step-3, none)", "unshared-1"),
+    ],
+)
+def test_what_differs_between_machines_is_told_by_both(more: More, what: str, name: str) -> None:
+    told = [line for line in more.finished.err.splitlines() if what in line]
+    assert sorted(line.split(":")[0] for line in told) == ["Error", "Error (process 1)"]
+    assert not (more.folder / name).exists()
+
+
+def test_mistakes_end_both_processes(more: More) -> None:
+    ends = Counter(more.finished.out.splitlines())
+    assert ends == {
+        "encode_dataset ended with 2": 4,
+        "train_tokenizer ended with 2": 10,
+        "train_prior ended with 2": 2,
+    }
