@@ -234,7 +234,7 @@ def test_accumulated_gradients_equal_the_whole_batch(
     train: Train, options: tuple[Any, ...], tmp_path: Path
 ) -> None:
     """Dropout is off: its noise is the one thing that depends on how a batch is cut."""
-    words = ("--max-steps", 5, "--keep-checkpoints", 1, "--eval-every", 9)
+    words = ("--max-steps", 5, "--keep-checkpoints", 1, "--eval-every", 9, "--log-every", 1)
     if "--tokens" in options:
         words += ("--model.dropout", 0)
     else:
@@ -243,3 +243,6 @@ def test_accumulated_gradients_equal_the_whole_batch(
     train(*options, *words, "--output", tmp_path / "two", "--gradient-accumulation", 2)
     one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
     torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+    # What is logged is that of the whole batch, not of its last part.
+    for expected, found in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        assert found == {k: pytest.approx(v, abs=1e-3, rel=1e-3) for k, v in expected.items()}

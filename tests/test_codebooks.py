@@ -11,7 +11,7 @@ from einops import rearrange
 from tiny import bottleneck_config, latents
 from torch import Tensor
 
-from tokenizer.bottlenecks.codebook import kmeans
+from tokenizer.bottlenecks.ema_codebook import kmeans
 from tokenizer.bottlenecks.estimators import rotate, straight_through
 from tokenizer.bottlenecks.learnt_codebooks import SimVQCodebook
 from tokenizer.bottlenecks.vq import VQ

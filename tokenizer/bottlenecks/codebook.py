@@ -1,8 +1,8 @@
 """Codebooks and what keeps them alive: a start by k-means, statistics of all processes, revival of dead
 entries.
 
-Left out: the search (`tokenizer.search`), the codebooks learnt by gradient (`learnt_codebooks.py`), and the
-way to and from the layout of pictures (the bottlenecks).
+Left out: the kinds of codebooks (`ema_codebook.py`, `learnt_codebooks.py`), the search (`tokenizer.search`),
+and the way to and from the layout of pictures (the bottlenecks).
 """
 
 import math
@@ -15,13 +15,11 @@ from torch.nn import functional as F
 from tokenizer.bottlenecks.health import Health
 from tokenizer.checks import require_finite
 from tokenizer.distributed import Step, all_reduce_sum, broadcast
-from tokenizer.search import nearest
 
 # Vectors of the global batch kept per step for revival; at most so many entries are revived in one step.
 CANDIDATES = 128
 # Vectors per entry that the k-means reservoir aims at, as far as the first steps have that many.
 RESERVOIR_PER_ENTRY = 64
-KMEANS_ITERATIONS = 10
 # Without a decay given, the moving averages reach back over about so many vectors of each entry, as far as
 # that is between these decays. Measured on emoji, 512 entries after 300 steps: 21.8 dB with 0.99 at 8 vectors
 # per entry and step, 22.5 with 0.97, 22.6 with 0.9.
@@ -215,63 +213,3 @@ class Codebook(nn.Module):
             )
             self._revived.zero_()
         return events + self.health.events()
-
-
-class EMACodebook(Codebook):
-    """Entries (N, D) that follow the mean of the vectors assigned to them (van den Oord et al. 2017, arXiv
-    1711.00937, appendix A.1)."""
-
-    sums: ClassVar[bool] = True
-
-    entries: Tensor
-    ema_sum: Tensor
-
-    def _make(self) -> None:
-        self.register_buffer("entries", self.on_sphere(torch.randn(self.size, self.dim)))
-        self.register_buffer("ema_sum", self.entries.clone())
-
-    @property
-    def vectors(self) -> Tensor:
-        return self.entries
-
-    def _learn(self, total: Tensor, share: float) -> None:
-        self.ema_sum.lerp_(total[:, :-1], share)
-        # An entry whose count has vanished stays where it is instead of becoming 0 / 0.
-        used = self.ema_count > 1e-6
-        mean = self.on_sphere(self.ema_sum / self.ema_count.clamp(min=1e-6)[:, None])
-        self.entries.copy_(torch.where(used[:, None], mean, self.entries))
-
-    def _begin(self, reservoir: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
-        entries, counts = kmeans(reservoir, self.size, generator, self.spherical)
-        self.entries.copy_(broadcast(entries))
-        return counts, f"k-means placed {self.size} entries among"
-
-    def _start(self, step: Step, rows: float) -> None:
-        super()._start(step, rows)
-        self.ema_sum.copy_(self.entries * self.ema_count[:, None])
-
-    def _move(self, index: Tensor, dead: Tensor, vectors: Tensor) -> None:
-        self.entries[index] = torch.where(dead[:, None], vectors, self.entries[index])
-        fresh = vectors * self.ema_count[index][:, None]
-        self.ema_sum[index] = torch.where(dead[:, None], fresh, self.ema_sum[index])
-
-
-@torch.no_grad()
-def kmeans(
-    x: Tensor, size: int, generator: torch.Generator, spherical: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from random rows of x (M, D), M ≥ size → centres (size, D), counts (size,).
-
-    A centre that loses all its rows moves to a random row; ten rounds suffice for a start that training
-    refines. `spherical`: x lies on the unit sphere, and so do the centres.
-    """
-    centres = x[torch.randperm(x.shape[0], generator=generator)[:size].to(x.device)].clone()
-    counts = x.new_zeros(size)
-    for _ in range(KMEANS_ITERATIONS):
-        codes = nearest(x, centres)
-        counts = torch.bincount(codes, minlength=size).to(x.dtype)
-        sums = torch.zeros_like(centres).index_add_(0, codes, x)
-        means = F.normalize(sums) if spherical else sums / counts.clamp(min=1)[:, None]
-        random_rows = x[torch.randint(x.shape[0], (size,), generator=generator).to(x.device)]
-        centres = torch.where(counts[:, None] > 0, means, random_rows)
-    return centres, counts

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks.codebook import Codebook, kmeans
+from tokenizer.bottlenecks.codebook import Codebook
+from tokenizer.bottlenecks.ema_codebook import kmeans
 from tokenizer.distributed import broadcast
 
 

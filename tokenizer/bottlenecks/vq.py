@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
-from tokenizer.bottlenecks.codebook import Codebook, EMACodebook
+from tokenizer.bottlenecks.codebook import Codebook
+from tokenizer.bottlenecks.ema_codebook import EMACodebook
 from tokenizer.bottlenecks.estimators import ESTIMATORS
 from tokenizer.bottlenecks.health import batch_stats
 from tokenizer.bottlenecks.learnt_codebooks import GradientCodebook, SimVQCodebook
