@@ -6,6 +6,7 @@ Left out: models that are broken by accident (test_strict_loading.py), and thous
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tokenizer as tiny_tokenizer
+from torch import Tensor
 
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer, TokenizerConfig, outline
@@ -49,30 +51,30 @@ def test_a_header_of_huge_tensors_in_a_small_file_takes_no_memory(tmp_path: Path
     assert torch.equal(torch.get_rng_state(), before)  # no model was made, whose weights are random at first
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_named(value: float, tok: Path) -> None:
+def change_weights(tok: Path, change: Callable[[Tensor], Tensor]) -> str:
+    """Change one of the decoder's tensors in a saved model; returns its name."""
     state = load_file(tok / WEIGHTS)
     name = next(k for k in sorted(state) if k.startswith("decoder"))
-    state[name].view(-1)[1] = value
+    state[name] = change(state[name])
     save_file(state, tok / WEIGHTS)
+    return name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(value: float, tok: Path) -> None:
+    name = change_weights(tok, lambda w: w.flatten().index_fill(0, torch.tensor([1]), value).view_as(w))
     with pytest.raises(ValueError, match=rf"model\.safetensors: tensor '{name}' holds NaN or infinity"):
         Tokenizer.from_pretrained(tok)
 
 
 def test_weights_beyond_their_type_are_named(tok: Path) -> None:
-    state = load_file(tok / WEIGHTS)
-    name = next(k for k in sorted(state) if k.startswith("decoder"))
-    state[name] = torch.full_like(state[name], 1e300, dtype=torch.float64)
-    save_file(state, tok / WEIGHTS)
+    name = change_weights(tok, lambda w: torch.full_like(w, 1e300, dtype=torch.float64))
     with pytest.raises(ValueError, match=f"tensor '{name}' holds .* beyond torch.float32"):
         Tokenizer.from_pretrained(tok)
 
 
 def test_large_weights_whose_sum_overflows_are_loaded(tok: Path) -> None:
-    state = load_file(tok / WEIGHTS)
-    name = next(k for k in sorted(state) if k.startswith("decoder"))
-    state[name] = torch.full_like(state[name], 3e38)
-    save_file(state, tok / WEIGHTS)
+    name = change_weights(tok, lambda w: torch.full_like(w, 3e38))
     assert float(Tokenizer.from_pretrained(tok).state_dict()[name].max()) == pytest.approx(3e38)
 
 

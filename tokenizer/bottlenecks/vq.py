@@ -1,7 +1,7 @@
 """The VQ-VAE's bottleneck: one codebook, learnt by moving averages or by gradient, kept alive without tuning.
 
-Left out: the codebooks themselves (`codebook.py`, `learnt_codebooks.py`), and several codebooks per position
-(`rvq.py`, `grouped.py`).
+Left out: the codebooks themselves (`ema_codebook.py`, `learnt_codebooks.py`), and several codebooks per
+position (`rvq.py`, `grouped.py`).
 """
 
 from dataclasses import dataclass, replace
