@@ -75,7 +75,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_tokenizer(workspace: Path) -> Path:
     """A tokenizer after 6 steps on 32 emoji."""
     folder = workspace / "tokenizer"
-    words = ("--output", folder, "--max-steps", 6, "--checkpoint-every", 3, "--eval-every", 4)
+    words = ("--output", folder, "--max-steps", 6, "--checkpoint-every", 3, "--eval-every", 3)
     run_script("train_tokenizer", "emoji", *TINY_TOKENIZER, *words)
     return folder
 

@@ -193,6 +193,32 @@ def test_only_the_newest_checkpoints_stay(train: Train, options: tuple[Any, ...]
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-4", "step-5"]
 
 
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    script: Script, no_plots: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a machine loses that stops without warning; a kill of the process alone does not show it."""
+    events: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def fsync_noted(number: int) -> None:
+        events.append(("fsync", Path(os.readlink(f"/proc/self/fd/{number}")).name))
+        fsync(number)
+
+    def rename_noted(path: Path, target: Path) -> Path:
+        events.append(("rename", target.name))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync_noted)
+    monkeypatch.setattr(Path, "rename", rename_noted)
+    script("train_tokenizer", *WHOLE_TOKENIZER, "--max-steps", 4, "--output", tmp_path / "run")
+    named = events.index(("rename", "step-4"))
+    synced = [name for what, name in events[:named] if what == "fsync"]
+    assert synced.count("metrics.jsonl") == 2  # when it was made, and with all rows
+    files = {p.name for p in (tmp_path / "run" / "checkpoints" / "step-4").iterdir()}
+    assert len(files) == 6 and files < {*synced} and any(name.startswith(".step-4") for name in synced)
+    assert ("fsync", "checkpoints") in events[named:]
+
+
 def test_checkpoints_are_found_in_the_order_of_their_steps(tmp_path: Path) -> None:
     for step in ("9", "10", "100", "x", "8-old"):
         (tmp_path / f"step-{step}").mkdir()

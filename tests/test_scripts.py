@@ -47,6 +47,7 @@ def test_what_a_tokenizer_measures_is_in_range(tiny_tokenizer: Path) -> None:
     assert metrics["bits_per_item"] == 8 * 8 * 5
     rows = [json.loads(line) for line in (tiny_tokenizer / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1] == {"step": 6, **{f"valid/{k}": v for k, v in metrics.items()}}
+    assert [row["step"] for row in rows if "valid/psnr" in row] == [3, 6]
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
