@@ -19,9 +19,13 @@ import pytest
 import torch
 from running import WHOLE_TOKENIZER, Finished, Script, environment, whole_prior
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
 from whole_runs import assert_same_run, rows_of, stopped_at
 
+from pipelines import train_tokenizer
 from pipelines.checkpoints import find_checkpoint, list_checkpoints
+from tokenizer import Tokenizer
 
 Train = Callable[..., Finished]
 
@@ -184,6 +188,30 @@ def test_a_warning_tells_of_another_number_of_threads(
     assert f"resuming with {torch.get_num_threads()} threads instead of 99" in finished.err
 
 
+# Averaged weights
+
+
+def test_what_is_measured_and_saved_are_the_averaged_weights(
+    script: Script, no_plots: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured: list[dict[str, Tensor]] = []
+
+    def measure(tok: Tokenizer, *_: object) -> dict[str, float]:
+        measured.append({k: v.clone() for k, v in tok.state_dict().items()})
+        return {"psnr": 1.0}
+
+    monkeypatch.setattr(train_tokenizer, "evaluate_tokenizer", measure)
+    monkeypatch.setattr(train_tokenizer, "write_tokenizer_report", lambda *_: None)
+    words = ("--max-steps", 6, "--checkpoint-every", 3, "--eval-every", 3, "--ema-decay", 0.9)
+    script("train_tokenizer", *WHOLE_TOKENIZER, *words, "--output", tmp_path)
+    saved = [*(tmp_path / "checkpoints" / f"step-{step}" / "average.safetensors" for step in (3, 6))]
+    for found, path in zip(measured, saved, strict=True):
+        assert_close({k: found[k] for k in load_file(path)}, load_file(path), atol=0, rtol=0)
+    assert_close(load_file(tmp_path / "model.safetensors"), measured[-1], atol=0, rtol=0)
+    last = load_file(tmp_path / "checkpoints" / "step-6" / "model.safetensors")
+    assert any(not torch.equal(last[k], v) for k, v in measured[-1].items())
+
+
 # What stays
 
 
@@ -268,7 +296,7 @@ def test_accumulated_gradients_equal_the_whole_batch(
     train(*options, *words, "--output", tmp_path / "one")
     train(*options, *words, "--output", tmp_path / "two", "--gradient-accumulation", 2)
     one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
-    torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+    assert_close(two, one, atol=1e-4, rtol=1e-4)
     # What is logged is that of the whole batch, not of its last part.
     for expected, found in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         assert found == {k: pytest.approx(v, abs=1e-3, rel=1e-3) for k, v in expected.items()}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,6 +163,31 @@ def test_processes_end_with_their_launcher(tmp_path: Path) -> None:
     assert err.count("Stopped by a signal (15)") == 2
     (last,) = list_checkpoints(folder / "checkpoints")
     assert f"step-{max(row['step'] for row in rows_of(folder))}" == last.name
+
+
+# What is stuck, as in a collective, answers no signal.
+STUCK = """
+import signal, time
+from pipelines import interruption
+
+interruption.GRACE = interruption.PAUSE = 0.2
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+interruption.end_with_launcher()
+print("ready", flush=True)
+time.sleep(100)
+"""
+LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def test_a_stuck_process_ends_with_its_launcher_too() -> None:
+    env = {**environment(), "TORCHELASTIC_RUN_ID": "none"}
+    command = [sys.executable, "-c", LAUNCHER, STUCK]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
+        launcher.kill()
+        begun = time.monotonic()
+        assert launcher.stdout.read() == ""  # until the process that holds it ends
+        assert time.monotonic() - begun < 50
 
 
 def test_without_a_launcher_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
