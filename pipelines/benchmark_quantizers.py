@@ -21,9 +21,9 @@ from pipelines.benchmarking import benchmark, machine
 from pipelines.cli import NOTHING
 from pipelines.contestants import REFERENCE, Contestant, contestants
 from pipelines.data import DataConfig, Splits, load_splits
+from pipelines.option_values import flatten, options_to_dict
 from pipelines.peer_quantizers import PACKAGES
 from pipelines.report import progress
-from pipelines.run_folder import flatten, options_to_dict
 from tokenizer.config import config_to_dict, require
 from tokenizer.files import write_atomically
 

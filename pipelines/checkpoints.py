@@ -26,7 +26,7 @@ from pipelines.checkpoint_state import CheckpointState, read_state
 from pipelines.optimizer_state import load_optimizers, optimizer_tensors
 from pipelines.sharding import sharded_like, whole_tensors
 from pipelines.training import WeightAverage, seed_layers
-from tokenizer.files import SAVED, folder_beside, load_tensors, remove_unfinished
+from tokenizer.files import CHECKPOINTS, SAVED, folder_beside, load_tensors, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Checkpoints:
         seed: int,
     ) -> None:
         self.accelerator, self.model, self.average, self.optimizers = accelerator, model, average, optimizers
-        self.folder, self.keep, self.seed = folder / "checkpoints", keep, seed
+        self.folder, self.keep, self.seed = folder / CHECKPOINTS, keep, seed
         # Steps that were left out, in all and just before the next one.
         self.skipped = self.in_a_row = 0
 

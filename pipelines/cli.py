@@ -6,8 +6,10 @@ Left out: the options themselves (`pipelines.options`, or the script that has th
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +127,7 @@ def _peek(words: Sequence[str], flag: str) -> str | None:
 
 def _merge(cls: type[O], default: O, values: Mapping[str, Any], where: str) -> O:
     """`default` with the values of a (perhaps partial) run.json laid over it."""
-    from pipelines.run_folder import options_to_dict
+    from pipelines.option_values import options_to_dict
 
     return config_from_dict(cls, _overlay(options_to_dict(default), values), where)
 
@@ -180,14 +182,18 @@ def run(main: Callable[[], None]) -> None:
     end_with_launcher()
     try:
         main()
+    except BrokenPipeError:  # who read the output, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         if os.environ.get("TOKENLOOM_DEBUG"):
             raise
         where = "" if rank == "0" else f" (process {rank})"
-        print_whole(f"Error{where}: {error}")
+        print_whole(f"Error{where}: {in_words(error)}")
         sys.exit(2)
     except Stopped as stopped:
-        print_whole(str(stopped))
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on every machine
+            print_whole(str(stopped))
         sys.exit(stopped.code)
     except KeyboardInterrupt:
         text = (
@@ -197,6 +203,18 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
     finally:
         leave_group()
+
+
+def in_words(error: ValueError | OSError) -> str:
+    """What went wrong, and for what a disk refuses also what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}there is no room on the disk; make some, or choose another --output"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{where}{error.strerror}; change that, or choose another place"
+    return f"{where}{error.strerror}" if error.strerror else str(error)
 
 
 def print_whole(text: str) -> None:

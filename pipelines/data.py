@@ -6,6 +6,7 @@ devices.
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from pipelines.clip_scan import scan_clips
 from pipelines.clips import Clips, ClipScan, Segments
 from pipelines.examples import Examples, Scan, scan
 from pipelines.folders import find_sources
+from pipelines.interruption import ignore_requests
 from pipelines.scanning import held_out_mask
 from pipelines.sources import KINDS, SOUND, DataConfig, Source, default_of
 from pipelines.table_sources import EMBEDDED
@@ -219,7 +221,12 @@ def batches(
     # batch_size None: a worker makes whole batches. A generator of its own: the loader draws a seed for its
     # workers, and the global generator must not depend on their number.
     loader = DataLoader(
-        plan, batch_size=None, sampler=places, num_workers=workers, generator=torch.Generator()
+        plan,
+        batch_size=None,
+        sampler=places,
+        num_workers=min(workers, os.cpu_count() or 1),
+        generator=torch.Generator(),
+        worker_init_fn=ignore_requests,
     )
     return iter(loader)
 

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.agreement import load_alike, on_main
 from pipelines.augment import Augment
 from pipelines.cli import parse, run
 from pipelines.data import NO_VIEWS, Clips, DataConfig, Examples, Splits, load_splits, to_float
 from pipelines.item_codes import picture_codes, sound_codes
 from pipelines.report import progress
-from pipelines.run_folder import claimed_folder
+from pipelines.run_folder import claimed_folder, require_writable
 from pipelines.token_info import MAX_VIEWS, TokenInfo, write_info
 from pipelines.token_plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
 from pipelines.token_shards import write_shard
-from pipelines.training import patient_accelerator, require_equal
+from pipelines.training import patient_accelerator
 from tokenizer import Tokenizer
 from tokenizer.config import require
 
@@ -62,7 +63,12 @@ def main() -> None:
     tokens.json at the end."""
     options = parse(EncodeOptions, __doc__ or "")
     accelerator = patient_accelerator(options)
-    tok = Tokenizer.from_pretrained(options.tokenizer).to(accelerator.device)
+    tok = load_alike(
+        accelerator,
+        "the tokenizer's weights",
+        lambda: Tokenizer.from_pretrained(options.tokenizer),
+        Tokenizer.fingerprint,
+    ).to(accelerator.device)
     if not tok.bottleneck.num_codebooks:
         raise ValueError(
             f"{options.tokenizer} is a VAE and has no codes; quantize_vae.py gives it some, and sample.py "
@@ -70,9 +76,10 @@ def main() -> None:
         )
     check_views(options, tok)
     refuse_finished(options.output)
-    splits = load_splits(options.data, tok.modality)
-    require_equal(accelerator, splits.digest(), "the data")
-    require_equal(accelerator, tok.fingerprint(), "the tokenizer's weights")
+    on_main(accelerator, lambda: require_writable(options.output))
+    splits = load_alike(
+        accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
+    )
     blocks = plan_blocks(splits, options.views)
     encoding = describe_encoding(options, tok, splits, blocks)
     info = describe_tokens(options, tok, splits, encoding)

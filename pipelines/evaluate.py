@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from pipelines.agreement import load_alike, on_main
 from pipelines.cli import parse, run
 from pipelines.data import Clips, DataConfig, Examples, Splits, held_out_batches, load_splits, to_float
 from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
@@ -23,11 +24,12 @@ from pipelines.models import load_models
 from pipelines.prior_positions import NAME as POSITIONS
 from pipelines.prior_positions import Positions, measure_positions, write_positions
 from pipelines.rate_distortion import rate_distortion_table
+from pipelines.run_folder import require_writable
 from pipelines.sound_evaluation import Measured, evaluate_sound
 from pipelines.sound_results import curve, write_sound_results
 from pipelines.token_clips import CodeClips
 from pipelines.tokens import Rows, TokenInfo, TokenSplit
-from pipelines.training import patient_accelerator, require_equal
+from pipelines.training import patient_accelerator
 from pipelines.windows import Windows
 from prior import Prior
 from tokenizer import Tokenizer
@@ -83,8 +85,10 @@ def main() -> None:
     if options.kid and tok.modality.sample_rate:
         raise ValueError("--kid is for pictures; sound has its own measures")
     network = load_features(options.kid, options.kid_download).to(accelerator.device) if options.kid else None
-    splits = load_splits(options.data, tok.modality)
-    require_equal(accelerator, splits.digest(), "the data")
+    on_main(accelerator, lambda: require_writable(options.output))
+    splits = load_alike(
+        accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
+    )
     examples = splits.held_out if len(splits.held_out) else splits.train
     if not len(splits.held_out):
         logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)

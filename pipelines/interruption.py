@@ -68,6 +68,13 @@ class StopRequests:
         return int(number)
 
 
+def ignore_requests(_worker: int = 0) -> None:
+    """Make a process that loads data deaf to requests to stop, which a scheduler sends to all processes: the
+    one that trains still needs its batches. It ends with that one."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def is_launched() -> bool:
     """Whether a launcher started this process."""
     return any(name in os.environ for name in LAUNCHED)

@@ -21,13 +21,18 @@ logger = logging.getLogger(__name__)
 CLASSES, PICTURES, SOUNDS = 12, 8, 3
 
 
+def require_models(prior: str, tokenizer: str) -> None:
+    """`ValueError` if neither is named."""
+    if not prior and not tokenizer:
+        raise ValueError("give --prior DIR, or --tokenizer DIR, or both")
+
+
 def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior | None, Tokenizer]:
     """The prior (None without a name) and the tokenizer of that name, or else the one that the prior names.
 
     Raises `ValueError` if neither is given, one cannot be loaded, or they do not belong together.
     """
-    if not prior and not tokenizer:
-        raise ValueError("give --prior DIR, or --tokenizer DIR, or both")
+    require_models(prior, tokenizer)
     loaded = Prior.from_pretrained(prior).to(device) if prior else None
     if loaded is None or tokenizer:
         tok = Tokenizer.from_pretrained(tokenizer).to(device)

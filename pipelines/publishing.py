@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
+from pipelines.agreement import on_main
 from tokenizer.hub_client import prepare_push, push_folder
 
 logger = logging.getLogger(__name__)
@@ -36,18 +36,19 @@ def check_push(accelerator: Accelerator, options: Publishing, resumed: bool = Fa
     run that is resumed, which a Hub that is down must not end."""
     if not options.push_to_hub:
         return
-    refusal = [""]
-    if accelerator.is_main_process:
+
+    def prepare() -> None:
         try:
             prepare_push(options.push_to_hub, options.push_private, license=options.license)
         except ValueError as error:
-            refusal[0] = f"--push-to-hub {error}"
-    # Every process learns of it, so that none is left waiting for the others.
-    broadcast_object_list(refusal)
-    if refusal[0] and resumed:
-        logger.warning("%s\nThe run goes on; if this is still so at its end, it says how to push", refusal[0])
-    elif refusal[0]:
-        raise ValueError(refusal[0])
+            raise ValueError(f"--push-to-hub {error}") from error
+
+    try:
+        on_main(accelerator, prepare)
+    except ValueError as error:
+        if not resumed:
+            raise
+        logger.warning("%s\nThe run goes on; if this is still so at its end, it says how to push", error)
 
 
 def push(accelerator: Accelerator, options: Publishing) -> None:

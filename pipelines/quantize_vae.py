@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from einops import reduce
 from torch import Tensor
 
+from pipelines.agreement import load_alike, on_main
 from pipelines.cli import parse, run
 from pipelines.data import (
     EMBEDDED,
@@ -30,8 +31,9 @@ from pipelines.data import (
 )
 from pipelines.evaluation import evaluate_tokenizer, write_results
 from pipelines.publishing import check_push, push
+from pipelines.run_folder import require_writable
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline, readable_blocks
-from pipelines.training import patient_accelerator, require_equal, sum_over_processes
+from pipelines.training import patient_accelerator, sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.config import require
 from tokenizer.hub import CardInfo
@@ -83,6 +85,7 @@ def main() -> None:
     """Measure the KL, choose a codebook, measure again, write the folder."""
     options = parse(QuantizeOptions, __doc__ or "")
     accelerator = patient_accelerator(options)
+    on_main(accelerator, lambda: require_writable(options.output))
     if (options.output / "config.json").exists():
         raise ValueError(
             f"{options.output} already holds a model; choose another --output or delete that folder"
@@ -94,12 +97,13 @@ def main() -> None:
         raise ValueError(
             f"--group-dim {options.group_dim} does not divide the VAE's {vae.bottleneck.out_dim} channels"
         )
-    splits = load_splits(options.data, vae.modality)
-    require_equal(accelerator, splits.digest(), "the data")
+    check_push(accelerator, options)
+    splits = load_alike(
+        accelerator, "the data", lambda: load_splits(options.data, vae.modality), Splits.digest
+    )
     examples = splits.held_out if len(splits.held_out) else splits.train
     if not len(splits.held_out):
         logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)
-    check_push(accelerator, options)
     bits = kl_bits(vae, examples, accelerator, options.group_dim, options.batch_size)
     logger.info("%s", in_words(bits))
     size = options.codebook_size or chosen_size(bits, options.margin)

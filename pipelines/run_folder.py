@@ -10,17 +10,19 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
+from pipelines.agreement import on_main
+from pipelines.checkpoints import find_checkpoint
 from pipelines.interruption import is_launched
+from pipelines.option_values import flag_of, flatten, options_to_dict
 from pipelines.options import MAY_CHANGE, TrainingOptions
-from tokenizer.config import config_to_dict, shortened
-from tokenizer.files import read_json, remove_unfinished, write_atomically
+from tokenizer.config import shortened
+from tokenizer.files import CHECKPOINTS, read_json, remove_unfinished, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ T = TypeVar("T")
 
 RUN_FILE = "run.json"
 COMMAND_FILE = "command.txt"
+SKIPPED_FILE = "skipped.txt"
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -42,6 +46,12 @@ def run_folder(accelerator: Accelerator, options: TrainingOptions) -> Iterator[P
         yield options.output
 
 
+def check_run_folder(accelerator: Accelerator, options: TrainingOptions) -> None:
+    """`ValueError` on every process for what `run_folder` would refuse, before the data are read. Writes
+    nothing."""
+    on_main(accelerator, lambda: _check(options.output, options))
+
+
 @contextlib.contextmanager
 def claimed_folder(accelerator: Accelerator, folder: Path, claim: Callable[[], T]) -> Iterator[T]:
     """`folder`, made if it is not there and locked; what `claim` returned on the main process, on every one.
@@ -49,31 +59,20 @@ def claimed_folder(accelerator: Accelerator, folder: Path, claim: Callable[[], T
     The lock is the kernel's (`flock`), so it ends with the process however that ends. Raises `ValueError` on
     every process if the folder is in use or cannot be written, or `claim` raised on the main one.
     """
-    answer: list[Any] = [None, None]
-    lock = None
-    if accelerator.is_main_process:
-        try:
-            lock = _lock(folder)
-            answer[1] = claim()
+    with contextlib.ExitStack() as stack:
+
+        def take() -> T:
+            stack.enter_context(_lock(folder))
+            claimed = claim()
             remove_unfinished(folder)
-        except (OSError, ValueError) as error:
-            answer[0] = str(error)
-            if lock is not None:
-                lock.close()
-    # Every process learns of the failure, so that none is left waiting for the others.
-    broadcast_object_list(answer)
-    if answer[0] is not None:
-        raise ValueError(answer[0])
-    try:
-        yield answer[1]
-    finally:
-        if lock is not None:
-            lock.close()
+            return claimed
+
+        yield on_main(accelerator, take)
 
 
 def _lock(folder: Path) -> IO[str]:
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
+    file = (folder / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -86,17 +85,41 @@ def _lock(folder: Path) -> IO[str]:
     return file
 
 
-def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
-    """Check the folder against `options`; write, for a new run, its command, and run.json."""
+def _check(folder: Path, options: TrainingOptions) -> None:
+    """`ValueError` for a folder that cannot be written, that another run uses, or whose run is not the one of
+    `options`."""
+    require_writable(folder)
+    if (folder / LOCK).exists():
+        _lock(folder).close()
+    _check_run(folder, options)
+    if options.resume:
+        find_checkpoint(folder / CHECKPOINTS, options.resume)
+
+
+def _check_run(folder: Path, options: TrainingOptions) -> None:
     path = folder / RUN_FILE
-    values = options_to_dict(options)
     if options.resume:
         if path.exists():
-            _compare(read_json(path), values, options_to_dict(type(options)()), path)
+            _compare(read_json(path), options_to_dict(options), options_to_dict(type(options)()), path)
     elif path.exists() or (folder / "config.json").exists():
         raise ValueError(
             f"{folder} already holds a run; choose another --output, or continue it with --resume latest"
         )
+
+
+def require_writable(folder: Path) -> None:
+    """`ValueError` if `folder` is none, or neither it nor a new one in its place can be written to."""
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise ValueError(f"--output {folder}: {place} is a file, expected a folder; choose another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {folder}: {place} cannot be written to; choose another")
+
+
+def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
+    """Check the folder against `options`; write, for a new run, its command, and run.json."""
+    path = folder / RUN_FILE
+    _check_run(folder, options)
     # The command first: a run that was killed between the two has not begun, and not lost its command.
     if not (options.resume and (folder / COMMAND_FILE).exists()):
         launch = ["accelerate", "launch"] if is_launched() else ["python"]
@@ -104,7 +127,14 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
             launch += ["--num_processes", str(processes)]
         command = shlex.join([*launch, f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         write_atomically(folder / COMMAND_FILE, lambda p: p.write_text(command + "\n", encoding="utf-8"))
-    write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+    text = json.dumps(options_to_dict(options), indent=2) + "\n"
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def write_skipped(folder: Path, skipped: Iterable[tuple[str, str]]) -> None:
+    """All that was left out of the data, a name and why on each line."""
+    text = "".join(f"{name}: {' '.join(why.split())}\n" for name, why in skipped)
+    write_atomically(folder / SKIPPED_FILE, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def command_line(folder: Path) -> str:
@@ -123,35 +153,10 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[s
                 raise ValueError(f"--max-steps may only grow on a resume: it was {was}, now {now}")
             logger.info("max_steps grows from %d to %d; the schedule of rates follows", was, now)
         elif was != now and name not in MAY_CHANGE:
-            flag = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{flag} is {now!r}, but the run in {path.parent} has {was!r}; leave it out to resume that "
-                f"run, or start a new one in another --output"
+                f"{flag_of(name)} is {now!r}, but the run in {path.parent} has {was!r}; leave it out to "
+                "resume that run, or start a new one in another --output"
             )
-
-
-def options_to_dict(options: Any) -> dict[str, Any]:
-    """`config_to_dict`, with paths as strings."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {k: plain(v) for k, v in config_to_dict(options).items()}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one level of dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 class MetricsLog:

@@ -12,10 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipelines.agreement import on_main
 from pipelines.cli import NOTHING, parse, run
-from pipelines.models import load_models
+from pipelines.models import load_models, require_models
 from pipelines.neighbours import training_items, write_neighbours
 from pipelines.report import progress
+from pipelines.run_folder import require_writable
 from pipelines.sample_files import SHEET, Drawn, write_samples
 from pipelines.training import quiet_logging
 from prior import Prior
@@ -109,6 +111,8 @@ def main() -> None:
     options = parse(SampleOptions, __doc__ or "")
     accelerator = Accelerator()
     quiet_logging(accelerator)
+    require_models(options.prior, options.tokenizer)
+    on_main(accelerator, lambda: require_writable(options.output))
     if (options.output / SHEET).exists():
         raise ValueError(
             f"{options.output} already holds samples; choose another --output or delete that folder"

@@ -19,6 +19,9 @@ from pipelines.sources import Kind
 # The name of what was left out, and why.
 Skip: TypeAlias = tuple[str, str]
 
+# Names of skipped examples in a message.
+LISTED = 20
+
 _SPAN = 64  # examples a thread takes at a time
 _BAR_FROM = 2000  # examples from which a progress bar is worth its line
 
@@ -71,7 +74,9 @@ def reason(name: str, error: Exception) -> str:
 
 
 def listed(skipped: Sequence[Skip], count: int, kind: Kind) -> str:
-    """The message on what was skipped of `count`: how many, and the first."""
-    name, why = skipped[0]
-    more = f" (…and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
-    return f"skipped {len(skipped)} of {count} {kind.many}: {name}: {why}{more}"
+    """The message on what was skipped of `count`: how many, and the first `LISTED` of them."""
+    lines = [f"skipped {len(skipped)} of {count} {kind.many}:"]
+    lines += [f"{name}: {why}" for name, why in skipped[:LISTED]]
+    if len(skipped) > LISTED:
+        lines.append(f"…and {len(skipped) - LISTED} more")
+    return " ".join(lines) if len(skipped) == 1 else "\n  ".join(lines)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.agreement import load_alike
 from pipelines.cli import parse, run
 from pipelines.course import Course
 from pipelines.evaluation import evaluate_prior
@@ -20,11 +21,11 @@ from pipelines.options import PriorSize, PriorTraining
 from pipelines.presets import PRIORS
 from pipelines.publishing import check_push, push
 from pipelines.report import loss_plot
-from pipelines.run_folder import command_line, run_folder
+from pipelines.run_folder import check_run_folder, command_line, run_folder
 from pipelines.table_sources import credit
 from pipelines.token_info import require_same_tokens, write_info
 from pipelines.tokens import Rows, TokenInfo, read_tokens, token_batches
-from pipelines.training import require_equal, start_accelerator
+from pipelines.training import start_accelerator
 from pipelines.windows import Windows, window_info
 from prior import Prior, PriorConfig
 from prior.inputs import UNCONDITIONAL
@@ -43,15 +44,15 @@ def main() -> None:
     """Read the options, check tokens and folder, train."""
     options = parse(PriorTraining, __doc__ or "", presets=PRIORS, default_preset="small")
     accelerator = start_accelerator(options)
-    info, splits = load_tokens(options)
-    require_equal(accelerator, repr((info, [len(rows) for rows in splits.values()])), "the tokens")
+    check_run_folder(accelerator, options)
+    check_push(accelerator, options, resumed=bool(options.resume))
+    info, splits = load_alike(accelerator, "the tokens", lambda: load_tokens(options), digest_of)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     if options.activation_checkpointing:
         prior.checkpoint_activations()
     if options.compile:
         prior.compile_blocks()
-    check_push(accelerator, options, resumed=bool(options.resume))
     with run_folder(accelerator, options):
         if options.resume:
             require_same_tokens(options.output, info)
@@ -74,6 +75,12 @@ def load_tokens(options: PriorTraining) -> tuple[TokenInfo, dict[str, Rows]]:
     info = window_info(info, options.seconds)
     seeds = {"train": options.seed, "held_out": 0}
     return info, {name: Windows(clips, info.grid[0], seeds[name]) for name, clips in splits.items()}
+
+
+def digest_of(tokens: tuple[TokenInfo, dict[str, Rows]]) -> str:
+    """What tells tokens from others: their encoding, and how many there are."""
+    info, splits = tokens
+    return repr((info, [len(rows) for rows in splits.values()]))
 
 
 def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:

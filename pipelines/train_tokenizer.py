@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.agreement import load_alike
 from pipelines.cli import parse, run
 from pipelines.course import Course
 from pipelines.data import EMBEDDED, Clips, Splits, batches, load_splits, to_float
@@ -19,10 +20,10 @@ from pipelines.optimizers import build_optimizers
 from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
 from pipelines.publishing import check_push, push
-from pipelines.run_folder import command_line, run_folder
+from pipelines.run_folder import check_run_folder, command_line, run_folder, write_skipped
 from pipelines.sound_evaluation import evaluate_sound, headline
 from pipelines.table_sources import credit
-from pipelines.training import require_equal, short_run, start_accelerator
+from pipelines.training import short_run, start_accelerator
 from tokenizer import Tokenizer
 from tokenizer.distributed import Step
 from tokenizer.hub import CardInfo, HubModel
@@ -39,15 +40,20 @@ def main() -> None:
     options = short_run(options, log=accelerator.is_main_process)
     if options.perceptual and options.model.modality.kind != "image":
         raise ValueError("--perceptual is for pictures; sound has the losses mel and stft")
-    splits = load_splits(options.data, options.model.modality.build())
-    require_equal(accelerator, splits.digest(), "the data")
-    # Made before the folder is claimed, so that a mistake in their options leaves no run behind.
+    check_run_folder(accelerator, options)
+    check_push(accelerator, options, resumed=bool(options.resume))
+    # Mistakes in the options are found before the data are read and the folder is claimed.
     tok = Tokenizer(options.model).to(accelerator.device)
     perceptual = None
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
-    check_push(accelerator, options, resumed=bool(options.resume))
+    splits = load_alike(
+        accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
+    )
     with run_folder(accelerator, options):
+        skipped = dict.fromkeys((*splits.train.skipped, *splits.held_out.skipped))
+        if skipped and accelerator.is_main_process:
+            write_skipped(options.output, skipped)
         train(options, accelerator, splits, tok, perceptual)
         push(accelerator, options)
     accelerator.end_training()

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipelines.agreement import require_same_options
 from pipelines.options import TrainingOptions
-from pipelines.run_folder import flatten, options_to_dict
 from pipelines.sharding import check_sharding, sharded_like, whole_tensors
 from tokenizer.distributed import keyed_generator
 from tokenizer.hub import HubModel
@@ -30,10 +30,6 @@ M = TypeVar("M", bound=HubModel)
 
 # Processes wait for one that measures a long sound, or writes a report; the launcher ends all if one dies.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-
-
-# Options that machines may have their own of: places of what is compared by its content, and loaders.
-OF_MACHINES = frozenset({"output", "resume", "tokens", "tokenizer", "prior", "data.path", "data.workers"})
 
 
 def patient_accelerator(options: Any) -> Accelerator:
@@ -155,30 +151,6 @@ def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     """`values`, on the CPU, summed over all processes."""
     summed: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
     return summed.cpu()
-
-
-def require_same_options(accelerator: Accelerator, options: Any) -> None:
-    """`ValueError` on every process that names an option which two of them differ in, as when machines were
-    started by different commands: they would wait for each other, or each learn something else."""
-    found = gather_object([flatten(options_to_dict(options))])
-    for name in sorted({name for values in found for name in values} - OF_MACHINES):
-        for process, values in enumerate(found):
-            if values.get(name) != found[0].get(name):
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(
-                    f"{flag} is {found[0].get(name)!r} in process 0 and {values.get(name)!r} in process "
-                    f"{process}; give every machine the same options"
-                )
-
-
-def require_equal(accelerator: Accelerator, digest: str, what: str) -> None:
-    """`ValueError` on every process if their digests of `what` differ, as when one could not read a file."""
-    digests = gather_object([digest])
-    if len(set(digests)) > 1:
-        raise ValueError(
-            f"{what} are not the same on all {accelerator.num_processes} processes; are all files there, "
-            "readable and unchanged on every machine?"
-        )
 
 
 def require_finite(values: Mapping[str, float], step: int) -> None:

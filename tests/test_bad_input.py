@@ -44,12 +44,12 @@ def test_bad_pictures_in_a_folder_are_skipped_and_counted(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80_000)
     words = train_on(pictures, "--data.limit", 99, "--output", tmp_path / "run")
     finished = script("train_tokenizer", *words)
-    assert "skipped 4 of 16 pictures: " in finished.err
+    assert "skipped 4 of 16 pictures:\n" in finished.err
     assert any(name in finished.err for name in bad)
     assert "Trained on 1" in (tmp_path / "run" / "README.md").read_text()
     words = ("--tokenizer", tiny_tokenizer, "--data.path", pictures, "--output", tmp_path / "tokens")
     finished = script("encode_dataset", *words)
-    assert "skipped 4 of 16 pictures: " in finished.err
+    assert "skipped 4 of 16 pictures:\n" in finished.err
     splits = read_tokens(tmp_path / "tokens")[1]
     assert len(splits["train"]) + len(splits["held_out"]) == 12 and len(splits["held_out"]) >= 1
 
@@ -147,7 +147,7 @@ BROKEN_MODELS: list[tuple[str, Callable[[bytes], bytes | None], str]] = [
     ("model.safetensors", lambda whole: b"", "not a whole safetensors file"),
     ("model.safetensors", lambda whole: None, "not a whole safetensors file"),
     ("config.json", lambda whole: whole[:-40], "cannot be read as JSON"),
-    ("config.json", lambda whole: None, "cannot be read as JSON"),
+    ("config.json", lambda whole: None, "holds no model (there is no config.json)"),
     ("config.json", lambda whole: whole.replace(b'"codebook_size": 32', b'"codebook_size": 33'), "shape"),
     ("config.json", lambda whole: whole.replace(b'"codebook_size"', b'"codebook_sizes"'), "unknown key"),
 ]
@@ -167,6 +167,14 @@ def test_a_broken_model_is_named(
     words = ("--tokenizer", folder, "--output", tmp_path / "out")
     assert_refused(script("encode_dataset", *words, code=2), folder, named)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_not_finished_is_no_model(script: Script, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_tokenizer, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    words = ("--tokenizer", tmp_path / "run", "--output", tmp_path / "out")
+    finished = script("encode_dataset", *words, code=2)
+    assert_refused(finished, f"{tmp_path}/run: holds a run that is not finished; go on with it by --resume")
 
 
 def test_models_of_the_wrong_kind_are_named(

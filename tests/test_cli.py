@@ -1,7 +1,9 @@
 """Command lines: where options come from and who wins, presets, and mistakes without tracebacks."""
 
 import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,9 @@ import pytest
 from running import ROOT, environment
 
 from pipelines.cli import parse, run
+from pipelines.option_values import options_to_dict
 from pipelines.options import PriorTraining, TokenizerTraining, TrainingOptions
 from pipelines.presets import PRIORS, TOKENIZERS
-from pipelines.run_folder import options_to_dict
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
 
@@ -224,6 +226,33 @@ def test_run_reports_mistakes_with_files(kind: type[OSError], capsys: pytest.Cap
         run(main)
     assert stop.value.code == 2
     assert "Error: " in (err := capsys.readouterr().err) and "some/file" in err
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "there is no room on the disk; make some, or choose another --output"),
+        (errno.EROFS, "Read-only file system; change that, or choose another place"),
+    ],
+)
+@pytest.mark.parametrize("name", ["some/file", None])
+def test_what_a_disk_refuses_says_what_to_do(
+    number: int, advice: str, name: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise OSError(number, os.strerror(number), name)
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert capsys.readouterr().err == f"Error: {f'{name}: ' if name else ''}{advice}\n"
+
+
+def test_who_has_read_enough_of_the_help_sees_no_error() -> None:
+    help_and_head = f"{sys.executable} -u pipelines/sample.py --help | head -1"
+    done = subprocess.run(
+        help_and_head, shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.startswith("usage: ") and done.stderr == ""
 
 
 def test_run_names_the_process_where_there_are_several(

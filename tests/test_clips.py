@@ -88,11 +88,12 @@ def test_bad_files_are_counted_named_and_left_out(
     assert len(splits.train) + len(splits.held_out) == 7 and len(splits.held_out) >= 1
     assert [name for name, _ in splits.train.skipped] == [f"{i:02}.wav" for i in (2, 3, 5, 7, 8)]
     (message,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert message.startswith("skipped 5 of 12 sound files: 02.wav: not a sound file")
-    assert message.endswith("(…and 4 more)")
+    first, *lines = message.splitlines()
+    assert first == "skipped 5 of 12 sound files:" and "02.wav: not a sound file" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines] == [f"{i:02}.wav" for i in (2, 3, 5, 7, 8)]
     for path in root.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no sound can be read; skipped 12 of 12 sound files: 00\.wav: is"):
+    with pytest.raises(ValueError, match=r"no sound can be read; skipped 12 of 12 .*:\n  00\.wav: is"):
         load(root, cache_bytes)
 
 

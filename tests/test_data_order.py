@@ -1,7 +1,6 @@
 """Data: what is skipped, what is held out, and how examples are ordered and cut into batches over ranks."""
 
 import logging
-import re
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,9 @@ def test_bad_files_are_counted_named_and_left_out(
     assert len(splits.train) + len(splits.held_out) == 17 and len(splits.held_out) >= 1
     assert [name for name, _ in splits.train.skipped] == ["003.png", "005.png", "007.png"]
     (message,) = [r.getMessage() for r in caplog.records]
-    assert re.fullmatch(r"skipped 3 of 20 pictures: 003\.png: not a picture.* \(…and 2 more\)", message)
+    head, *lines = message.splitlines()
+    assert head == "skipped 3 of 20 pictures:" and lines[0].startswith("  003.png: not a picture")
+    assert [line[:10] for line in lines] == ["  003.png:", "  005.png:", "  007.png:"]
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import soundfile
 from PIL import Image
 from running import ROOT, read_command
 
+from pipelines.option_values import options_to_dict
 from pipelines.presets import TOKENIZERS
-from pipelines.run_folder import options_to_dict
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.modalities import ModalityConfig
 

@@ -4,6 +4,7 @@ Left out: checkpoints (test_checkpoints.py), and what else the training scripts 
 """
 
 import dataclasses
+import fcntl
 import json
 import logging
 from pathlib import Path
@@ -11,18 +12,15 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
-from running import as_a_new_process
+from running import WHOLE_TOKENIZER, Script, as_a_new_process, assert_refused, whole_prior
 
+from pipelines import train_prior, train_tokenizer
 from pipelines.interruption import LAUNCHED
+from pipelines.made_data import picture_files
+from pipelines.option_values import flatten, options_to_dict
 from pipelines.options import TokenizerTraining
-from pipelines.run_folder import (
-    MetricsLog,
-    command_line,
-    flatten,
-    options_to_dict,
-    read_metrics,
-    run_folder,
-)
+from pipelines.run_folder import MetricsLog, command_line, read_metrics, run_folder
+from pipelines.scanning import LISTED
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
@@ -81,6 +79,57 @@ def test_metrics_log_of_other_processes_touches_nothing(tmp_path: Path) -> None:
 
 
 # Run folders
+
+
+@pytest.mark.parametrize("script_name", ["train_tokenizer", "train_prior"])
+def test_folders_are_refused_before_anything_is_read(
+    script_name: str,
+    script: Script,
+    tiny_tokens: Path,
+    whole_runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr(train_tokenizer, "load_splits", read)
+    monkeypatch.setattr(train_prior, "load_tokens", read)
+    words = WHOLE_TOKENIZER if script_name == "train_tokenizer" else whole_prior(tiny_tokens)
+    run, resume = whole_runs[script_name], ("--output", whole_runs[script_name], "--resume")
+    (file := tmp_path / "file").touch()
+    refusals = {
+        (*words, "--output", run): f"{run} already holds a run",
+        (*words, "--output", file): f"{file} is a file, expected a folder",
+        (*words, "--output", tmp_path, "--push-to-hub", "nobody"): "--push-to-hub 'nobody'",
+        (*resume, "latest", "--batch-size", 8): "--batch-size is 8, but the run in",
+        (*resume, "latest", "--max-steps", 2): "--max-steps may only grow",
+        (*resume, run / "nothing"): f"--resume {run / 'nothing'}: no checkpoint there",
+    }
+    for words, message in refusals.items():
+        assert_refused(script(script_name, *words, code=2), message)
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_refused(script(script_name, *resume, "latest", code=2), "another run is writing here")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    finished = script(script_name, "--output", tmp_path / "a" / "b", code=2)
+    assert_refused(finished, f"--output {tmp_path}/a/b: {tmp_path} cannot be written to")
+
+
+def test_all_that_was_skipped_is_listed(no_plots: None, script: Script, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    picture_files(pictures, 60)
+    bad = sorted(pictures.rglob("*.png"))[::2]
+    for path in bad:
+        path.write_text("not a picture")
+    output = tmp_path / "run"
+    words = ("--data.path", pictures, "--data.limit", 99, "--max-steps", 1, "--output", output)
+    finished = script("train_tokenizer", *WHOLE_TOKENIZER, *words)
+    names = [str(path.relative_to(pictures)) for path in bad]
+    assert [line.split(": ")[0] for line in (output / "skipped.txt").read_text().splitlines()] == names
+    assert f"skipped 30 of 60 pictures:\n  {names[0]}: not a picture" in finished.err
+    assert [name in finished.err for name in names] == [True] * LISTED + [False] * 10
+    assert f"\n  …and {30 - LISTED} more\n" in finished.err
 
 
 @pytest.mark.parametrize(("launched", "start"), [(False, "python"), (True, "accelerate launch")])

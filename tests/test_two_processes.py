@@ -157,6 +157,7 @@ def more(
             (folder / f"{name}-{process}").symlink_to(target)
     for process in (0, 1):
         picture_table(folder / f"pictures-{process}", 40 + process)
+    picture_table(folder / "here-0", 40)
     shutil.copytree(one / "checkpoints", folder / "unshared-0" / "checkpoints")
     prior = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, "--max-steps", 3, "--tracker", "none")
     prior += ("--model.dropout", 0)  # the one noise that differs between processes
@@ -177,6 +178,7 @@ def more(
             "--data.path",
             folder / "pictures-PROCESS",
         ),
+        ("train_tokenizer", *TRAIN, "--output", folder / "missing", "--data.path", folder / "here-PROCESS"),
         ("train_tokenizer", *TRAIN, "--output", folder / "unshared-PROCESS", "--resume", "latest"),
         ("train_prior", *prior, "--output", folder / "other-prior", "--tokens", folder / "tokens-PROCESS"),
         ("encode_dataset", "--tokenizer", folder / "tokenizer-PROCESS", "--output", folder / "other-tokens"),
@@ -261,6 +263,7 @@ def test_a_mistake_that_only_the_main_process_sees_ends_both(more: More, one: Pa
         ("the data are not the same on all 2 processes", "other-data"),
         ("the tokens are not the same on all 2 processes", "other-prior"),
         ("the tokenizer's weights are not the same on all 2 processes", "other-tokens"),
+        ("here-1: no such file or folder", "missing"),
         ("processes find different checkpoints (step-3, none)", "unshared-1"),
     ],
 )
@@ -274,6 +277,6 @@ def test_mistakes_end_both_processes(more: More) -> None:
     ends = Counter(more.finished.out.splitlines())
     assert ends == {
         "encode_dataset ended with 2": 4,
-        "train_tokenizer ended with 2": 10,
+        "train_tokenizer ended with 2": 12,
         "train_prior ended with 2": 2,
     }

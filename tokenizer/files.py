@@ -29,6 +29,8 @@ CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS = (
     "README.md",
     "metrics.json",
 )
+# Of a training run, in the folder that becomes its model.
+CHECKPOINTS = "checkpoints"
 SAMPLES = ("sample.png", "sample.wav")
 # What every saved model has, and what some have too.
 SAVED = (CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS)

@@ -23,6 +23,7 @@ from torch import nn
 from tokenizer.config import config_from_dict, config_to_dict, shortened
 from tokenizer.files import (
     CARD,
+    CHECKPOINTS,
     CONFIG,
     METRICS,
     PREPROCESSOR,
@@ -138,6 +139,11 @@ class HubModel(nn.Module):
     @classmethod
     def _read_config(cls, directory: Path) -> tuple[dict[str, Any], Any]:
         """config.json, and the config in it; `ValueError` if they are not of this class."""
+        if not (directory / CONFIG).exists():
+            why = "holds no model"
+            if (directory / CHECKPOINTS).is_dir():
+                why = "holds a run that is not finished; go on with it by --resume latest"
+            raise ValueError(f"{directory}: {why} (there is no {CONFIG})")
         raw = read_json(directory / CONFIG)
         if raw.get("model_type") != cls.model_type:
             raise ValueError(
