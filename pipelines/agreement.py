@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from pipelines.messages import in_words
 from pipelines.option_values import flag_of, flatten, options_to_dict
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def load_alike(accelerator: Accelerator, what: str, load: Callable[[], T], diges
         loaded.append(load())
         said = (digest(loaded[0]), "")
     except (ValueError, OSError) as error:
-        own, said = error, ("", str(error) or type(error).__name__)
+        own, said = error, ("", in_words(error))
     found = gather_object([said])
     if own is not None:
         raise own
@@ -64,7 +65,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
         try:
             answer[1] = work()
         except (OSError, ValueError) as error:
-            answer[0] = str(error) or type(error).__name__
+            answer[0] = in_words(error)
     # Every process learns of the failure, so that none is left waiting for the others.
     broadcast_object_list(answer)
     if answer[0] is not None:

@@ -6,7 +6,6 @@ Left out: the options themselves (`pipelines.options`, or the script that has th
 
 import contextlib
 import dataclasses
-import errno
 import io
 import os
 import signal
@@ -23,6 +22,7 @@ import tyro
 
 from pipelines.heap import keep_freed_memory
 from pipelines.interruption import Stopped, end_with_launcher
+from pipelines.messages import in_words, print_whole
 from tokenizer.config import config_from_dict
 from tokenizer.files import read_json
 
@@ -203,27 +203,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
     finally:
         leave_group()
-
-
-def in_words(error: ValueError | OSError) -> str:
-    """What went wrong, and for what a disk refuses also what to do."""
-    if not isinstance(error, OSError):
-        return str(error)
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}there is no room on the disk; make some, or choose another --output"
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{where}{error.strerror}; change that, or choose another place"
-    return f"{where}{error.strerror}" if error.strerror else str(error)
-
-
-def print_whole(text: str) -> None:
-    """Print a line on stderr in one write, which those of other processes do not cut in two.
-
-    print writes the end of a line by itself if streams are not buffered (PYTHONUNBUFFERED).
-    """
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def leave_group() -> None:

@@ -83,8 +83,8 @@ class DataConfig:
     """Where there is no test split: the fraction to hold out, chosen by a hash of each example's content.
     """
     workers: int = 0
-    """Loader processes for each training process; useful for data that are too many to keep in memory
-    decoded, and are read while training."""
+    """Loader processes for each training process, at most as many as there are CPUs; useful for data that
+    are too many to keep in memory decoded, and are read while training."""
 
     def __post_init__(self) -> None:
         require(
