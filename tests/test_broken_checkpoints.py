@@ -34,6 +34,19 @@ def flattened(path: Path) -> dict[str, torch.Tensor]:
     return {k: v.flatten() for k, v in load_file(path).items()}
 
 
+def without_a_parameter(path: Path) -> None:
+    tensors = load_file(path)
+    optimizer, parameter, _ = sorted(tensors)[0].split(".")
+    save_file({k: v for k, v in tensors.items() if not k.startswith(f"{optimizer}.{parameter}.")}, path)
+
+
+def before_the_first_step(path: Path) -> None:
+    tensors = load_file(path)
+    steps = [k for k in tensors if k.endswith(".step")]
+    assert steps
+    save_file({**tensors, steps[0]: -tensors[steps[0]]}, path)
+
+
 BREAKAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "cut model": ("model.safetensors", cut),
     "no model": ("model.safetensors", Path.unlink),
@@ -45,6 +58,8 @@ BREAKAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
         "optimizers.safetensors",
         lambda path: save_file({"7.0.momentum": torch.zeros(1)}, path),
     ),
+    "optimizers of a part of the model": ("optimizers.safetensors", without_a_parameter),
+    "optimizers before their first step": ("optimizers.safetensors", before_the_first_step),
     "no noise": ("rng.safetensors", Path.unlink),
     "cut state": ("state.json", cut),
     "empty state": ("state.json", lambda path: path.write_text("{}") and None),
