@@ -36,6 +36,22 @@ def test_shards_of_an_encoding_that_was_cut_short_do_not_mix_with_others(tmp_pat
         assert torch.equal(split.rows(slice(None))[0], codes)
 
 
+def test_a_shard_whose_codes_were_damaged_never_passes_for_one_of_others(tmp_path: Path) -> None:
+    codes = some_codes(40)
+    path = write(tmp_path, codes)
+    whole, refused = path.read_bytes(), 0
+    for at in range(4, len(whole) // 2, 7):  # what comes first are the codes
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            found = read_tokens(tmp_path)[1]["train"].rows(slice(None))[0]
+        except ValueError as error:
+            assert path.name in str(error)
+            refused += 1
+        else:
+            assert torch.equal(found, codes), at
+    assert refused > 20
+
+
 def test_a_folder_without_tokens_json_names_the_fix(tmp_path: Path) -> None:
     write(tmp_path, some_codes(3))
     (tmp_path / TOKENS_FILE).unlink()
