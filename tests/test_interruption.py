@@ -43,7 +43,11 @@ cli.run({"train_prior": train_prior, "train_tokenizer": train_tokenizer}[script]
 """
 KILL = "os.kill(os.getpid(), signal.{})"
 # From outside and to all processes, also those that load data, as schedulers, `timeout` and terminals do.
-KILL_ALL = "import subprocess; subprocess.run(['kill', f'-{{signal.{}.value}}', '--', f'-{{os.getpid()}}'])"
+KILL_ALL = """
+import subprocess
+kill = f"import os; os.killpg({{os.getpid()}}, {{signal.{}.value}})"
+subprocess.run([sys.executable, "-c", kill], stderr=subprocess.DEVNULL)  # it is hit too
+"""
 
 
 def at_step_5(name: str, what: str, *words: object) -> subprocess.CompletedProcess[str]:
