@@ -15,24 +15,15 @@ import pytest
 import torch
 from running import ROOT, TINY_PRIOR, TINY_TOKENIZER, Finished, Script, without_plots
 from safetensors.torch import load_file
-from test_two_processes import launch_as
+from test_two_processes import IN_ONE_LAUNCH, launch_as
 from whole_runs import rows_of
 
-# Several runs in one launch, because most of the time of a launch goes into imports.
 SEVERAL = """
-import importlib, json, os, shutil, sys
-from accelerate import Accelerator
+import shutil
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
-from pipelines import cli, train_prior
-from pipelines.course import Course
 
 form, runs = sys.argv[1], json.loads(sys.argv[2])
 PartialState(cpu=True)
-
-# The processes stay connected until the last run is done.
-Accelerator.end_training = lambda self: None
-leave_group, cli.leave_group = cli.leave_group, lambda: None
-train_prior.loss_plot = lambda *paths: None
 finish = train_prior.finish
 
 def finish_and_tell(options, accelerator, info, splits, prior, course):
@@ -65,12 +56,7 @@ for name, *words in runs:
     PartialState().wait_for_everyone()
     if name in ("copy", "set"):
         continue
-    sys.argv = [f"{name}.py", *words]
-    try:
-        cli.run(importlib.import_module(f"pipelines.{name}").main)
-    except SystemExit as stop:
-        sys.stdout.write(f"{name} ended with {stop.code}\\n")
-        sys.stdout.flush()
+    run(name, words)
 leave_group()
 """
 
@@ -153,7 +139,7 @@ def two(
         ("train_prior", *prior, "--learning-rate", 1e18, "--clip-norm", 0, "--output", folder / "diverging"),
         *REFUSED[form],
     ]
-    (folder / "several.py").write_text(SEVERAL)
+    (folder / "several.py").write_text(IN_ONE_LAUNCH + SEVERAL)
     state, variables = {
         "fsdp": ("MULTI_GPU", {}),
         "deepspeed": ("DEEPSPEED", {"DS_ACCELERATOR": "cpu"}),

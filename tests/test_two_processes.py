@@ -68,24 +68,31 @@ def launch_as(how: Sequence[object], variables: Mapping[str, str], *words: objec
     return Finished(process.returncode, out, err)
 
 
-# Several scripts in one launch, because most of the time of a launch goes into imports.
-SEVERAL = """
+# How several scripts run in one launch, because most of the time of a launch goes into imports. The processes
+# stay connected until `leave_group()`.
+IN_ONE_LAUNCH = """
 import importlib, json, os, sys
 from accelerate import Accelerator
-from pipelines import cli, token_plan, train_prior
+from pipelines import cli, train_prior
 
-# The processes stay connected until the last script is done.
 Accelerator.end_training = lambda self: None
 leave_group, cli.leave_group = cli.leave_group, lambda: None
 train_prior.loss_plot = lambda *paths: None
-token_plan.PICTURES = int(sys.argv[2])
-for name, *words in json.loads(sys.argv[1]):
-    sys.argv = [f"{name}.py", *(word.replace("PROCESS", os.environ["RANK"]) for word in words)]
+
+def run(name, words):
+    sys.argv = [f"{name}.py", *words]
     try:
         cli.run(importlib.import_module(f"pipelines.{name}").main)
     except SystemExit as stop:
         sys.stdout.write(f"{name} ended with {stop.code}\\n")
         sys.stdout.flush()
+"""
+SEVERAL = f"""{IN_ONE_LAUNCH}
+from pipelines import token_plan
+
+token_plan.PICTURES = int(sys.argv[2])
+for name, *words in json.loads(sys.argv[1]):
+    run(name, [word.replace("PROCESS", os.environ["RANK"]) for word in words])
 leave_group()
 """
 
