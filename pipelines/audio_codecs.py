@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipelines.presets import TOKENIZERS
 from tokenizer import Tokenizer
+from tokenizer.installation import install_extra
 
 DEFAULT_PRESET = "audio-16k"
 BANDWIDTH = 6.0  # kbit/s of EnCodec: 8 codebooks of 10 bits, 75 frames per second
@@ -86,7 +87,7 @@ def encodec(device: torch.device) -> Codec:
         from transformers import EncodecConfig, EncodecModel
     except ImportError as error:
         raise ValueError(
-            f"the peer, EnCodec, needs transformers ({error}); pip install -e '.[bench]'"
+            f"the peer, EnCodec, needs transformers ({error}); {install_extra('bench')}"
         ) from error
     torch.manual_seed(0)
     config = EncodecConfig()

@@ -25,6 +25,7 @@ from pipelines.benchmarking import (
 from pipelines.encoding_memory import measure_in_a_process
 from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
+from tokenizer.installation import install_extra
 
 SIDES = ("encode", "decode", "both")
 
@@ -143,7 +144,7 @@ def show_memory(rows: dict[str, dict[str, float]], seconds: float) -> None:
 @benchmark(
     "audio",
     AudioBenchmark,
-    "Speed of encoding and decoding sound, beside EnCodec of transformers (pip install -e '.[bench]'); "
+    f"Speed of encoding and decoding sound, beside EnCodec of transformers ({install_extra('bench')}); "
     "--memory: memory for long sound.",
 )
 def measure(options: AudioBenchmark) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from prior import Prior
 from prior.numba_products import installed
 from prior.prepared import WEIGHTS
 from tokenizer.config import require
+from tokenizer.installation import install_extra
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -154,12 +155,12 @@ def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.de
 @benchmark(
     "prior",
     PriorBenchmark,
-    "Speed of sampling from a prior and training it, beside transformers (pip install -e '.[bench]').",
+    f"Speed of sampling from a prior and training it, beside transformers ({install_extra('bench')}).",
 )
 def measure(options: PriorBenchmark) -> dict[str, Any]:
     """Compare at every batch size."""
     if not find_spec(PEER):
-        raise ValueError(f"this benchmark compares with {PEER}; pip install -e '.[bench]'")
+        raise ValueError(f"this benchmark compares with {PEER}; {install_extra('bench')}")
     device = chosen_device(options.device)
     config = llama_like(options.codes, options.codebook_size, options.dim, options.depth, options.heads)
     if options.memory and device.type != "cpu":

@@ -26,6 +26,7 @@ from pipelines.peer_quantizers import PACKAGES
 from pipelines.report import progress
 from tokenizer.config import config_to_dict, require
 from tokenizer.files import write_atomically
+from tokenizer.installation import install_extra
 
 KEPT = "benchmark-quantizers.jsonl"
 PLOT = "benchmark-quantizers.png"
@@ -135,9 +136,9 @@ def _compare(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
 @benchmark(
     "quantizers",
     QuantizersBenchmark,
-    "Every bottleneck and the quantizers of vector-quantize-pytorch and diffusers (pip install -e "
-    "'.[bench]') in one encoder and decoder, at equal bits, steps and seeds: quality, usage, bits of a "
-    "prior, time, memory.",
+    "Every bottleneck and the quantizers of vector-quantize-pytorch and diffusers "
+    f"({install_extra('bench')}) in one encoder and decoder, at equal bits, steps and seeds: quality, "
+    "usage, bits of a prior, time, memory.",
 )
 def measure(options: QuantizersBenchmark) -> dict[str, Any]:
     """Train all that is not kept yet, time and weigh the steps, print the tables; write the plot if asked

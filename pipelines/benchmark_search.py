@@ -27,6 +27,7 @@ from pipelines.search_memory import measure_in_a_process
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
+from tokenizer.installation import install_extra
 from tokenizer.search import nearest
 
 Shape = tuple[int, int, int]
@@ -142,7 +143,7 @@ def show(results: dict[str, dict[str, Any]], missing: list[str], where: dict[str
             ],
         )
     if missing:
-        print(f"Not installed, so not compared: {', '.join(missing)} (pip install -e '.[bench]')")
+        print(f"Not installed, so not compared: {', '.join(missing)} ({install_extra('bench')})")
     print("  ".join(f"{k} {v}" for k, v in where["versions"].items()))
     print(f"{where['command']}\n")
 
@@ -162,7 +163,7 @@ def show_memory(row: dict[str, float], shape: Shape) -> None:
     "search",
     SearchBenchmark,
     "Speed of the search for nearest entries and of vq, beside torch.mm, torch.cdist, FAISS and "
-    "vector-quantize-pytorch (pip install -e '.[bench]'); --memory: its memory.",
+    f"vector-quantize-pytorch ({install_extra('bench')}); --memory: its memory.",
 )
 def measure(options: SearchBenchmark) -> dict[str, Any]:
     """Compare at every shape, and measure memory if asked to."""

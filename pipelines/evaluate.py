@@ -4,6 +4,11 @@
 Left out: training curves, which the training scripts write.
 """
 
+if __name__ == "__main__":  # before anything imports torch
+    from pipelines.environment import prepare_environment
+
+    prepare_environment()
+
 import json
 import logging
 from dataclasses import dataclass, field
@@ -69,7 +74,7 @@ class EvaluateOptions:
     kid: str = ""
     """Also report the kernel inception distance of reconstructions (and of the prior's samples) in the
     features of this network, e.g. torchvision:inception_v3 or torchvision:inception_v3:WEIGHTS. Needs
-    pip install -e '.[kid]'."""
+    pip install -c pipelines/configs/constraints.txt -e '.[kid]'."""
     kid_download: bool = False
     """Allow the feature network's weights to be downloaded."""
 

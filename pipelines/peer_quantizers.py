@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
 from tokenizer.distributed import Step
+from tokenizer.installation import install_extra
 
-INSTALL = "pip install -e '.[bench]'"
+INSTALL = install_extra("bench")
 PACKAGES = {"vector-quantize-pytorch": "vector_quantize_pytorch", "diffusers": "diffusers"}
 
 

@@ -22,6 +22,7 @@ from pipelines.options import TrainingOptions
 from pipelines.sharding import check_sharding, sharded_like, whole_tensors
 from tokenizer.distributed import keyed_generator
 from tokenizer.hub import HubModel
+from tokenizer.installation import PIP_INSTALL
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         raise ValueError("fp16 is not for CPUs, where it would be float32; use --mixed-precision bf16 or no")
     if options.tracker != "none" and not accelerator.log_with:
         raise ValueError(
-            f"--tracker {options.tracker} is not installed; pip install {options.tracker}, or --tracker none"
+            f"--tracker {options.tracker} is not installed; take --tracker none, or "
+            f"{PIP_INSTALL} {options.tracker}"
         )
     quiet_logging(accelerator)
     require_same_options(accelerator, options)

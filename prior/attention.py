@@ -60,6 +60,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of q, k, v (B, heads, S, d) → (B, heads, S, d)."""
     own = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] <= MOST_STEPS
     if own and torch.is_grad_enabled():
-        y: Tensor = ByProducts.apply(q, k, v)  # type: ignore[no-untyped-call]
+        y: Tensor = ByProducts.apply(q, k, v)
         return y
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)

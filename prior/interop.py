@@ -53,7 +53,10 @@ def to_llama(prior: "Prior") -> "LlamaForCausalLM":
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
-        raise ValueError(f"to_transformers needs transformers ({error}); pip install transformers") from error
+        raise ValueError(
+            f"to_transformers needs transformers ({error}); "
+            "pip install -c pipelines/configs/constraints.txt transformers"
+        ) from error
     codes = config.num_codebooks * config.codebook_size
     llama = LlamaForCausalLM(
         LlamaConfig(

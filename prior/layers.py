@@ -52,7 +52,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., d) normalised over its last axis and scaled by weight (d,)."""
     own = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
     if own and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        y: Tensor = FewPasses.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        y: Tensor = FewPasses.apply(x, weight, eps)
         return y
     return F.rms_norm(x, weight.shape, weight, eps)
 

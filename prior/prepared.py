@@ -167,7 +167,10 @@ class Prepared:
         if compiled and device not in ("cpu", "cuda"):
             raise ValueError(f"compile: is for CPUs and CUDA, and this prior is on {device}; leave it out")
         if compiled and device == "cpu" and not installed():
-            raise ValueError("compile: needs numba; pip install -e '.[fast]', or leave it out")
+            raise ValueError(
+                "compile: needs numba; pip install -c pipelines/configs/constraints.txt -e '.[fast]', "
+                "or leave it out"
+            )
         self.weights, self.compiled = weights, compiled
         self._made: dict[bool, Ready] = {}
         # What the compiled steps make once and use in the next call too.

@@ -17,6 +17,7 @@ from pipelines.benchmark_prior import READING, PriorBenchmark, differing, ready_
 from pipelines.prior_training_speed import OURS, PEER, PRECISIONS, build, learner, llama_like, walks
 from prior import Prior
 from prior.numba_products import installed
+from tokenizer.installation import install_extra
 
 pytest.importorskip("transformers")
 
@@ -107,7 +108,7 @@ def test_what_cannot_be_measured_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         PriorBenchmark(batch_sizes=())
     monkeypatch.setattr(benchmark_prior, "find_spec", lambda name: None)
     done = run_script("benchmark", *TINY, code=None)
-    assert_refused(done, "this benchmark compares with transformers", "pip install -e '.[bench]'")
+    assert_refused(done, "this benchmark compares with transformers", install_extra("bench"))
 
 
 def test_every_flag_is_explained_and_loops_are_compiled_where_they_can_be() -> None:

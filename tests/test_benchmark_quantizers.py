@@ -22,6 +22,7 @@ from pipelines.contestants import Contestant, contestants, levels, shares
 from pipelines.peer_quantizers import DiffusersVQConfig, PeerConfig, PeerFSQConfig, VectorQuantizeConfig
 from tokenizer.bottlenecks import BottleneckConfig, kinds
 from tokenizer.distributed import Step
+from tokenizer.installation import install_extra
 
 TINY = (
     *("quantizers", "--bits", 6, "--steps", 2, "--prior-steps", 2, "--batch-size", 8, "--widths", 4, 8),
@@ -121,7 +122,7 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "diffusers", None)
     present, left_out = contestants(9, 8)
     assert "diffusers-vq" not in {c.name for c in present}
-    assert "pip install -e '.[bench]'" in left_out["diffusers-vq"]
+    assert install_extra("bench") in left_out["diffusers-vq"]
     with pytest.raises(ValueError, match="diffusers is not installed"):
         contestants(9, 8, ["diffusers-vq"])
     with pytest.raises(ValueError, match=r"needs diffusers .*'\.\[bench\]'"):

@@ -14,6 +14,7 @@ from running import assert_refused, environment, read, run_script
 from pipelines import benchmark_search, search_memory
 from pipelines.benchmark_search import PEERS, SearchBenchmark, jobs, parse_shape
 from tokenizer.bottlenecks import Bottlenecked
+from tokenizer.installation import install_extra
 from tokenizer.search import nearest
 
 CPU = torch.device("cpu")
@@ -41,7 +42,10 @@ def test_all_jobs_search_the_same() -> None:
         assert torch.equal(first.stats["commitment"], second.stats["commitment"]) == still
 
 
-@pytest.mark.skipif(not installed("faiss-cpu"), reason="faiss-cpu needs pip install -e '.[bench]'")
+@pytest.mark.skipif(
+    not installed("faiss-cpu"),
+    reason=f"faiss-cpu needs {install_extra('bench')}",
+)
 def test_faiss_finds_the_same_codes() -> None:
     z, codebook = (torch.randn(n, 4, generator=torch.Generator().manual_seed(n)) for n in (50, 20))
     _, codes = benchmark_search.faiss_search(z, codebook)()  # type: ignore[misc]
@@ -76,7 +80,7 @@ def test_peers_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     values = read(tmp_path / "benchmark-search.json")
     assert values["missing"] == list(PEERS)
     assert "Not installed, so not compared: faiss-cpu, vector-quantize-pytorch" in done.out
-    assert "pip install -e '.[bench]'" in done.out
+    assert install_extra("bench") in done.out
     assert values["shapes"]["9x3x2"]["ratio"]["vq train"].keys() == {"torch.mm"}
 
 

@@ -1,5 +1,6 @@
 """The compiled decoder: what whole passes give, and to the bit the same however many are drawn at once."""
 
+import re
 import threading
 from typing import Any
 
@@ -13,6 +14,7 @@ from prior.decoder_cpu import CompiledDecoder
 from prior.decoder_kernels import step_kernel
 from prior.numba_products import installed, product_kernel, tile_kernel
 from prior.prepared import WEIGHTS, Prepared
+from tokenizer.installation import install_extra
 
 needs_numba = pytest.mark.skipif(not installed(), reason="numba is not installed")
 
@@ -146,5 +148,5 @@ def test_torch_has_its_threads_back() -> None:
 
 def test_compiled_loops_without_numba_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prior.prepared.installed", lambda: False)
-    with pytest.raises(ValueError, match=r"compile: needs numba; pip install -e '\.\[fast\]'"):
+    with pytest.raises(ValueError, match=re.escape(f"compile: needs numba; {install_extra('fast')}")):
         random_prior().for_sampling(compile=True)

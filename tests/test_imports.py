@@ -1,20 +1,18 @@
-"""Imports: which package may know which, names that would shadow another module, what to install, and a
-light `import`.
+"""Imports: which package may know which, names that would shadow another module, and a light `import`.
 
 Left out: what the modules do.
 """
 
 import ast
 import json
-import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from required import asked_for, installed_by
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tokenizer", "prior", "pipelines")
@@ -69,43 +67,9 @@ def test_the_check_of_arrows_sees_every_kind_of_import() -> None:
     assert forbidden("pipelines", "from tests.tiny import x") == ["tests.tiny.x"]
 
 
-def dependencies() -> set[str]:
-    """Distributions that pyproject.toml asks for (extras too), and all that these ask for in turn."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    queue = [
-        *project["dependencies"],
-        *(r for extra in project["optional-dependencies"].values() for r in extra),
-    ]
-    found: set[str] = set()
-    while queue:
-        requirement = queue.pop()
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
-        if "extra ==" in requirement or name in found:
-            continue
-        found.add(name)
-        try:
-            queue += requires(name) or []
-        except PackageNotFoundError:
-            continue  # an extra, or for another system
-    return found
-
-
-def test_hints_install_extras_in_a_clone() -> None:
-    """The project is no package of a registry: what to install is said as the README does, and is there."""
-    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    sources = [
-        ROOT / "README.md",
-        *(p for folder in (*PACKAGES, "cards") for p in (ROOT / folder).rglob("*")),
-    ]
-    texts = {p: p.read_text() for p in sources if p.suffix in (".md", ".py")}
-    hints = {(p.name, hint) for p, text in texts.items() for hint in re.findall(r"\.\[([a-z]+)\]'", text)}
-    assert {hint for _, hint in hints} <= extras and ("perceptual.py", "perceptual") in hints
-    assert not [p for p, text in texts.items() if "tokenloom[" in text]
-
-
 def test_no_script_shadows_another_module() -> None:
     """`python pipelines/x.py` puts pipelines/ first on the path: its names hide all others."""
-    known = dependencies()
+    known = set(installed_by(asked_for()))
     assert {"torch", "torchvision", "filelock"} <= known  # asked for, by an extra, by a dependency
     taken = {
         module
@@ -143,6 +107,8 @@ def test_importing_a_library_is_light(package: str, tmp_path: Path) -> None:
         "pyarrow",
         "pandas",
         "tyro",
+        "torchaudio",
+        "soundfile",
     }
     assert not loaded & heavy
     assert "pipelines" not in loaded and (package == "prior" or "prior" not in loaded)

@@ -17,6 +17,7 @@ from pipelines.presets import PRIORS
 from pipelines.token_info import TokenInfo
 from pipelines.train_prior import prior_config
 from prior import Prior, PriorConfig
+from tokenizer.installation import PIP_INSTALL
 
 LLAMA: dict[str, Any] = {"rotary": "sequence", "qk_norm": False, "target_embedding": False}
 CONFIGS = [
@@ -106,5 +107,5 @@ def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.Monkey
 
     prior = Prior(CONFIGS[0])
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ValueError, match="pip install transformers"):
+    with pytest.raises(ValueError, match=f"{PIP_INSTALL} transformers"):
         prior.to_transformers()

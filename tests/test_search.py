@@ -9,6 +9,7 @@ import torch
 from brute_force import brute_force, normal
 
 from tokenizer import search, search_cpu, search_tiles
+from tokenizer.installation import install_extra
 from tokenizer.search import Distance, directions, nearest
 
 
@@ -28,7 +29,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loops of numba, however small the work."""
     if not search_cpu.installed():
-        pytest.skip("numba is not installed (pip install -e '.[fast]')")
+        pytest.skip(f"numba is not installed ({install_extra('fast')})")
     monkeypatch.setattr(search_tiles, "COMPILED_FROM", 0)
 
 

@@ -9,11 +9,15 @@ from brute_force import brute_force, normal
 from torch import Tensor
 
 from tokenizer import search_bf16, search_cpu
+from tokenizer.installation import install_extra
 from tokenizer.search import middle, nearest
 from tokenizer.search_bf16 import UNDECIDED
 
 if not search_cpu.installed():
-    pytest.skip("numba is not installed (pip install -e '.[fast]')", allow_module_level=True)
+    pytest.skip(
+        f"numba is not installed ({install_extra('fast')})",
+        allow_module_level=True,
+    )
 
 
 @pytest.fixture(autouse=True)

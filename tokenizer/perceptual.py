@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokenizer.installation import install_extra
+
 # The layers of torchvision's networks that Zhang et al. compare: the last ReLU of each block.
 TORCHVISION_LAYERS = {"vgg16": (3, 8, 15, 22, 29), "alexnet": (1, 4, 7, 9, 11)}
 
@@ -131,9 +133,10 @@ def torchvision_network(
         raise ValueError(f"unknown network {spec!r}; known: {names}, each optionally with :FILE")
     try:
         from torchvision import models
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+    # The last two: a torchvision built for another torch.
+    except (ImportError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"{spec}: torchvision cannot be imported ({error}); pip install -e '.[perceptual]'"
+            f"{spec}: torchvision cannot be imported ({error}); {install_extra('perceptual')}"
         ) from error
     url = models.get_model_weights(name).DEFAULT.url
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)

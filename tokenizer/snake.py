@@ -16,7 +16,7 @@ TINY = 1e-9
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
     """x: (B, C, 1, T), alpha: (C, 1, 1) → (B, C, 1, T), in the wider of their types (Ziyin et al. 2020,
     arXiv 2006.08195, equation 3)."""
-    y: Tensor = _Snake.apply(x, alpha)  # type: ignore[no-untyped-call]
+    y: Tensor = _Snake.apply(x, alpha)
     return y
 
 

@@ -13,10 +13,12 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
+from tokenizer.installation import import_torchaudio, install_extra
+
 MAX_SI_SDR = 100.0  # dB, in place of infinity for equal sounds; its negative for a silent x_hat
 SILENCE = 1e-4  # RMS, 80 dB below full scale
 _PACKAGES = {"stoi": "pystoi", "pesq": "pesq"}
-INSTALL = "pip install -e '.[metrics]'"
+INSTALL = install_extra("metrics")
 
 STOI_RATE = 10_000  # Hz, at which STOI works
 STOI_SAMPLES = 30 * 128 + 256  # at that rate: pystoi needs one more, even where nothing is silent
@@ -110,9 +112,9 @@ def pesq(x_hat: Tensor, x: Tensor, sample_rate: int) -> Scores:
             return None
 
     def measure(x_hat: Tensor, x: Tensor) -> float | None:
-        from torchaudio.functional import resample
-
-        both = resample(torch.stack([x_hat, x]), sample_rate, rate)
+        both = torch.stack([x_hat, x])
+        if sample_rate != rate:
+            both = import_torchaudio().functional.resample(both, sample_rate, rate)
         parts = both.tensor_split(math.ceil(both.shape[-1] / rate / PESQ_SECONDS), dim=-1)
         found = [score for part in parts if (score := measure_part(*part)) is not None]
         return sum(found) / len(found) if found else None

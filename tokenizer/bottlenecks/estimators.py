@@ -32,7 +32,7 @@ class _StraightThrough(torch.autograd.Function):
 
 def straight_through(z_e: Tensor, e: Tensor) -> Tensor:
     """Forward e, backward the identity (Bengio et al. 2013, arXiv 1308.3432): (M, D) → (M, D)."""
-    z_q: Tensor = _StraightThrough.apply(z_e, e.detach())  # type: ignore[no-untyped-call]
+    z_q: Tensor = _StraightThrough.apply(z_e, e.detach())
     return z_q
 
 
