@@ -12,7 +12,7 @@ from pipelines.clips import ClipScan
 from pipelines.scanning import digest, listed, look_at_all, reason
 from pipelines.sources import SOUND, Source
 from tokenizer.modalities import Modality
-from tokenizer.modalities.sounds import check_sound, open_sound
+from tokenizer.modalities.files.sounds import check_sound, open_sound
 
 logger = logging.getLogger(__name__)
 

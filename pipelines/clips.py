@@ -1,7 +1,7 @@
 """Clips of sound of any length, from memory or read on access: whole, in blocks, or as training segments.
 
 Left out: looking them through (clip_scan.py), their order and batches (data.py), decoding
-(tokenizer.modalities.sounds).
+(tokenizer.modalities.files.sounds).
 """
 
 import logging
@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.scanning import Skip, reason
 from pipelines.sources import Source
 from tokenizer.distributed import keyed_generator
-from tokenizer.modalities.sounds import Sound
+from tokenizer.modalities.files.sounds import Sound
 
 logger = logging.getLogger(__name__)
 

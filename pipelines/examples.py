@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipelines.scanning import Skip, digest, listed, look_at_all, reason
 from pipelines.sources import PICTURES, Source
-from tokenizer.modalities.pictures import check_picture, open_picture
+from tokenizer.modalities.files.pictures import check_picture, open_picture
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -157,10 +158,7 @@ def _write_sheet(
     lines: Sequence[tuple[str, Tensor]], scale: int, path: str | Path, title: str | None, group: int
 ) -> None:
     """Write labelled lines of pictures below each other, with more space after every `group` lines."""
-    import matplotlib
-
-    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")  # DejaVu: many scripts, and the same everywhere
-    font, bold = (ImageFont.truetype(fonts / f"DejaVuSans{kind}.ttf", TYPE) for kind in ("", "-Bold"))
+    font, bold = (ImageFont.truetype(_fonts() / f"DejaVuSans{kind}.ttf", TYPE) for kind in ("", "-Bold"))
     names = [_shorten(name, font) for name, _ in lines]
     strips = [image_grid(x, len(x), scale) for _, x in lines]
     left = MARGIN + math.ceil(max(font.getlength(name) for name in names)) + MARGIN // 2
@@ -177,6 +175,14 @@ def _write_sheet(
         draw.text((left - MARGIN // 2, top + strip.height // 2), name, INK, font, anchor="rm")
         top += step
     save_picture(path, lambda beside: sheet.save(beside, format="png"))
+
+
+def _fonts() -> Path:
+    """Where matplotlib keeps DejaVu, which has many scripts and is the same everywhere. Importing it to ask
+    would take longer than drawing a sheet."""
+    found = find_spec("matplotlib")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).with_name("mpl-data") / "fonts" / "ttf"
 
 
 def _shorten(name: str, font: ImageFont.FreeTypeFont, pixels: int = 260) -> str:

@@ -14,8 +14,8 @@ from pipelines.data import (
     Examples,
     load_splits,
 )
+from tokenizer.modalities.files.pictures import fit_picture
 from tokenizer.modalities.image import ImageConfig, ImageModality
-from tokenizer.modalities.pictures import fit_picture
 
 PICTURES_4 = ImageConfig(size=(4, 4)).build()
 FIT = PICTURES_4.fit

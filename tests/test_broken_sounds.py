@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_sounds import FORMATS, encoded, tone
 
-from tokenizer.modalities.sounds import Sound, check_sound, open_sound
+from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
 
 
 def cut(kind: str, part: float) -> Callable[[], bytes]:

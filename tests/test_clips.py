@@ -16,7 +16,7 @@ from pipelines.augment import Augment
 from pipelines.clips import Clips
 from pipelines.data import Batch, DataConfig, Splits, batches, load_splits, order, to_float
 from tokenizer.modalities.audio import AudioConfig
-from tokenizer.modalities.sounds import open_sound
+from tokenizer.modalities.files.sounds import open_sound
 
 RATE, CROP = 8000, 1000
 AUDIO = AudioConfig(sample_rate=RATE, size=(CROP,)).build()

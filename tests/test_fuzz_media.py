@@ -21,9 +21,9 @@ from PIL import Image
 from pipelines.data import load_splits
 from pipelines.sources import DataConfig
 from tokenizer.modalities.audio import AudioConfig
+from tokenizer.modalities.files.pictures import fit_picture, open_picture
+from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
 from tokenizer.modalities.image import ImageConfig
-from tokenizer.modalities.pictures import fit_picture, open_picture
-from tokenizer.modalities.sounds import Sound, check_sound, open_sound
 
 NAMED = ("input",)
 SIDE, RATE = 8, 8000

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer.modalities.pictures import check_picture, fit_picture, open_picture
+from tokenizer.modalities.files.pictures import check_picture, fit_picture, open_picture
 
 
 def pixels(image: Image.Image) -> np.ndarray:

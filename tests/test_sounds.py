@@ -14,9 +14,9 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from tokenizer.modalities import sound_arrays
 from tokenizer.modalities.audio import AudioConfig
-from tokenizer.modalities.sounds import Sound, check_sound, open_sound
+from tokenizer.modalities.files import sound_arrays
+from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
 
 # What libsndfile writes and reads: (format, subtype) by suffix.
 FORMATS = {

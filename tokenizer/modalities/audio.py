@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.config import require
+from tokenizer.installation import import_torchaudio
 from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample
 from tokenizer.modalities import Modality, ModalityConfig
-from tokenizer.modalities.sounds import open_sound
+from tokenizer.modalities.files.sounds import open_sound
 
 # Dilations of a level's residual blocks, in turn (Kumar et al. 2023, arXiv 2306.06546, section 3.1).
 DILATIONS = (1, 3, 9)
@@ -86,6 +87,7 @@ class AudioModality(Modality):
     axes = ("T",)
 
     def __init__(self, config: AudioConfig) -> None:
+        import_torchaudio()  # a mistake of the installation is told now, not when a file has another rate
         self.config = config
         self.channels, self.size = config.channels, config.size
         self.sample_rate = config.sample_rate

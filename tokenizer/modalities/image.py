@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tokenizer.config import require
 from tokenizer.layers import Downsample, ResidualBlock, Upsample
 from tokenizer.modalities import Modality, ModalityConfig
-from tokenizer.modalities.pictures import fit_picture, open_picture
+from tokenizer.modalities.files.pictures import fit_picture, open_picture
 
 
 @dataclass(frozen=True)

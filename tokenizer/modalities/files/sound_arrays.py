@@ -15,6 +15,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 MAX_CHANNELS = 64
+REPLACE = "replace or remove the file"
 
 _noted: set[tuple[object, ...]] = set()
 _noting = threading.Lock()

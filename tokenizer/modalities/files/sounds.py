@@ -16,10 +16,9 @@ import torch
 from einops import rearrange, reduce, repeat
 from numpy.typing import NDArray
 from torch import Tensor
-from torchaudio.transforms import Resample
 
-from tokenizer.modalities.sound_arrays import ArrayDecoder, Decoder, log_once
-from tokenizer.modalities.sound_files import REPLACE, FileDecoder
+from tokenizer.installation import import_torchaudio
+from tokenizer.modalities.files.sound_arrays import REPLACE, ArrayDecoder, Decoder, log_once
 
 SoundSource: TypeAlias = str | Path | bytes | tuple[NDArray[Any] | Tensor, int]
 
@@ -172,7 +171,7 @@ class _Grid:
     new: int
     step: int
     halo: int
-    kernel: Resample
+    kernel: Any  # torchaudio's
 
     def span(self, g: int) -> tuple[int, int]:
         """First sample and count of what piece g is made from."""
@@ -190,7 +189,7 @@ class _Grid:
 
 @lru_cache(maxsize=16)
 def _grid(old: int, new: int) -> _Grid:
-    kernel = Resample(old, new)
+    kernel = import_torchaudio().transforms.Resample(old, new)
     return _Grid(old, new, step=new * max(1, PIECE // new), halo=-(-kernel.width // old) * old, kernel=kernel)
 
 
@@ -198,6 +197,9 @@ def _decoder_of(source: Any, name: str) -> Decoder:
     if isinstance(source, tuple):
         waveform, rate = source
         return ArrayDecoder(waveform, rate, name)
+    # Here, so that soundfile and its library are loaded for files of sound only.
+    from tokenizer.modalities.files.sound_files import FileDecoder
+
     return FileDecoder(source, name)
 
 

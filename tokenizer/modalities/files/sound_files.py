@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tokenizer.modalities.sound_arrays import in_range
+from tokenizer.modalities.files.sound_arrays import REPLACE, in_range
 
 # Samples decoded at a time, so that a header that promises too much is found out before memory is taken.
 PIECE = 1 << 16
@@ -26,7 +26,6 @@ LEAD = {"MPEG_LAYER_III": 20 * 1152, "VORBIS": 16_384, "OPUS": 16_000}
 # What writers to a pipe put where they do not know the number of bytes yet.
 UNKNOWN_BYTES = range(0x7FFFF000, 0x100000000)
 _CLAIM = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.M)
-REPLACE = "replace or remove the file"
 
 
 class FileDecoder:

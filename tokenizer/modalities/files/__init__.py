@@ -1,0 +1,1 @@
+"""Readers of files: pictures, and sound of any rate, to arrays."""
