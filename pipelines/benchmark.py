@@ -3,6 +3,11 @@
 Left out: the benchmarks themselves (`benchmark_NAME.py`) and what they share (`benchmarking.py`).
 """
 
+if __name__ == "__main__":  # before anything imports torch
+    from pipelines.environment import prepare_environment
+
+    prepare_environment()
+
 import importlib
 import json
 import pkgutil

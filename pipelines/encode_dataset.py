@@ -4,6 +4,11 @@ DIR`. If it is interrupted, the same command encodes what is missing, with any n
 Left out: VAEs, whose latents are not tokens; `quantize_vae.py` gives them codes first.
 """
 
+if __name__ == "__main__":  # before anything imports torch
+    from pipelines.environment import prepare_environment
+
+    prepare_environment()
+
 import dataclasses
 import logging
 from collections.abc import Callable

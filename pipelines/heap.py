@@ -1,6 +1,6 @@
-"""Memory of tensors on a CPU: what is freed is kept for the next step, and large ones lie on huge pages.
+"""Memory of tensors on a CPU: what is freed is kept for the next step.
 
-Left out: memory of GPUs, which torch keeps itself.
+Left out: huge pages (`environment.py`), and memory of GPUs, which torch keeps itself.
 """
 
 import ctypes
@@ -23,10 +23,3 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # The block size first: to set only the other one would keep the size from growing by itself.
     return mallopt is not None and all(mallopt(p, KEPT_BYTES) for p in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
-
-
-def use_huge_pages() -> None:
-    """Have torch ask Linux for huge pages for large tensors, unless the environment says what it is to do: a
-    tenth or so of the time of training on a CPU. Torch looks at its first tensor, so call it before."""
-    if sys.platform.startswith("linux"):
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

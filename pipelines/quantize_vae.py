@@ -4,6 +4,11 @@ DIR`.
 Left out: training a VAE for its codes, which is the bottleneck `gaussian_quant` of `train_tokenizer.py`.
 """
 
+if __name__ == "__main__":  # before anything imports torch
+    from pipelines.environment import prepare_environment
+
+    prepare_environment()
+
 import logging
 import math
 import shlex

@@ -4,6 +4,11 @@ pipelines.quickstart [--modality audio]`
 Left out: options of the steps; each step is a command that is printed, to be run again with other flags.
 """
 
+if __name__ == "__main__":  # before anything imports torch
+    from pipelines.environment import prepare_environment
+
+    prepare_environment()
+
 import logging
 import os
 import shlex
@@ -124,8 +129,7 @@ def main() -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; choose another --output or delete it")
     started = time.monotonic()
-    # Threads that wait without spinning: on a machine that others use too, steps are several times faster.
-    environment = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {"PYTHONUNBUFFERED": "1"}
     for title, command in commands(options):
         logger.info("\n=== %s\n%s", title, shlex.join(command))
         done = subprocess.run([sys.executable, *command[1:]], env={**environment, **os.environ})

@@ -3,6 +3,11 @@
 Left out: measures of the samples (`evaluate.py`).
 """
 
+if __name__ == "__main__":  # before anything imports torch
+    from pipelines.environment import prepare_environment
+
+    prepare_environment()
+
 import logging
 from dataclasses import dataclass
 from pathlib import Path

@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from pipelines.options import TrainingOptions
@@ -104,12 +103,16 @@ def prepare(
 
 def whole_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the CPU, gathered from all processes if FSDP sharded them (then a collective)."""
+    from torch.distributed.tensor import DTensor  # takes most of a second, so not with this module
+
     whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
     return {k: v.detach().to("cpu") for k, v in whole.items()}
 
 
 def sharded_like(whole: Tensor, pattern: Tensor) -> Tensor:
     """A whole tensor as `pattern` is: on its device and, under FSDP, this process's shard of it."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     whole = whole.to(pattern.device)
     if isinstance(pattern, DTensor):
         return distribute_tensor(whole, pattern.device_mesh, pattern.placements)

@@ -3,6 +3,11 @@
 Left out: making the tokens (`encode_dataset.py`) and drawing from the prior (`sample.py`).
 """
 
+if __name__ == "__main__":  # before anything imports torch
+    from pipelines.environment import prepare_environment
+
+    prepare_environment()
+
 import dataclasses
 import logging
 from functools import partial

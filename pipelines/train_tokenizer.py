@@ -4,6 +4,11 @@
 Left out: the prior over its codes (`train_prior.py`), which needs tokens (`encode_dataset.py`) first.
 """
 
+if __name__ == "__main__":  # before anything imports torch
+    from pipelines.environment import prepare_environment
+
+    prepare_environment()
+
 import logging
 from functools import partial
 from pathlib import Path

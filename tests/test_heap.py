@@ -51,10 +51,11 @@ def test_every_script_does_so() -> None:
 HUGE = """
 import os
 from pathlib import Path
-import torch
-from pipelines import cli
+from pipelines.environment import prepare_environment
 
-cli.run(lambda: None)
+prepare_environment()
+import torch
+
 tensor = torch.ones(1 << 25)
 lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
 print(os.environ["THP_MEM_ALLOC_ENABLE"], *(line.split()[1] for line in lines if "AnonHugePages" in line))

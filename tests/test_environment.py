@@ -1,0 +1,91 @@
+"""What scripts do before they import torch, and what they do not import at all.
+
+Left out: what the libraries import (test_imports.py), and freed memory (test_heap.py).
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import ROOT, environment
+
+SCRIPTS = sorted(p.stem for p in (ROOT / "pipelines").glob("*.py") if "    run(main)\n" in p.read_text())
+# Runs a script, and prints the variables as they were when torch was imported first.
+WATCHED = """
+import json, os, runpy, sys
+
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch" and not seen:
+            seen.update({key: os.environ.get(key) for key in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")})
+
+seen = {}
+sys.meta_path.insert(0, Watch())
+script, sys.argv[1:] = sys.argv[1], ["--help"]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit:
+    pass
+print(json.dumps(seen))
+"""
+# Modules that take long to import, and that only sound, Hub data sets or plots need.
+NOT_FOR_PICTURES = {"torchaudio", "soundfile", "datasets", "matplotlib"}
+LOADED = """
+import json, sys
+from pipelines import cli
+import pipelines.{script} as script
+cli.run(script.main)
+print(json.dumps([name for name in sys.modules if "." not in name]))
+"""
+
+
+def test_every_script_prepares_its_environment_first() -> None:
+    assert {"train_tokenizer", "train_prior", "sample", "quickstart", "benchmark"} <= set(SCRIPTS)
+    for name in SCRIPTS:
+        body = ast.parse((ROOT / "pipelines" / f"{name}.py").read_text()).body
+        assert isinstance(body[1], ast.If), f"{name}.py imports before it prepares"
+        assert ast.unparse(body[1]).endswith("prepare_environment()")
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_the_environment_is_set_when_torch_is_imported(given: str | None) -> None:
+    env = {k: v for k, v in environment().items() if k not in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")}
+    env |= {} if given is None else {"OMP_WAIT_POLICY": given, "THP_MEM_ALLOC_ENABLE": "0"}
+    command = [sys.executable, "-c", WATCHED, str(ROOT / "pipelines" / "sample.py")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["OMP_WAIT_POLICY"] == (given or "PASSIVE")
+    if sys.platform.startswith("linux"):
+        assert seen["THP_MEM_ALLOC_ENABLE"] == ("1" if given is None else "0")
+
+
+def test_importing_a_package_sets_nothing() -> None:
+    clean = {k: v for k, v in environment().items() if k not in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")}
+    code = "import os; before = dict(os.environ); import pipelines.sample, prior; print(before == os.environ)"
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+def loaded_by(script: str, *words: object) -> set[str]:
+    """The top modules that a run of a script in a process of its own leaves imported."""
+    command = [sys.executable, "-c", LOADED.format(script=script), *map(str, words)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_pictures_are_encoded_decoded_and_drawn_without_what_only_others_need(
+    tiny_tokenizer: Path, tiny_prior: Path, pictures: Path, tmp_path: Path
+) -> None:
+    encoded = loaded_by(
+        "encode_dataset",
+        *("--tokenizer", tiny_tokenizer, "--data.path", pictures, "--output", tmp_path / "tokens"),
+    )
+    drawn = loaded_by("sample", "--prior", tiny_prior, "--num", 1, "--output", tmp_path / "samples")
+    assert {"torch", "PIL", "tokenizer"} <= encoded & drawn
+    assert not (encoded | drawn) & NOT_FOR_PICTURES
+    assert os.path.exists(tmp_path / "samples" / "samples.png")
