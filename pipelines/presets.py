@@ -56,6 +56,26 @@ def _digits() -> TokenizerTraining:
 
 @preset(
     TOKENIZERS,
+    "digits-small",
+    "28 × 28 grey digits, 16 codes of 9 bits; the quickstart's.",
+    "About 1 minute on 2 CPU cores; 0.4 M parameters.",
+)
+def _digits_small() -> TokenizerTraining:
+    return TokenizerTraining(
+        max_steps=400,
+        warmup_steps=30,
+        data=DataConfig(path="embedded:digits"),
+        model=TokenizerConfig(
+            modality=ImageConfig(
+                channels=1, size=(28, 28), strides=(2, 2, 2), widths=(16, 32, 64), blocks=(0, 1, 1)
+            ),
+            bottleneck=VQConfig(codebook_size=512, dim=8, codebook_dim=8),
+        ),
+    )
+
+
+@preset(
+    TOKENIZERS,
     "digits-vae",
     "28 × 28 grey digits as one Gaussian latent of 32 numbers; sample.py --tokenizer draws new ones.",
     "About 4 minutes on 2 CPU cores; 1.5 M parameters.",
@@ -135,7 +155,7 @@ def _image_256() -> TokenizerTraining:
     "About 2 minutes on 2 CPU cores; 1 M parameters.",
 )
 def _small() -> PriorTraining:
-    return PriorTraining(max_steps=450, weight_decay=0.1)
+    return PriorTraining(max_steps=450, weight_decay=0.1, eval_every=150)
 
 
 @preset(

@@ -1,5 +1,5 @@
 """All of it on embedded data: train a tokenizer, encode, train a prior, sample, evaluate. `python -m
-pipelines.quickstart [--modality audio]`
+pipelines.quickstart [--preset emoji | --preset speech]`
 
 Left out: options of the steps; each step is a command that is printed, to be run again with other flags.
 """
@@ -28,8 +28,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tour:
-    """What a modality's quickstart trains, for how long, and what to look at in the end."""
+    """What a quickstart trains, for how long, and what to look at in the end."""
 
+    what: str
+    """What it learns and draws, and how long that takes on two CPU cores, as --help says it too."""
     folder: Path
     tokenizer: tuple[str, ...]
     """Preset and flags of the tokenizer, without its steps."""
@@ -46,9 +48,36 @@ MODELS = (
     ("tokenizer/", "the tokenizer, ready for the Hub"),
     ("prior/", "the prior, ready for the Hub"),
 )
+# Drawn anew at each evaluation of the prior.
+FIRST = "prior/sample.png"
+PICTURES = (
+    ("samples/samples.png", "samples.png", "new {} from the prior, a row per class"),
+    ("eval/reconstructions.png", "reconstructions.png", "held-out {} above what is kept of them"),
+    ("eval/codebook.png", "codebook.png", "how often each code is used"),
+    ("tokenizer/loss.png", "loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
+    ("eval/metrics.json", "metrics.json", "all that was measured on held-out data"),
+)
+
+
+def _pictures(name: str) -> tuple[tuple[str, str, str], ...]:
+    return tuple((source, copy, what.format(name)) for source, copy, what in PICTURES)
+
+
 TOURS = {
-    "image": Tour(
+    "digits": Tour(
+        what="handwritten digits, 2 to 4 minutes",
         folder=Path("runs/quickstart"),
+        tokenizer=("digits-small",),
+        tokenizer_steps=400,
+        prior=("small", "--warmup-steps", "30", "--eval-every", "100"),
+        prior_steps=400,
+        data="embedded:digits",
+        sample=("--label", "all", "--cfg-scale", "2", "--temperature", "0.9"),
+        results=_pictures("digits"),
+    ),
+    "emoji": Tour(
+        what="emoji, 6 to 15 minutes",
+        folder=Path("runs/quickstart-emoji"),
         # 512 entries, not the preset's 1024: in so little time the prior gains more than the tokenizer loses.
         tokenizer=("emoji", "--model.bottleneck.codebook-size", "512"),
         tokenizer_steps=1000,
@@ -56,15 +85,10 @@ TOURS = {
         prior_steps=450,
         data="embedded:emoji",
         sample=("--label", "all", "--cfg-scale", "2", "--temperature", "0.9"),
-        results=(
-            ("samples/samples.png", "samples.png", "new emoji from the prior, a row per class"),
-            ("eval/reconstructions.png", "reconstructions.png", "held-out emoji above what is kept of them"),
-            ("eval/codebook.png", "codebook.png", "how often each code is used"),
-            ("tokenizer/loss.png", "loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
-            ("eval/metrics.json", "metrics.json", "all that was measured on held-out data"),
-        ),
+        results=_pictures("emoji"),
     ),
-    "audio": Tour(
+    "speech": Tour(
+        what="English speech, 15 to 30 minutes",
         folder=Path("runs/quickstart-audio"),
         tokenizer=("audio-small",),
         tokenizer_steps=800,
@@ -90,11 +114,14 @@ TOURS = {
 class QuickstartOptions:
     """Options of quickstart.py."""
 
+    preset: Literal["digits", "emoji", "speech"] | None = None
+    """What to learn and to draw, on 2 CPU cores: handwritten digits (2 to 4 minutes), emoji (6 to 15), or
+    English speech (15 to 30). Left out: digits."""
     modality: Literal["image", "audio"] = "image"
-    """Emoji, in less than 10 minutes on 2 CPU cores, or English speech, in less than 20."""
+    """audio: the same as --preset speech."""
     output: Path | None = None
-    """Folder for everything; must not hold a quickstart already. Left out: runs/quickstart, or
-    runs/quickstart-audio."""
+    """Folder for everything; must not hold a quickstart already. Left out: runs/quickstart,
+    runs/quickstart-emoji or runs/quickstart-audio."""
     threads: int = 0
     """CPU threads per process; 0: one per core."""
     tokenizer_steps: int | None = None
@@ -109,11 +136,15 @@ class QuickstartOptions:
         require(all(n >= 1 for n in steps), "steps: expected 1 or more")
         require(self.threads >= 0, f"threads is {self.threads}, expected 0 or more")
         require(self.samples_per_class >= 1, "samples_per_class: expected 1 or more")
+        require(
+            self.modality == "image" or self.preset in (None, "speech"),
+            f"--modality audio is --preset speech, which does not go with --preset {self.preset}",
+        )
 
     @property
     def tour(self) -> Tour:
-        """The steps of the chosen modality."""
-        return TOURS[self.modality]
+        """The steps of the chosen preset."""
+        return TOURS[self.preset or ("speech" if self.modality == "audio" else "digits")]
 
     @property
     def folder(self) -> Path:
@@ -128,6 +159,7 @@ def main() -> None:
     folder, tour = options.folder, options.tour
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; choose another --output or delete it")
+    logger.info("%s on two CPU cores", tour.what)
     started = time.monotonic()
     environment = {"PYTHONUNBUFFERED": "1"}
     for title, command in commands(options):
@@ -168,7 +200,10 @@ def commands(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
     return [
         ("1/5 train the tokenizer", [*launch, "pipelines.train_tokenizer", *tokenizer_flags]),
         ("2/5 encode", [*launch, "pipelines.encode_dataset", "--tokenizer", tok, *data, "--output", tokens]),
-        ("3/5 train the prior", [*launch, "pipelines.train_prior", *prior_flags]),
+        (
+            f"3/5 train the prior (soon the first it draws: {folder / FIRST})",
+            [*launch, "pipelines.train_prior", *prior_flags],
+        ),
         ("4/5 sample", step("pipelines.sample", "--prior", prior, "--output", samples, *sample_flags)),
         ("5/5 evaluate", step("pipelines.evaluate", "--prior", prior, *data, "--output", evaluation)),
     ]

@@ -149,7 +149,10 @@ def train(
 
     def evaluate(averaged: HubModel) -> dict[str, float]:
         assert isinstance(averaged, Prior)
-        return evaluate_prior(averaged, info, splits["held_out"], accelerator)
+        metrics = evaluate_prior(averaged, info, splits["held_out"], accelerator)
+        if accelerator.is_main_process:  # people want to see what it draws long before the end
+            write_prior_sample(averaged, options.output)
+        return metrics
 
     with course:
         for batch in token_batches(splits["train"], **course.share()):

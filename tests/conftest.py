@@ -3,6 +3,10 @@
 Left out: how the scripts are run (running.py), and data made for single tests.
 """
 
+from pipelines.environment import prepare_environment
+
+prepare_environment()  # as the scripts do, before anything imports torch
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from PIL import Image
 
 pytest.register_assert_rewrite("running")  # before its import: failures show what was compared
 
-from running import (  # noqa: E402
+from running import (
     TINY_CODEC,
     TINY_PRIOR,
     TINY_TOKENIZER,

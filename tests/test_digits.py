@@ -1,5 +1,5 @@
-"""Digits drawn by a prior are read as the digits asked for: the commands of cards/digits-prior.md (slow), and
-a short chain of fewer codes and steps.
+"""Digits drawn by a prior are read as the digits asked for: those of the quickstart, and of the commands of
+cards/digits-prior.md (slow).
 
 Left out: how fast any of it is.
 """
@@ -15,19 +15,11 @@ from running import Script, read, without_plots
 from torch import Tensor, nn
 
 from pipelines.neighbours import nearest_items, training_items
+from pipelines.quickstart import QuickstartOptions, commands
 from pipelines.tokens import TokenSplit
 from tokenizer import Tokenizer
 
 EACH = 100  # samples of a digit
-
-# 16 codes of 8 bits in place of 49 of 7, and a quarter of the steps for the tokenizer.
-SHORT_TOKENIZER = (
-    *("--model.modality.strides", *"222", "--model.modality.widths", "16", "32", "64"),
-    *("--model.modality.blocks", *"011", "--model.bottleneck.codebook-size", "256"),
-    *("--model.bottleneck.dim", "8", "--model.bottleneck.codebook-dim", "8"),
-    *("--max-steps", "250", "--warmup-steps", "30"),
-)
-SHORT_PRIOR = ("--max-steps", "350", "--warmup-steps", "30", "--ema-decay", "0.98")
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -44,7 +36,7 @@ class Chain:
     of_samples: float
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_pretrained(self.folder / "digits")
+        return Tokenizer.from_pretrained(self.folder / "tokenizer")
 
     def samples(self) -> Tensor:
         """The pictures that sample.py wrote, by the digit asked for: (10, EACH, 1, 28, 28) in [-1, 1]."""
@@ -58,25 +50,29 @@ def digits() -> tuple[Labelled, Labelled]:
     return embedded_digits()
 
 
-@pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["quickstart", pytest.param("card", marks=pytest.mark.slow)])
 def chain(
     request: pytest.FixtureRequest,
     script: Script,
     digits: tuple[Labelled, Labelled],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Chain:
-    """A tokenizer, its codes, a prior over them, and samples at a temperature of 1 with guidance 2."""
-    short = request.param == "short"
+    """A tokenizer, its codes, a prior over them, and samples with guidance 2, at the quickstart's temperature
+    or at 1."""
     folder = tmp_path_factory.mktemp("digits")
-    tok, tokens, prior = folder / "digits", folder / "digits-tokens", folder / "digits-prior"
+    tok, tokens, prior = folder / "tokenizer", folder / "tokens", folder / "prior"
+    if request.param == "quickstart":
+        with without_plots():
+            for _, words in commands(QuickstartOptions(output=folder, samples_per_class=EACH))[:4]:
+                name = next(word for word in words if word.startswith("pipelines."))
+                script(name.removeprefix("pipelines."), *words[words.index(name) + 1 :])
+        return Chain(folder, train_classifier(*digits[0], epochs=3, widths=(16, 32, 64)), 0.97, 0.94, 0.95)
     with without_plots():
-        script("train_tokenizer", "digits", *(SHORT_TOKENIZER if short else ()), "--output", tok)
+        script("train_tokenizer", "digits", "--output", tok)
         script("encode_dataset", "--tokenizer", tok, "--data.path", "embedded:digits", "--output", tokens)
-        script("train_prior", "small", *(SHORT_PRIOR if short else ()), "--tokens", tokens, "--output", prior)
+        script("train_prior", "small", "--tokens", tokens, "--output", prior)
     words = ("--label", "all", "--num", EACH, "--cfg-scale", 2, "--output", folder / "samples")
     script("sample", "--prior", prior, *words)
-    if short:
-        return Chain(folder, train_classifier(*digits[0], epochs=3, widths=(16, 32, 64)), 0.97, 0.88, 0.92)
     return Chain(folder, train_classifier(*digits[0]), 0.99, 0.98, 0.95)
 
 
@@ -105,7 +101,7 @@ def test_samples_are_read_as_the_digit_asked_for(chain: Chain, digits: tuple[Lab
 
 def test_samples_differ_from_each_other_and_from_training(chain: Chain) -> None:
     tok = chain.tokenizer()
-    items = training_items(tok, str(chain.folder / "digits-tokens"))
+    items = training_items(tok, str(chain.folder / "tokens"))
     assert isinstance(items, TokenSplit)
     x = rearrange(chain.samples(), "d i c h w -> (d i) c h w")
     codes = tok.encode(x)
@@ -119,7 +115,7 @@ def test_samples_differ_from_each_other_and_from_training(chain: Chain) -> None:
 
 
 def test_the_prior_knows_held_out_digits_nearly_as_well_as_those_of_training(chain: Chain) -> None:
-    metrics = read(chain.folder / "digits-prior" / "metrics.json")
+    metrics = read(chain.folder / "prior" / "metrics.json")
     held_out, train = metrics["bits_per_code"], metrics["train_bits_per_code"]
     print(f"\nbits per code: held out {held_out:.3f}, training {train:.3f}")
     assert 0 < held_out - train < 0.4

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from running import (
-    EMOJI,
     MODEL,
     ROOT,
     Script,
@@ -22,14 +22,16 @@ from running import (
     size_of,
 )
 
-from pipelines.quickstart import QuickstartOptions, commands
+from pipelines.quickstart import FIRST, TOURS, QuickstartOptions, commands
 from prior import Prior
 from tokenizer import Tokenizer
 
 
-def test_the_quickstarts_commands_fit_their_scripts() -> None:
+@pytest.mark.parametrize("preset", TOURS)
+def test_the_quickstarts_commands_fit_their_scripts(preset: Any) -> None:
     options = QuickstartOptions(
-        output=Path("some/where"), threads=3, tokenizer_steps=11, prior_steps=7, samples_per_class=4
+        *(preset, "image", Path("some/where")),
+        **{"threads": 3, "tokenizer_steps": 11, "prior_steps": 7, "samples_per_class": 4},
     )
     found = [read_command(words) for _, words in commands(options)]
     scripts = ["train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate"]
@@ -40,12 +42,24 @@ def test_the_quickstarts_commands_fit_their_scripts() -> None:
         assert (command.launch.num_processes, command.launch.mixed_precision) == (1, "no")
     tokenizer, tokens, prior, samples, evaluation = (command.options for command in found)
     assert (tokenizer.max_steps, prior.max_steps) == (11, 7)
-    assert tokenizer.data.path == tokens.data.path == evaluation.data.path == "embedded:emoji"
+    assert tokenizer.data.path == tokens.data.path == evaluation.data.path == f"embedded:{preset}"
     assert Path(tokens.tokenizer) == tokenizer.output == Path("some/where/tokenizer")
     assert prior.tokens == tokens.output and Path(samples.prior) == Path(evaluation.prior) == prior.output
-    assert (samples.label, samples.num) == (("all",), 4)
+    assert samples.num == 4 and (samples.label == ("all",)) == (preset != "speech")
     outputs = [o.output for o in (tokenizer, tokens, prior, samples, evaluation)]
     assert len(set(outputs)) == 5 and all(o.parent == Path("some/where") for o in outputs)
+
+
+def test_the_quickstart_is_of_digits_unless_told_otherwise() -> None:
+    assert QuickstartOptions().tour is TOURS["digits"]
+    assert QuickstartOptions(preset="emoji").tour is TOURS["emoji"]
+    assert QuickstartOptions(modality="audio").tour is QuickstartOptions(preset="speech").tour
+    assert len({QuickstartOptions(preset=preset).folder for preset in TOURS}) == len(TOURS)
+
+
+def test_a_modality_and_a_preset_of_another_are_refused(script: Script) -> None:
+    finished = script("quickstart", "--modality", "audio", "--preset", "emoji", code=2)
+    assert_refused(finished, "--preset speech", "emoji")
 
 
 def test_the_quickstart_takes_all_cores_by_default() -> None:
@@ -98,11 +112,12 @@ def test_the_quickstart_leaves_what_it_promises(quickstart: Quickstart) -> None:
     assert names_in(folder) == {*pictures, "metrics.json", *steps}
     assert all(min(size_of(folder / name)) > 100 for name in pictures)
     assert names_in(folder / "tokenizer") >= MODEL and names_in(folder / "prior") >= MODEL
-    assert {f"{name}-0000.png" for name in EMOJI} <= names_in(folder / "samples")
+    assert {f"{digit}-0000.png" for digit in range(10)} <= names_in(folder / "samples")
+    assert min(size_of(folder / FIRST)) > 100
     metrics = read(folder / "metrics.json")
     assert {"psnr", "ssim", "usage", "perplexity", "prior_bits_per_code"} <= metrics.keys()
     assert all(math.isfinite(value) for value in metrics.values())
-    assert metrics["items"] == 302
+    assert metrics["items"] == 1996
 
 
 def test_the_quickstart_tells_where_to_look_and_how_far_it_is(quickstart: Quickstart) -> None:
@@ -119,4 +134,5 @@ def test_the_quickstarts_models_load(quickstart: Quickstart) -> None:
     tok = Tokenizer.from_pretrained(quickstart.folder / "tokenizer")
     prior = Prior.from_pretrained(quickstart.folder / "prior")
     prior.check_tokenizer(tok.fingerprint())
-    assert (tok.codebook_size, prior.config.class_names) == (prior.config.codebook_size, EMOJI)
+    assert tok.codebook_size == prior.config.codebook_size
+    assert prior.config.class_names == tuple("0123456789")

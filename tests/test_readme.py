@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from running import ROOT, read_command
+from running import ROOT, Script, read_command, without_plots
 
 from pipelines.option_values import options_to_dict
 from pipelines.presets import TOKENIZERS
+from pipelines.quickstart import QuickstartOptions, commands
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.modalities import ModalityConfig
 
@@ -26,7 +27,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
+def shell_commands() -> list[list[str]]:
     """All single commands of the shell blocks as words, without variables set before them."""
     found = []
     for line in "".join(blocks("sh")).replace("\\\n", " ").splitlines():
@@ -44,11 +45,14 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def in_a_folder_with_models(
-    tiny_tokenizer: Path, tiny_prior: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Script, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A working directory with what the quickstart leaves behind, and a picture."""
-    for folder in (tiny_tokenizer, tiny_prior):
-        shutil.copytree(folder, tmp_path / "runs" / "quickstart" / folder.name)
+    """A working directory with what the quickstart leaves behind, after a few steps, and a picture."""
+    options = QuickstartOptions(output=tmp_path / "runs" / "quickstart", tokenizer_steps=2, prior_steps=2)
+    for _, words in commands(options)[:3]:
+        name = next(word for word in words if word.startswith("pipelines."))
+        with without_plots():
+            script(name.removeprefix("pipelines."), *words[words.index(name) + 1 :])
     shutil.copytree(tiny_codec, tmp_path / "runs" / "quickstart-audio" / "tokenizer")
     soundfile.write(tmp_path / "voice.wav", 0.1 * np.sin(np.arange(20000) / 10), 16000)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
@@ -71,7 +75,7 @@ def test_python_blocks_run(in_a_folder_with_models: None, monkeypatch: pytest.Mo
 def test_commands_fit_their_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen = set()
-    for words in commands():
+    for words in shell_commands():
         program = Path(words[0]).name
         if program == "accelerate" and words[1] == "config":
             continue
