@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from running import ROOT, environment
 
+from pipelines.environment import TURNS
+
 SCRIPTS = sorted(p.stem for p in (ROOT / "pipelines").glob("*.py") if "    run(main)\n" in p.read_text())
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")
 # Runs a script, and prints the variables as they were when torch was imported first.
 WATCHED = """
 import json, os, runpy, sys
@@ -21,11 +24,12 @@ import json, os, runpy, sys
 class Watch:
     def find_spec(self, name, *_):
         if name == "torch" and not seen:
-            seen.update({key: os.environ.get(key) for key in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")})
+            seen.update({key: os.environ.get(key) for key in names})
 
 seen = {}
 sys.meta_path.insert(0, Watch())
-script, sys.argv[1:] = sys.argv[1], ["--help"]
+script, names = sys.argv[1], sys.argv[2].split()
+sys.argv[1:] = ["--help"]
 try:
     runpy.run_path(script, run_name="__main__")
 except SystemExit:
@@ -43,6 +47,11 @@ print(json.dumps([name for name in sys.modules if "." not in name]))
 """
 
 
+def unprepared() -> dict[str, str]:
+    """An environment as a user has it; that of the tests is prepared as the scripts' is."""
+    return {name: value for name, value in environment().items() if name not in VARIABLES}
+
+
 def test_every_script_prepares_its_environment_first() -> None:
     assert {"train_tokenizer", "train_prior", "sample", "quickstart", "benchmark"} <= set(SCRIPTS)
     for name in SCRIPTS:
@@ -51,22 +60,26 @@ def test_every_script_prepares_its_environment_first() -> None:
         assert ast.unparse(body[1]).endswith("prepare_environment()")
 
 
-@pytest.mark.parametrize("given", [None, "ACTIVE"])
-def test_the_environment_is_set_when_torch_is_imported(given: str | None) -> None:
-    env = {k: v for k, v in environment().items() if k not in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")}
-    env |= {} if given is None else {"OMP_WAIT_POLICY": given, "THP_MEM_ALLOC_ENABLE": "0"}
-    command = [sys.executable, "-c", WATCHED, str(ROOT / "pipelines" / "sample.py")]
+@pytest.mark.parametrize(
+    ("given", "turns"), [({}, TURNS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_the_environment_is_set_when_torch_is_imported(given: dict[str, str], turns: str | None) -> None:
+    env = unprepared() | given
+    script = str(ROOT / "pipelines" / "sample.py")
+    command = [sys.executable, "-c", WATCHED, script, " ".join(VARIABLES)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["OMP_WAIT_POLICY"] == (given or "PASSIVE")
+    assert seen["GOMP_SPINCOUNT"] == turns
+    assert seen["OMP_WAIT_POLICY"] == given.get("OMP_WAIT_POLICY")
     if sys.platform.startswith("linux"):
-        assert seen["THP_MEM_ALLOC_ENABLE"] == ("1" if given is None else "0")
+        assert seen["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
 def test_importing_a_package_sets_nothing() -> None:
-    clean = {k: v for k, v in environment().items() if k not in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")}
     code = "import os; before = dict(os.environ); import pipelines.sample, prior; print(before == os.environ)"
-    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=unprepared(), capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "True"
 
 

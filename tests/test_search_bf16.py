@@ -142,13 +142,21 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(search(z, codebook), brute_force(z, codebook))
 
 
-@pytest.mark.parametrize(("policy", "count"), [(None, 3), ("ACTIVE", 3), ("passive", 6), ("PASSIVE", 6)])
+@pytest.mark.parametrize(
+    ("policy", "turns", "count"),
+    [
+        *((None, None, 3), ("ACTIVE", None, 3), ("passive", None, 6), ("PASSIVE", None, 6)),
+        *((None, "1000", 6), (None, "300000", 3), ("PASSIVE", "INFINITE", 6)),
+    ],
+)
 def test_threads_leave_room_for_those_that_spin(
-    policy: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+    policy: str | None, turns: str | None, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if policy:
-        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    for name, value in {"OMP_WAIT_POLICY": policy, "GOMP_SPINCOUNT": turns}.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     counts: list[int] = []
 

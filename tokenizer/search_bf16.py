@@ -33,6 +33,8 @@ MOST = 64
 # Fewer dimensions are faster in float32.
 NARROW = search_cpu.WIDTH
 UNDECIDED = -1
+# Turns of a waiting thread (GOMP_SPINCOUNT) that are over before another thread misses the core.
+FEW_TURNS = 10_000
 # One and infinity in bfloat16, as int16.
 ONE, LARGEST = 0x3F80, 0x7F80
 FLOAT32 = torch.finfo(torch.float32)
@@ -59,6 +61,9 @@ def fast() -> bool:
 def torch_spins() -> bool:
     """Whether threads of torch keep half of the cores busy for a while after each product, as OpenMP's do
     unless they were told otherwise before torch was imported."""
+    turns = os.environ.get("GOMP_SPINCOUNT", "").strip()
+    if turns.isdecimal():  # GNU's OpenMP heeds it before the policy
+        return int(turns) > FEW_TURNS
     return os.environ.get("OMP_WAIT_POLICY", "").strip().lower() != "passive"
 
 
