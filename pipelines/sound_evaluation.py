@@ -6,6 +6,7 @@ Left out: pictures (`pipelines.evaluation`), and the measures themselves (`token
 import contextlib
 import logging
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from pipelines.clips import Clips
 from pipelines.report import progress
+from pipelines.speech_scores import SpeechScores, helper_count
 from tokenizer import Tokenizer
 from tokenizer.metrics import CodeUsage
-from tokenizer.sound_metrics import Scores, available, bitrate, is_silent, pesq, si_sdr, stoi
+from tokenizer.sound_metrics import available, bitrate, is_silent, si_sdr
 from tokenizer.spectral import mel_distance, stft_distance
 
 logger = logging.getLogger(__name__)
@@ -73,8 +75,8 @@ def evaluate_sound(
     Means are bitrate (bits per second), l1, mel_distance, stft_distance and si_sdr (dB, of what is not
     silent); with `thorough` also stoi and pesq where their packages are installed; for all codebooks also
     usage and perplexity, of all and of each, and, if `thorough`, encode_speed and decode_speed (seconds of
-    sound per second). A clip is left out from where it can no longer be read, and named in the log. Leaves
-    the tokenizer in eval mode.
+    sound per second; on a CPU, with one thread). A clip is left out from where it can no longer be read, and
+    named in the log. Leaves the tokenizer in eval mode.
     """
     tok.eval()
     most, rate = tok.bottleneck.num_codebooks, tok.modality.sample_rate
@@ -82,14 +84,19 @@ def evaluate_sound(
     each = thorough and tok.bottleneck.prefix_decodes
     means = {k: Means() for k in (range(1, most + 1) if each else [most])}
     mine = range(accelerator.process_index, len(clips), accelerator.num_processes)
+    seconds = len(means) * sum(map(clips.samples, mine)) / rate
+    helpers = helper_count(seconds, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+    speech = SpeechScores(available() if thorough else (), rate, helpers)
     bar = progress(len(mine), "measure", 0, accelerator.is_main_process and thorough)
-    for i in mine:
-        for block in readable_blocks(clips, i):
-            x = block[None].to(accelerator.device)
-            for k, x_hat in rebuilt(tok, x, means, usage):
-                measure(means[k], x_hat, x, rate, thorough)
-        bar.update()
-    bar.close()
+    with one_thread(thorough), speech, bar:
+        for i in mine:
+            for block in readable_blocks(clips, i):
+                x = block[None].to(accelerator.device)
+                for k, x_hat in rebuilt(tok, x, means, usage):
+                    x_hat = x_hat.float().clamp(-1, 1)
+                    measure(means[k], x_hat, x, rate)
+                    speech.measure(means[k].add, x_hat, x)
+            bar.update()
     rows = {k: mean.over_processes() for k, mean in means.items()}
     for name in ("encode", "decode"):
         pace = rows[most].pop(f"{name}_pace", 0.0)
@@ -149,22 +156,31 @@ def timed(mean: Means, name: str, x: Tensor, sample_rate: int) -> Iterator[None]
     mean.add(name, time.perf_counter() - start, x.shape[2] / sample_rate)
 
 
-def measure(mean: Means, x_hat: Tensor, x: Tensor, sample_rate: int, thorough: bool) -> None:
-    """Take the measures of x_hat against x, (B, C, T) both, into `mean`."""
-    x_hat = x_hat.float().clamp(-1, 1)
-    heard = ~is_silent(x)
+def measure(mean: Means, x_hat: Tensor, x: Tensor, sample_rate: int) -> None:
+    """Take the measures of x_hat against x, (B, C, T) both, but for those of speech, into `mean`."""
+    everyone = torch.ones(len(x), device=x.device)
     scores = {
-        "l1": (x_hat - x).abs().flatten(1).mean(1),
-        "mel_distance": mel_distance(x_hat, x, sample_rate),
-        "stft_distance": stft_distance(x_hat, x),
-        "si_sdr": Scores(si_sdr(x_hat, x), heard),
+        "l1": ((x_hat - x).abs().flatten(1).mean(1), everyone),
+        "mel_distance": (mel_distance(x_hat, x, sample_rate), everyone),
+        "stft_distance": (stft_distance(x_hat, x), everyone),
+        "si_sdr": (si_sdr(x_hat, x), ~is_silent(x)),
     }
-    if thorough:
-        speech = {"stoi": stoi, "pesq": pesq}
-        scores |= {name: speech[name](x_hat, x, sample_rate) for name in available()}
-    for name, values in scores.items():
-        values, measured = values if isinstance(values, Scores) else (values, torch.ones_like(values))
+    for name, (values, measured) in scores.items():
         mean.add(name, float(values.double().sum()), float(measured.sum()))
+
+
+@contextlib.contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Within the context, where `wanted`, torch uses one thread of the CPU: the steps over one clip are so
+    short that on a busy machine threads wait for each other several times as long as they work."""
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.set_num_threads(before)
 
 
 def usage_values(usage: CodeUsage) -> dict[str, float]:
