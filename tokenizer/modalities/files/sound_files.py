@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tokenizer.modalities.files.sound_arrays import REPLACE, in_range
+from tokenizer.modalities.files.sound_arrays import LOUDEST, REPLACE, clamped, too_loud
 
 # Samples decoded at a time, so that a header that promises too much is found out before memory is taken.
 PIECE = 1 << 16
@@ -41,7 +41,8 @@ class FileDecoder:
         self._file = self._open()
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
-        self.frames: int = self._file.frames
+        self.measured = self._file.subtype in ("FLOAT", "DOUBLE")
+        self.peak = 0.0
         # The span read last, with which the next one may overlap; the decoder stands at its end.
         self._first, self._kept = 0, np.empty((0, self.channels), np.float32)
         try:
@@ -49,6 +50,10 @@ class FileDecoder:
         except ValueError:
             self.close()
             raise
+
+    @property
+    def frames(self) -> int:
+        return int(self._file.frames)
 
     def read(self, start: int, count: int) -> NDArray[np.float32]:
         end = self._first + len(self._kept)
@@ -93,8 +98,20 @@ class FileDecoder:
                 f"{self._name}: is truncated or damaged: its header promises {self.frames} samples, only "
                 f"{self._position} can be read; {REPLACE}"
             )
+        samples, peak = clamped(samples, self._name)
         # Decoders of MP3, Vorbis and Opus overshoot a little where the original is loud.
-        return in_range(samples, self._name, report=self._file.subtype in ("FLOAT", "DOUBLE"))
+        self.peak = max(self.peak, peak) if self.measured else 0.0
+        if self.peak > LOUDEST:
+            raise ValueError(too_loud(self._name, self._loudest()))
+        return samples
+
+    def _loudest(self) -> float:
+        """The largest magnitude in all of the file."""
+        self.close()
+        self._file, self._position, peak = self._open(), 0, 0.0
+        while len(samples := self._file.read(PIECE, dtype="float32", always_2d=True)):
+            peak = max(peak, float(np.nanmax(np.abs(samples), initial=0)))
+        return peak
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
