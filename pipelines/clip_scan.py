@@ -12,7 +12,7 @@ from pipelines.clips import ClipScan
 from pipelines.scanning import digest, listed, look_at_all, reason
 from pipelines.sources import SOUND, Source
 from tokenizer.modalities import Modality
-from tokenizer.modalities.files.sounds import check_sound, open_sound
+from tokenizer.modalities.files.sounds import Sound
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,16 @@ def scan_clips(source: Source, modality: Modality, cache_bytes: int, hashed: boo
     count, rate, channels = len(source), modality.sample_rate, modality.channels
     lengths, digests = np.zeros(count, np.int64), np.zeros(count, np.uint64)
     reasons: dict[int, str] = {}
-    peaks = np.ones(count, np.float32)
+    peaks, loudest = np.ones(count, np.float32), np.zeros(count, np.float32)
 
     def look(i: int) -> None:
         try:
             raw = source.raw(i)
             if hashed:
                 digests[i] = digest(raw)
-            lengths[i] = check_sound(raw, rate, channels, source.id(i))
+            with Sound(raw, rate, channels, source.id(i), report=False) as sound:
+                sound.check()
+                lengths[i], loudest[i] = sound.length, sound.peak
         except (ValueError, OSError) as error:
             reasons[i] = reason(source.id(i), error)
 
@@ -44,7 +46,8 @@ def scan_clips(source: Source, modality: Modality, cache_bytes: int, hashed: boo
 
     def decode(i: int) -> None:
         try:
-            x = torch.from_numpy(open_sound(source.raw(i), rate, channels, source.id(i)))
+            with Sound(source.raw(i), rate, channels, source.id(i), report=False) as sound:
+                x = torch.from_numpy(sound.read())
             if x.shape[1] != lengths[i]:
                 raise ValueError("changed while it was looked at; leave the data alone while they are used")
             cache[starts[i] : starts[i] + x.numel()] = x.flatten()
@@ -67,6 +70,10 @@ def scan_clips(source: Source, modality: Modality, cache_bytes: int, hashed: boo
     if silent := int((peaks[rows] == 0).sum()):
         first = source.id(int(rows[peaks[rows] == 0][0]))
         logger.warning("%d of %d sound files are silent, the first is %s", silent, len(rows), first)
+    if clamped := int((loudest[rows] > 1).sum()):
+        most = int(rows[loudest[rows].argmax()])
+        text = "%d of %d sound files hold values beyond [-1, 1], which are clamped; the largest is %g, in %s"
+        logger.warning(text, clamped, len(rows), loudest[most], source.id(most))
     return ClipScan(
         source, rate, channels, modality.size[0], lengths, starts, cache, rows, digests[rows], skipped
     )

@@ -101,7 +101,7 @@ class Clips:
             return torch.from_numpy(sound.read(start, count))
 
     def _opened(self, i: int) -> Sound:
-        sound = Sound(self.raw(i), self.sample_rate, self.channels, self.id(i))
+        sound = Sound(self.raw(i), self.sample_rate, self.channels, self.id(i), report=False)
         if sound.length != self.samples(i):
             sound.close()
             raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.config import require
+from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,7 @@ PICTURES = Kind(
 SOUND = Kind(
     one="sound",
     many="sound files",
-    suffixes=(
-        *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
-        *(".aiff", ".aif", ".au", ".w64", ".caf"),
-    ),
+    suffixes=tuple(sorted(SOUND_SUFFIXES)),
     feature="Audio",
     columns=("audio", "speech", "sound", "file"),
 )

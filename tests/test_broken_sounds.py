@@ -31,13 +31,6 @@ def hole(kind: str) -> Callable[[], bytes]:
     return make
 
 
-def endless_flac() -> bytes:
-    whole = bytearray(encoded(tone(4000), "flac"))
-    whole[21] &= 0xF0  # 36 bits of STREAMINFO: the number of samples
-    whole[22:26] = bytes(4)
-    return bytes(whole)
-
-
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.wav": (lambda: b"", "is empty, expected a sound file"),
     "text.wav": (lambda: b"no sound, only text\n" * 99, "not a sound file, .* convert it to WAV or FLAC"),
@@ -46,12 +39,10 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "none.wav": (lambda: encoded(np.zeros((0, 1))), "holds no samples"),
     "none.ogg": (lambda: encoded(np.zeros((0, 1)), "ogg"), "holds no samples"),
     "header.wav": (lambda: encoded(tone(100))[:30], "cannot be read .*; replace or remove"),
-    **{f"cut.{kind}": (cut(kind, 0.6), "truncated|cannot be read") for kind in FORMATS if kind != "caf"},
-    "cut.caf": (cut("caf", 0.6), "cannot be read .*malformed.*replace or remove the file"),
+    **{f"cut.{kind}": (cut(kind, 0.6), "truncated|cannot be read") for kind in FORMATS},
     "slow.wav": (lambda: encoded(tone(100), rate=249), "has 249 samples per second, expected 250 or more"),
     "start.mp3": (cut("mp3", 0.99), "is truncated or damaged: its header promises 40000 samples, only"),
     "start.flac": (cut("flac", 0.1), "cannot be read|truncated"),
-    "endless.flac": (endless_flac, "does not say how long it is; convert it anew"),
 }
 
 
@@ -80,13 +71,14 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         open_sound(tmp_path, 16000, 1)
 
 
-def test_nan_is_found_where_it_is_read() -> None:
+def test_nan_is_found_where_it_is_read_and_by_a_look_at_all() -> None:
     x = tone(3000)[:, 0]
     x[1000] = np.nan
     source = encoded(x, subtype="FLOAT")
     with pytest.raises(ValueError, match="odd: holds NaN or infinity"):
         open_sound(source, 8000, 1, name="odd")
-    assert check_sound(source, 16000, 1) == 3000
+    with pytest.raises(ValueError, match="odd: holds NaN or infinity"):
+        check_sound(source, 16000, 1, name="odd")
     with Sound(source, 16000, 1) as sound:
         np.testing.assert_array_equal(sound.read(2000, 500)[0], x[2000:2500])
 

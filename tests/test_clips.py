@@ -104,6 +104,23 @@ def test_silent_clips_are_kept_and_counted(tmp_path: Path, caplog: pytest.LogCap
     assert "1 of 3 sound files are silent, the first is c.wav" in caplog.text
 
 
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_loud_clips_are_one_line_and_those_of_another_scale_are_left_out(
+    tmp_path: Path, cache_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    x = np.sin(np.arange(9000) * 0.05)
+    for name, scale in {"a": 1, "b": 1.5, "c": 3.25, "d": 32767, "e": 2}.items():
+        soundfile.write(tmp_path / f"{name}.wav", x * scale / np.abs(x).max(), RATE, subtype="FLOAT")
+    train = load(tmp_path, cache_bytes, valid_fraction=0).train
+    assert [train.id(i) for i in range(len(train))] == ["a.wav", "b.wav", "c.wav", "e.wav"]
+    ((name, why),) = train.skipped
+    assert name == "d.wav" and "up to 32767" in why and "divide them by 32768" in why
+    assert train.x(2).abs().max() == 1
+    (line,) = [r.getMessage() for r in caplog.records if "clamped" in r.getMessage()]
+    assert line.startswith("3 of 4 sound files") and line.endswith("the largest is 3.25, in c.wav")
+
+
 def test_clips_that_become_unreadable_are_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write(tmp_path / "set", {f"{'aabb'[i]}/{i}.wav": 500 + i for i in range(4)})
     train = load(root, cache_bytes=0, valid_fraction=0).train

@@ -91,7 +91,15 @@ def test_waveforms() -> None:
         ((np.zeros(0), 8000), "holds no samples"),
         ((np.zeros(3, np.uint8), 8000), "expected float in .*, got uint8"),
         ((np.zeros(3), 0), "expected a sample rate .*, got 0"),
-        ((np.zeros(3), 44100.0), "expected a sample rate .*, got 44100.0"),
+        ((np.zeros(3), 44100.5), "expected a sample rate .*, got 44100.5"),
+        ((np.zeros(3), np.nan), "expected a sample rate .*, got nan"),
+        ((np.zeros(3), "44100"), "expected a sample rate .*, got '44100'"),
+        ((np.zeros(3), True), "expected a sample rate .*, got True"),
+        ({"array": np.zeros(3)}, "needs 'array' and 'sampling_rate', got 'array'"),
+        ({"path": "a.wav", "bytes": b""}, "needs 'array' and 'sampling_rate', got 'path', 'bytes'"),
+        ((np.array([0, -16384.0]), 8000), "holds values up to 16384, .*divide them by 32768, .*as int16"),
+        ((np.array([0, 1e6]), 8000), "holds values up to 1000000, .*divide them by 8388608, .*as int24"),
+        ((np.array([0, 1e20]), 8000), r"holds values up to 1.*e\+20, .*scale them"),
         ((np.array([0, np.nan]), 8000), "holds NaN or infinity"),
         ((np.array([0, np.inf]), 8000), "holds NaN or infinity"),
     ],
@@ -104,6 +112,24 @@ def test_waveforms_that_cannot_be_used(source: tuple[np.ndarray, int], message: 
 def test_other_objects_are_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"expected a path, bytes, or \(waveform"):
         open_sound(np.zeros(3), 8000, 1)  # type: ignore[arg-type]
+
+
+def test_waveforms_as_other_libraries_give_them() -> None:
+    x = tone(50)[:, 0]
+    wave = torch.from_numpy(x)
+    sources = [{"array": x, "sampling_rate": 8000}, {"path": None, "array": wave, "sampling_rate": 8000.0}]
+    sources += [(8000, x), (np.int64(8000), wave), (x, 8000.0), (x, np.float64(8000)), (8000.0, x)]
+    for source in sources:
+        np.testing.assert_array_equal(open_sound(source, 8000, 1), x[None])
+        assert check_sound(source, 16000, 1) == 100
+
+
+@pytest.mark.parametrize(
+    "source", [None, 8000, (), (tone(9),), (8000, 8000), ("a.wav", 8000), [tone(9), 8000]]
+)
+def test_what_is_no_sound_is_a_type_error_that_says_what_is(source: object) -> None:
+    with pytest.raises(TypeError, match=r"expected a path, bytes, or \(waveform .*sampling_rate.*, got "):
+        open_sound(source, 8000, 1)  # type: ignore[arg-type]
 
 
 def test_channels_are_mixed_copied_or_kept() -> None:
@@ -134,6 +160,21 @@ def test_loud_floats_are_clamped_and_named_once(caplog: pytest.LogCaptureFixture
         "loud: holds values up to 3, which are clamped to [-1, 1]"
     ]
     assert np.abs(open_sound(loud, 48000, 1)).max() <= 1
+
+
+@pytest.mark.parametrize(("scale", "bits"), [(1 << 15, 16), (1 << 23, 24), (1 << 31, 32)])
+def test_floats_of_another_scale_are_named_with_their_peak(
+    scale: int, bits: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = tone(70_000)[:, 0] * scale
+    x[:2000], x[69_000] = 0, 0.75 * scale
+    message = rf"odd: holds values up to {0.75 * scale:.9g}, .*divide them by {scale}, .*int{bits}"
+    for subtype in ("FLOAT", "DOUBLE"):
+        source = encoded(x, subtype=subtype)
+        for read in (open_sound, check_sound):
+            with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+                read(source, 16000, 1, name="odd")
+    assert not caplog.records
 
 
 # Rates, spans and blocks

@@ -144,6 +144,8 @@ class AudioModality(Modality):
     def preprocess(self, source: Any) -> Tensor:
         """A path, bytes or (waveform, its rate), or a list of them, as x: (B, channels, T) in [-1, 1].
 
+        (its rate, waveform) and {"array": waveform, "sampling_rate": its rate} are taken too.
+
         Any sound file is taken; it is mixed to `channels` and resampled to `sample_rate`. A waveform is (T,)
         or (C, T). Raises `ValueError` naming the file for what is not a readable sound, and if those of a
         list differ in length.

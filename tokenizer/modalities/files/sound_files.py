@@ -4,28 +4,28 @@ Left out: other rates and numbers of channels (`sounds.py`), and writing.
 """
 
 import os
-import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
 from io import SEEK_END, SEEK_SET, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tokenizer.modalities.files.sound_arrays import REPLACE, in_range
+from tokenizer.modalities.files.mpeg_frames import Count, count_samples
+from tokenizer.modalities.files.sound_arrays import LOUDEST, REPLACE, clamped, too_loud
+from tokenizer.modalities.files.sound_lengths import View, patches_of
 
 # Samples decoded at a time, so that a header that promises too much is found out before memory is taken.
 PIECE = 1 << 16
 # Samples decoded and dropped before a span that was sought: frames of MP3 hold bits of later ones, the first
 # block of Vorbis overlaps with what was read before the jump, and Opus has a state that has to settle.
 LEAD = {"MPEG_LAYER_III": 20 * 1152, "VORBIS": 16_384, "OPUS": 16_000}
-# What writers to a pipe put where they do not know the number of bytes yet.
-UNKNOWN_BYTES = range(0x7FFFF000, 0x100000000)
-_CLAIM = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.M)
 
 
 class FileDecoder:
@@ -38,17 +38,29 @@ class FileDecoder:
         self._source, self._name, self._position = source, name, 0
         self._state = _state_of(source)
         _check_there(source, name)
+        self._view: View | None = None
+        self._counted: Count | None = None
+        self._patches = _patches(source, self._state, name)
         self._file = self._open()
-        self.rate: int = self._file.samplerate
-        self.channels: int = self._file.channels
-        self.frames: int = self._file.frames
-        # The span read last, with which the next one may overlap; the decoder stands at its end.
-        self._first, self._kept = 0, np.empty((0, self.channels), np.float32)
         try:
+            if self._file.format == "MP3" and (counted := _counted(source, self._state, name)):
+                self.close()
+                self._counted = counted
+                self._file = self._open()
             self._check_header()
         except ValueError:
             self.close()
             raise
+        self.rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.measured = self._file.subtype in ("FLOAT", "DOUBLE")
+        self.peak = 0.0
+        # The span read last, with which the next one may overlap; the decoder stands at its end.
+        self._first, self._kept = 0, np.empty((0, self.channels), np.float32)
+
+    @property
+    def frames(self) -> int:
+        return self._counted.samples if self._counted else int(self._file.frames)
 
     def read(self, start: int, count: int) -> NDArray[np.float32]:
         end = self._first + len(self._kept)
@@ -66,11 +78,21 @@ class FileDecoder:
 
     def close(self) -> None:
         self._file.close()
+        if self._view is not None:
+            self._view.close()
 
     def _open(self) -> Any:
-        source = self._source
+        """The decoder, at its start."""
         with _named_errors(self._name):
-            return _Unsought(_Buffer(source) if isinstance(source, bytes) else os.fspath(source))
+            if not self._patches and not self._counted:
+                source = self._source
+                return _Unsought(_Buffer(source) if isinstance(source, bytes) else os.fspath(source))
+            self._view = _view(self._source, self._counted, self._patches)
+            try:
+                return _Unsought(self._view)
+            except soundfile.SoundFileError:
+                self._view.close()
+                raise
 
     def _go_to(self, start: int) -> None:
         """Let the next sample to be decoded be `start`."""
@@ -89,12 +111,25 @@ class FileDecoder:
             samples = self._file.read(count, dtype="float32", always_2d=True)
         self._position += len(samples)
         if len(samples) < count:
+            promise = "frames" if self._counted else "header"
             raise ValueError(
-                f"{self._name}: is truncated or damaged: its header promises {self.frames} samples, only "
-                f"{self._position} can be read; {REPLACE}"
+                f"{self._name}: is truncated or damaged: its {promise} promise{'s' * (not self._counted)} "
+                f"{self.frames} samples, only {self._position} can be read; {REPLACE}"
             )
+        samples, peak = clamped(samples, self._name)
         # Decoders of MP3, Vorbis and Opus overshoot a little where the original is loud.
-        return in_range(samples, self._name, report=self._file.subtype in ("FLOAT", "DOUBLE"))
+        self.peak = max(self.peak, peak) if self.measured else 0.0
+        if self.peak > LOUDEST:
+            raise ValueError(too_loud(self._name, self._loudest()))
+        return samples
+
+    def _loudest(self) -> float:
+        """The largest magnitude in all of the file."""
+        self.close()
+        self._file, self._position, peak = self._open(), 0, 0.0
+        while len(samples := self._file.read(PIECE, dtype="float32", always_2d=True)):
+            peak = max(peak, float(np.nanmax(np.abs(samples), initial=0)))
+        return peak
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -112,13 +147,8 @@ class FileDecoder:
             raise ValueError(f"{name}: {_NO_SOUND}")
         if self.frames > 1 << 48:
             raise ValueError(f"{name}: its header does not say how long it is; convert it anew, into a file")
-        for claimed, there in _CLAIM.findall(self._file.extra_info):
-            if int(claimed) > int(there) and int(claimed) not in UNKNOWN_BYTES:
-                raise ValueError(
-                    f"{name}: is truncated: its header promises {claimed} bytes, it has {there}; {REPLACE}"
-                )
-        if self._file.format == "OGG" and not _ends_whole(self._source):
-            raise ValueError(f"{name}: is truncated: it ends within a page of Ogg; {REPLACE}")
+        if self._file.format == "OGG":
+            _check_ogg(self._source, name)
         if self.frames < 1:
             raise ValueError(f"{name}: holds no samples; remove it")
 
@@ -158,6 +188,58 @@ def _named_errors(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: cannot be read ({reason}); {REPLACE}") from error
 
 
+Known = TypeVar("Known")
+
+
+def _remembered(
+    find: Callable[[str | Path | bytes, object, str], Known],
+) -> Callable[[str | Path | bytes, object, str], Known]:
+    """`find(source, state, name)`; of files, what was found last is kept until their state is another."""
+    kept = lru_cache(maxsize=4096)(find)
+
+    def found(source: str | Path | bytes, state: object, name: str) -> Known:
+        return find(source, state, name) if isinstance(source, bytes) else kept(source, state, name)
+
+    return found
+
+
+@_remembered
+def _patches(source: str | Path | bytes, state: object, name: str) -> dict[int, bytes]:
+    with _named_errors(name), _raw(source) as file:
+        return patches_of(file, file.seek(0, SEEK_END), name)
+
+
+@_remembered
+def _counted(source: str | Path | bytes, state: object, name: str) -> Count | None:
+    """Frames of MPEG whose number is not promised; decoded, which takes long, if they do not join."""
+    with _named_errors(name), _raw(source) as file:
+        counted = count_samples(file, file.seek(0, SEEK_END), name)
+    if counted is None or counted.whole:
+        return counted
+    with _view(source, counted, {}) as view, _named_errors(name), _Unsought(view) as sound:
+        decoded = 0
+        while count := len(sound.read(PIECE, dtype="float32", always_2d=True)):
+            decoded += count
+    if decoded < counted.samples - 4 * 1152:
+        raise ValueError(
+            f"{name}: is damaged: its frames hold {counted.samples} samples, only {decoded} can be read; "
+            f"{REPLACE}"
+        )
+    return replace(counted, samples=decoded)
+
+
+def _view(source: str | Path | bytes, counted: Count | None, patches: Mapping[int, bytes]) -> View:
+    file = _raw(source)
+    start, stop = (counted.start, counted.stop) if counted else (0, file.seek(0, SEEK_END))
+    # Frames of MPEG differ in size up to 14-fold, and the first tells the decoder how many there may be.
+    promised = 64 * (stop - start) + (1 << 20) if counted else 0
+    return View(file, start, stop, patches, promised)
+
+
+def _raw(source: str | Path | bytes) -> BinaryIO:
+    return BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
 def _state_of(source: str | Path | bytes) -> tuple[int, ...] | None:
     """What differs once a file has been written to or replaced; None if there is none."""
     if isinstance(source, bytes):
@@ -186,11 +268,22 @@ def _check_there(source: str | Path | bytes, name: str) -> None:
         raise ValueError(f"{name}: is empty, expected a sound file; remove it")
 
 
-def _ends_whole(source: str | Path | bytes) -> bool:
-    """Whether the last page of an Ogg file is all there; its samples are not promised anywhere else."""
+def _check_ogg(source: str | Path | bytes, name: str) -> None:
+    """`ValueError` if the last page is not all there, or not of the sound that the file begins with."""
     largest = 27 + 255 + 255 * 255
-    with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    with _raw(source) as file:
+        head = file.read(largest)
         file.seek(max(0, file.seek(0, SEEK_END) - 2 * largest))
         tail = file.read()
     page = tail[tail.rfind(b"OggS\0") :]
-    return len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if len(page) <= 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+        raise ValueError(f"{name}: is truncated: it ends within a page of Ogg; {REPLACE}")
+    streams, at = set(), 0
+    while head[at : at + 4] == b"OggS" and len(head) > at + 27 and head[at + 5] & 2:  # where a stream begins
+        streams.add(head[at + 14 : at + 18])
+        at += 27 + head[at + 26] + sum(head[at + 27 : at + 27 + head[at + 26]])
+    if streams and page[14:18] not in streams:
+        raise ValueError(
+            f"{name}: holds several sounds, one after the other, of which only the first could be read; "
+            "split it, or convert it: ffmpeg -i X.ogg X.wav"
+        )

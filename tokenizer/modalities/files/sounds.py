@@ -4,7 +4,7 @@ Left out: decoding (`sound_files.py`, `sound_arrays.py`), models, writing, and w
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,9 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.installation import import_torchaudio
-from tokenizer.modalities.files.sound_arrays import REPLACE, ArrayDecoder, Decoder, log_once
+from tokenizer.modalities.files.sound_arrays import LOUDEST, REPLACE, ArrayDecoder, Decoder, log_once
 
-SoundSource: TypeAlias = str | Path | bytes | tuple[NDArray[Any] | Tensor, int]
+Waveform: TypeAlias = NDArray[Any] | Tensor
+SoundSource: TypeAlias = (
+    str | Path | bytes | tuple[Waveform, float] | tuple[float, Waveform] | Mapping[str, Any]
+)
+
+EXPECTED = (
+    "expected a path, bytes, or (waveform array or tensor, sample rate), which may be "
+    '{"array": …, "sampling_rate": …} too'
+)
 
 # Samples that one call of the resampler makes, or a little more or less.
 PIECE = 8192
@@ -39,28 +47,38 @@ def open_sound(
 
 
 def check_sound(source: SoundSource, sample_rate: int, channels: int, name: str | None = None) -> int:
-    """The sound's length as `Sound.length`, or the `ValueError` that header and last samples already show."""
+    """The sound's length as `Sound.length`, or the `ValueError` that `Sound.check` raises."""
     with Sound(source, sample_rate, channels, name) as sound:
-        sound.read(sound.length - 1)
+        sound.check()
         return sound.length
 
 
 class Sound:
     """An opened sound: `length` samples at `sample_rate` in `channels`, of which any span can be read.
 
-    source: a file's path, its bytes, or (waveform, its rate) with a waveform (T,) or (C, T) as float in
-    [-1, 1], int16 or int32; (T, C), as soundfile gives it, is to be transposed. Any number of channels is
-    mixed to one by their mean, and one is copied to two. Another rate is resampled (torchaudio's sinc) to
-    ceil(rate · T / rate of the source) samples. Values outside of [-1, 1] are clamped. What is changed so is
-    logged once. `name` stands for the sound in messages.
+    source: a file's path, its bytes, or (waveform, its rate), in either order or as {"array": waveform,
+    "sampling_rate": rate}, with a waveform (T,) or (C, T) as float in [-1, 1], int16 or int32; (T, C), as
+    soundfile gives it, is to be transposed. Any number of channels is mixed to one by their mean, and one is
+    copied to two. Another rate is resampled (torchaudio's sinc) to ceil(rate · T / rate of the source)
+    samples. Values outside of [-1, 1], up to 4, are clamped. What is changed so is logged once; report False
+    leaves the clamping to the caller, by `peak`. `name` stands for the sound in messages.
 
     Raises `ValueError`, naming the sound and the fix, if it is missing, no sound, empty, truncated, damaged,
-    changed while it is read, holds NaN or infinity, or its channels or rate cannot be brought to those asked
-    for. What a header does not show is raised by `read`. An opened sound belongs to one process and thread.
+    changed while it is read, holds NaN, infinity or values above 4, or its channels or rate cannot be
+    brought to those asked for. What a header does not show is raised by `read`. An opened sound belongs to
+    one process and thread.
     """
 
-    def __init__(self, source: SoundSource, sample_rate: int, channels: int, name: str | None = None) -> None:
-        self.name = name or _describe(source)
+    def __init__(
+        self,
+        source: SoundSource,
+        sample_rate: int,
+        channels: int,
+        name: str | None = None,
+        report: bool = True,
+    ) -> None:
+        source = _ordered(source)
+        self.name, self._report = name or _describe(source), report
         self.sample_rate, self.channels = sample_rate, channels
         self._decoder = _decoder_of(source, self.name)
         try:
@@ -81,8 +99,24 @@ class Sound:
         self.close()
 
     def close(self) -> None:
-        """Close the file. Nothing can be read any more."""
+        """Close the file. Nothing can be read any more; how loud it was is logged, if it was clamped."""
         self._decoder.close()
+        if self._report and 1 < self.peak <= LOUDEST:
+            text = "%s: holds values up to %g, which are clamped to [-1, 1]"
+            log_once(("clamped", self.name), text, self.name, self.peak)
+
+    @property
+    def peak(self) -> float:
+        """The largest magnitude read so far, before clamping; 0 for formats whose values cannot exceed 1."""
+        return self._decoder.peak if self._decoder.measured else 0.0
+
+    def check(self) -> None:
+        """Raise what header and last samples show; where any value may be written (floats), what all show."""
+        if not self._decoder.measured:
+            self.read(self.length - 1)
+            return
+        for start in range(0, self._decoder.frames, PIECE):
+            self._decoder.read(start, min(PIECE, self._decoder.frames - start))
 
     def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
         """Samples `start : start + count` (None: to the end) as (channels, count) float32 in [-1, 1].
@@ -203,6 +237,19 @@ def _decoder_of(source: Any, name: str) -> Decoder:
     return FileDecoder(source, name)
 
 
+def _ordered(source: Any) -> Any:
+    """A waveform in any of its forms as (waveform, rate); other sources as they are."""
+    if isinstance(source, Mapping):
+        if not {"array", "sampling_rate"} <= set(source):
+            raise ValueError(
+                f"{EXPECTED}; a dict needs 'array' and 'sampling_rate', got {', '.join(map(repr, source))}"
+            )
+        source = (source["array"], source["sampling_rate"])
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], int | float | np.number):
+        source = source[::-1]  # as scipy.io.wavfile.read gives it
+    return source
+
+
 def _describe(source: Any) -> str:
     if isinstance(source, bytes):
         return f"sound of {len(source)} bytes"
@@ -211,4 +258,6 @@ def _describe(source: Any) -> str:
     if isinstance(source, str | Path):
         return str(source)
     kind = type(source).__name__
-    raise TypeError(f"expected a path, bytes, or (waveform array or tensor, sample rate), got {kind}")
+    if isinstance(source, tuple):
+        kind = f"a tuple of {', '.join(type(part).__name__ for part in source) or 'nothing'}"
+    raise TypeError(f"{EXPECTED}, got {kind}")
