@@ -25,6 +25,7 @@ from pipelines.sharding import is_sharded, prepare
 from pipelines.training import (
     WeightAverage,
     mean_over_processes,
+    put_back,
     rate_scale,
     require_finite,
     seed_layers,
@@ -97,6 +98,8 @@ class Course:
             )
         self.requests = StopRequests()
         self.passes: list[tuple[Forward, list[str]]] = []
+        # Undoes what the forward passes of the step changed, if such a step may be left out.
+        self.put_back: Callable[[], None] | None = None
         # Losses and statistics of the step, as means over its passes.
         self.terms: Mapping[str, Tensor] = {}
 
@@ -139,6 +142,7 @@ class Course:
         set_rates(self.optimizers, rate_scale(batch.step, options.warmup_steps, options.max_steps))
         if batch.micro == 0:
             self.passes = []
+            self.put_back = put_back(self.net) if options.skip_non_finite else None
         self.passes.append((forward, names))
         with accelerator.accumulate(self.model):
             try:
@@ -157,6 +161,8 @@ class Course:
                 optimizer.zero_grad()
         if last and usable:
             self.average.update(self.net, batch.step + 1)
+        if last and self.put_back and not (usable and not accelerator.optimizer_step_was_skipped):
+            self.put_back()
         return last
 
     def _mean_with(self, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
