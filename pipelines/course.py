@@ -138,11 +138,12 @@ class Course:
         """
         options, accelerator = self.options, self.accelerator
         last = batch.micro == options.gradient_accumulation - 1
-        where = Step(options.seed, batch.step, batch.offset, options.batch_size, last)
+        optional = options.skip_non_finite > 0
+        where = Step(options.seed, batch.step, batch.offset, options.batch_size, last, optional)
         set_rates(self.optimizers, rate_scale(batch.step, options.warmup_steps, options.max_steps))
         if batch.micro == 0:
             self.passes = []
-            self.put_back = put_back(self.net) if options.skip_non_finite else None
+            self.put_back = put_back(self.net) if optional else None
         self.passes.append((forward, names))
         with accelerator.accumulate(self.model):
             try:
