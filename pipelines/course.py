@@ -236,6 +236,13 @@ class Course:
                 asked,
             )
 
+    def conclude(self, metrics: Mapping[str, float]) -> None:
+        """Once the model is written, on the main process alone: the run is finished, with these metrics."""
+        self.checkpoints.mark_written(self.options.max_steps)
+        measured = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        measured = f"held-out: {measured}" if measured else "nothing is held out, so nothing was measured"
+        logger.info("%s\nsaved to %s", measured, self.options.output)
+
     def record(self, step: int, values: Mapping[str, float], of: str) -> None:
         """Log values of a kind, `train` or `valid`."""
         rows = {f"{of}/{k}": v for k, v in values.items()}
