@@ -58,6 +58,21 @@ def test_a_prior_and_its_tokenizer_are_measured_together(
         assert f"{name:28} {value:.6g}\n" in finished.out
 
 
+@pytest.mark.parametrize("left", [(), ("run.json", "checkpoints"), ("config.json",)])
+def test_the_folder_of_a_model_or_run_is_refused(
+    left: tuple[str, ...], script: Script, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_tokenizer, tmp_path / "tok")
+    (tmp_path / "other").mkdir()
+    for name in left:
+        shutil.move(tmp_path / "tok" / name, tmp_path / "other")
+    for folder in (tmp_path / "tok", tmp_path / "other") if left else (tmp_path / "tok",):
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        finished = script("evaluate", "--tokenizer", "no/model", "--output", folder, code=2)
+        assert_refused(finished, f"--output {folder} holds a model or its training", "choose another")
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
 def test_results_of_an_earlier_evaluation_do_not_stay(
     script: Script, tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
