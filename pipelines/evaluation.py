@@ -200,16 +200,18 @@ def evaluate_prior(
     bits_per_pixel: the bits of an item's codes over its pixels, which is lossy, so not comparable with
     lossless models. For sound, instead, bits_per_second: the bits of a window over its seconds.
     """
+    both = bool(info.class_names) and prior.config.unconditional
     totals = torch.zeros(2, dtype=torch.float64)
     for codes, labels in code_batches(split, accelerator, batch_size):
         totals[0] += prior.nll(codes, labels).double().sum().cpu()
-        totals[1] += prior.nll(codes).double().sum().cpu()
+        if both:
+            totals[1] += prior.nll(codes).double().sum().cpu()
     totals = sum_over_processes(accelerator, totals)
     if not len(split):
         return {}
     labelled, unlabelled = (float(t) / math.log(2) / len(split) for t in totals)
     metrics = {"bits_per_code": labelled / info.codes_per_item}
-    if info.class_names and prior.config.unconditional:
+    if both:
         metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
     if info.is_sound:
         metrics["bits_per_second"] = labelled / (info.grid[0] / info.frame_rate)

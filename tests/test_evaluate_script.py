@@ -4,6 +4,7 @@ Left out: training and encoding (test_scripts.py), sampling (test_sample_script.
 input (test_metrics.py).
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -132,6 +133,22 @@ def test_a_priors_measures_by_hand(tiny_tokens: Path) -> None:
         "bits_per_pixel": pytest.approx(sum(bits) / 7 / 1024, rel=1e-5),
     }
     assert abs(sum(bits) - sum(without)) > 1
+
+
+@pytest.mark.parametrize(("classes", "unconditional"), [((), True), (EMOJI, False)])
+def test_likelihoods_that_are_not_reported_are_not_computed(
+    classes: tuple[str, ...], unconditional: bool, tiny_tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, splits = read_tokens(tiny_tokens)
+    info = dataclasses.replace(info, class_names=classes)
+    size = {"dim": 24, "depth": 1, "heads": 2}
+    config = PriorConfig(32, grid=(8, 8), class_names=EMOJI, unconditional=unconditional, **size)
+    prior, calls = Prior(config), []
+    nll = prior.nll
+    monkeypatch.setattr(prior, "nll", lambda *given: calls.append(len(given)) or nll(*given))
+    with as_a_new_process():
+        metrics = evaluate_prior(prior, info, splits["held_out"].first(7), Accelerator(cpu=True), 3)
+    assert calls == [2, 2, 2] and metrics.keys() == {"bits_per_code", "bits_per_pixel"}
 
 
 def test_a_vae_is_measured_as_in_training(script: Script, tiny_vae: Path, tmp_path: Path) -> None:
