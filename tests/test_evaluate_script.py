@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,12 @@ from running import (
 from test_scripts import picture_of
 
 from pipelines.data import DataConfig, load_splits
-from pipelines.evaluation import evaluate_prior
+from pipelines.evaluation import code_batches, evaluate_prior, picture_batches
 from pipelines.kid import evaluate_kid
 from pipelines.tokens import read_tokens
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
+from tokenizer.modalities.image import ImageConfig
 
 # Evaluating
 
@@ -149,6 +151,22 @@ def test_likelihoods_that_are_not_reported_are_not_computed(
     with as_a_new_process():
         metrics = evaluate_prior(prior, info, splits["held_out"].first(7), Accelerator(cpu=True), 3)
     assert calls == [2, 2, 2] and metrics.keys() == {"bits_per_code", "bits_per_pixel"}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_batches_are_of_each_process_and_all_items_are_shared(world: int, tiny_tokens: Path) -> None:
+    examples = load_splits(DataConfig(path="embedded:digits", limit=20), ImageConfig().build()).held_out
+    rows = read_tokens(tiny_tokens)[1]["held_out"].first(20)
+    pictures, codes = [], []
+    for rank in range(world):
+        process: Any = SimpleNamespace(process_index=rank, num_processes=world, device="cpu")
+        share = 20 * (rank + 1) // world - 20 * rank // world
+        sizes = [7] * (share // 7) + [share % 7] * (share % 7 > 0)
+        pictures += (of_pictures := list(picture_batches(examples, process, 7)))
+        codes += (of_codes := list(code_batches(rows, process, 7)))
+        assert [len(x) for x, _ in of_pictures] == [len(c) for c, _ in of_codes] == sizes
+    assert torch.cat([index for _, index in pictures]).tolist() == [*range(20)]
+    assert torch.equal(torch.cat([c for c, _ in codes]), rows.rows(slice(None))[0])
 
 
 def test_a_vae_is_measured_as_in_training(script: Script, tiny_vae: Path, tmp_path: Path) -> None:
