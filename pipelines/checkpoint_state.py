@@ -24,6 +24,8 @@ class CheckpointState:
     skipped: int = 0
     """Steps that were left out, in all and just before the next one; older releases left none out."""
     skipped_in_a_row: int = 0
+    model_written: bool | None = None
+    """Whether the model that a run ends with was written from this checkpoint; older releases did not say."""
 
     def __post_init__(self) -> None:
         lowest = {"step": 0, "processes": 1, "threads": 1, "skipped": 0, "skipped_in_a_row": 0}

@@ -26,7 +26,15 @@ from pipelines.checkpoint_state import CheckpointState, read_state
 from pipelines.optimizer_state import load_optimizers, optimizer_tensors
 from pipelines.sharding import sharded_like, whole_tensors
 from pipelines.training import WeightAverage, seed_layers
-from tokenizer.files import CHECKPOINTS, SAVED, folder_beside, load_tensors, remove_unfinished
+from tokenizer.files import (
+    CHECKPOINTS,
+    SAVED,
+    WEIGHTS,
+    folder_beside,
+    load_tensors,
+    remove_unfinished,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +120,13 @@ class Checkpoints:
             scaler=scaler.state_dict() if scaler is not None else None,
             skipped=self.skipped,
             skipped_in_a_row=self.in_a_row,
+            model_written=False,
         )
         for name, values in tensors.items():
             path = folder / f"{name}.safetensors"
             save_file({k: v.contiguous().clone() for k, v in values.items()}, path)
             _sync(path)
-        (folder / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        (folder / STATE).write_text(_as_json(asdict(state)), encoding="utf-8")
         _sync(folder / STATE)
         _sync(folder)
 
@@ -139,7 +148,8 @@ class Checkpoints:
                 "on a disk that all machines share"
             )
         if self.accelerator.is_main_process:
-            remove_unfinished(self.folder)
+            for folder in filter(None, (self.folder, path)):
+                remove_unfinished(folder)
         if path is None:
             logger.info("no checkpoint in %s: starting from the beginning", self.folder)
             return 0
@@ -184,10 +194,21 @@ class Checkpoints:
     def model_is_written(self, step: int, max_steps: int) -> bool:
         """Whether a run that stands at `step` is finished: all steps done, and all files of the model written
         after them."""
-        state, files = self.folder / f"step-{step}" / STATE, [self.folder.parent / name for name in SAVED]
-        if step < max_steps or not all(path.exists() for path in (state, *files)):
+        checkpoint, run = self.folder / f"step-{step}", self.folder.parent
+        files = [checkpoint / STATE, *(run / name for name in SAVED)]
+        if step < max_steps or not all(path.exists() for path in files):
             return False
-        return min(path.stat().st_mtime for path in files) >= state.stat().st_mtime
+        # Not by the times of the files, which a copy changes.
+        written = read_state(checkpoint / STATE).model_written
+        return _is_model_of(run / WEIGHTS, checkpoint) if written is None else written
+
+    def mark_written(self, step: int) -> None:
+        """Note in the checkpoint at `step` that the model, which the run ends with, is written."""
+        path = self.folder / f"step-{step}" / STATE
+        if not path.exists():  # the run began with the last checkpoint of another one
+            return
+        state = asdict(read_state(path)) | {"model_written": True}
+        write_atomically(path, lambda p: p.write_text(_as_json(state), encoding="utf-8"))
 
     def _load_rng(self, tensors: Mapping[str, Tensor], state: CheckpointState) -> None:
         rank = self.accelerator.process_index
@@ -222,6 +243,22 @@ def find_checkpoint(folder: Path, wanted: str) -> Path | None:
             f"--resume {wanted}: no checkpoint there (no {STATE}); give `latest` or a folder step-N"
         )
     return path
+
+
+def _is_model_of(weights: Path, checkpoint: Path) -> bool:
+    """Whether a model's file holds the averaged weights of a checkpoint, bit for bit."""
+    names = ("model", "average")
+    try:
+        held = load_file(weights)
+        of_model, averages = (load_file(checkpoint / f"{name}.safetensors") for name in names)
+    except (OSError, SafetensorError):
+        return False
+    expected = of_model | averages
+    return held.keys() == expected.keys() and all(torch.equal(held[k], v) for k, v in expected.items())
+
+
+def _as_json(state: Mapping[str, object]) -> str:
+    return json.dumps(state, indent=2) + "\n"
 
 
 def _rng_state() -> dict[str, Tensor]:

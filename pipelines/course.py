@@ -25,6 +25,7 @@ from pipelines.sharding import is_sharded, prepare
 from pipelines.training import (
     WeightAverage,
     mean_over_processes,
+    put_back,
     rate_scale,
     require_finite,
     seed_layers,
@@ -97,6 +98,8 @@ class Course:
             )
         self.requests = StopRequests()
         self.passes: list[tuple[Forward, list[str]]] = []
+        # Undoes what the forward passes of the step changed, if such a step may be left out.
+        self.put_back: Callable[[], None] | None = None
         # Losses and statistics of the step, as means over its passes.
         self.terms: Mapping[str, Tensor] = {}
 
@@ -135,10 +138,12 @@ class Course:
         """
         options, accelerator = self.options, self.accelerator
         last = batch.micro == options.gradient_accumulation - 1
-        where = Step(options.seed, batch.step, batch.offset, options.batch_size, last)
+        optional = options.skip_non_finite > 0
+        where = Step(options.seed, batch.step, batch.offset, options.batch_size, last, optional)
         set_rates(self.optimizers, rate_scale(batch.step, options.warmup_steps, options.max_steps))
         if batch.micro == 0:
             self.passes = []
+            self.put_back = put_back(self.net) if optional else None
         self.passes.append((forward, names))
         with accelerator.accumulate(self.model):
             try:
@@ -157,6 +162,8 @@ class Course:
                 optimizer.zero_grad()
         if last and usable:
             self.average.update(self.net, batch.step + 1)
+        if last and self.put_back and not (usable and not accelerator.optimizer_step_was_skipped):
+            self.put_back()
         return last
 
     def _mean_with(self, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -228,6 +235,13 @@ class Course:
                 f"{options.output}; --resume latest continues.",
                 asked,
             )
+
+    def conclude(self, metrics: Mapping[str, float]) -> None:
+        """Once the model is written, on the main process alone: the run is finished, with these metrics."""
+        self.checkpoints.mark_written(self.options.max_steps)
+        measured = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        measured = f"held-out: {measured}" if measured else "nothing is held out, so nothing was measured"
+        logger.info("%s\nsaved to %s", measured, self.options.output)
 
     def record(self, step: int, values: Mapping[str, float], of: str) -> None:
         """Log values of a kind, `train` or `valid`."""

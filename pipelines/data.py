@@ -122,7 +122,8 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
         return Splits(found.name, train.examples(), held_out.examples(), found.class_names)
     mask = held_out_mask(train.digests, config.valid_fraction)
     if by_content and not mask.any():
-        logger.warning("%s: all %s are equal, so none is held out", config.path, kind.many)
+        which = f"all {kind.many} are equal" if len(train.rows) > 1 else f"there is one {kind.one}"
+        logger.warning("%s: %s, so none is held out", config.path, which)
     return Splits(found.name, train.examples(~mask), train.examples(mask), found.class_names)
 
 

@@ -29,7 +29,7 @@ from pipelines.models import load_models
 from pipelines.prior_positions import NAME as POSITIONS
 from pipelines.prior_positions import Positions, measure_positions, write_positions
 from pipelines.rate_distortion import rate_distortion_table
-from pipelines.run_folder import require_writable
+from pipelines.run_folder import RUN_FILE, require_writable
 from pipelines.sound_evaluation import Measured, evaluate_sound
 from pipelines.sound_results import curve, write_sound_results
 from pipelines.token_clips import CodeClips
@@ -39,7 +39,7 @@ from pipelines.windows import Windows
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.config import require
-from tokenizer.files import write_atomically
+from tokenizer.files import CHECKPOINTS, CONFIG, write_atomically
 from tokenizer.sound_metrics import INSTALL, available
 
 logger = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ def main() -> None:
     """Measure, print one table, write metrics.json and the sheet of reconstructions."""
     options = parse(EvaluateOptions, __doc__ or "")
     accelerator = patient_accelerator(options)
+    on_main(accelerator, lambda: check_output(options.output))
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
     if options.kid and tok.modality.sample_rate:
         raise ValueError("--kid is for pictures; sound has its own measures")
     network = load_features(options.kid, options.kid_download).to(accelerator.device) if options.kid else None
-    on_main(accelerator, lambda: require_writable(options.output))
     splits = load_alike(
         accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
     )
@@ -129,6 +129,16 @@ def main() -> None:
         logger.info("written to %s", options.output)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def check_output(folder: Path) -> None:
+    """`ValueError` for a folder that cannot be written, or whose own metrics and pictures would be lost."""
+    require_writable(folder)
+    if any((folder / name).exists() for name in (CONFIG, RUN_FILE, CHECKPOINTS)):
+        raise ValueError(
+            f"--output {folder} holds a model or its training, whose metrics.json and pictures an evaluation "
+            "would replace; choose another folder"
+        )
 
 
 def say_what_is_missing() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data import Clips, Examples, Splits, held_out_batches, to_float
@@ -51,17 +52,14 @@ def evaluate_tokenizer(
     discrete = tok.bottleneck.num_codebooks > 0
     usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=accelerator.device) if discrete else None
     codes_per_item = 0
-    for batch in held_out_batches(examples, batch_size, accelerator.process_index, accelerator.num_processes):
-        x = to_float(batch.x.to(accelerator.device))
-        if len(x) == 0:
-            continue
+    for x, index in picture_batches(examples, accelerator, batch_size):
         if usage is not None:
             codes = tok.encode(x)
             usage.update(codes)
             codes_per_item = codes[0].numel()
             values = reconstruction_values(tok.decode(codes, size=tuple(x.shape[2:])), x)
         else:
-            values = vae_values(tok, x, batch.index)
+            values = vae_values(tok, x, index)
         for name, value in values.items():
             sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
     return _reduced(sums, len(examples), usage, codes_per_item, accelerator)
@@ -181,13 +179,28 @@ def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:
     codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors(), outputs)
 
 
+def picture_batches(
+    examples: Examples, accelerator: Accelerator, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures (b ≤ batch_size, C, H, W) in [-1, 1] and their numbers (b,): this process's share, each in one
+    share, on its device."""
+    for some in _share(len(examples), accelerator, batch_size):
+        x, _, index = examples.take(some)
+        yield to_float(x.to(accelerator.device)), index
+
+
 def code_batches(split: Rows, accelerator: Accelerator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Codes and labels of this process's share of the items, on its device; each item is in one share."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    mine = np.arange(len(split) * rank // world, len(split) * (rank + 1) // world)
-    for start in range(0, len(mine), batch_size):
-        codes, labels = split.rows(mine[start : start + batch_size])
+    """The same of codes, with their labels (b,)."""
+    for some in _share(len(split), accelerator, batch_size):
+        codes, labels = split.rows(some)
         yield codes.to(accelerator.device), labels.to(accelerator.device)
+
+
+def _share(count: int, accelerator: Accelerator, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """This process's items of `count`, in batches."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = np.arange(count * rank // world, count * (rank + 1) // world)
+    yield from (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
 
 
 @torch.no_grad()
@@ -200,16 +213,18 @@ def evaluate_prior(
     bits_per_pixel: the bits of an item's codes over its pixels, which is lossy, so not comparable with
     lossless models. For sound, instead, bits_per_second: the bits of a window over its seconds.
     """
+    both = bool(info.class_names) and prior.config.unconditional
     totals = torch.zeros(2, dtype=torch.float64)
     for codes, labels in code_batches(split, accelerator, batch_size):
         totals[0] += prior.nll(codes, labels).double().sum().cpu()
-        totals[1] += prior.nll(codes).double().sum().cpu()
+        if both:
+            totals[1] += prior.nll(codes).double().sum().cpu()
     totals = sum_over_processes(accelerator, totals)
     if not len(split):
         return {}
     labelled, unlabelled = (float(t) / math.log(2) / len(split) for t in totals)
     metrics = {"bits_per_code": labelled / info.codes_per_item}
-    if info.class_names and prior.config.unconditional:
+    if both:
         metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
     if info.is_sound:
         metrics["bits_per_second"] = labelled / (info.grid[0] / info.frame_rate)

@@ -3,6 +3,7 @@
 Left out: Parquet, the Hub and embedded data (table_sources.py), and opening the files.
 """
 
+import heapq
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.scanning import broken_link
 from pipelines.sources import (
     KINDS,
     NO_LABELS,
@@ -61,6 +63,8 @@ def find_sources(config: DataConfig, kind: Kind) -> Found:
         if path.suffix.lower() != ".parquet":
             raise ValueError(f"{path}: is one file, expected a folder or a .parquet file; give its folder")
         return read_parquet(config, kind, path.parent, [path.name])
+    if target := broken_link(path):
+        raise ValueError(f"{path}: is a link to {target}, which is not there; check --data.path")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", config.path):
         return read_hub(config, kind)
     raise ValueError(
@@ -116,19 +120,42 @@ class Files:
 
 
 def walk(root: Path) -> list[str]:
-    """Sorted relative paths of all files under `root` but hidden ones; links to folders are followed."""
-    found = []
+    """Sorted relative paths of all files under `root` but hidden ones.
 
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
-
-    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        here = Path(folder).resolve()
-        # A link to a folder above itself would be walked until the path is too long.
-        below[:] = [d for d in below if d[0] != "." and not here.is_relative_to((here / d).resolve())]
-        relative = Path(folder).relative_to(root).as_posix()
-        start = "" if relative == "." else f"{relative}/"
-        found += [start + n for n in names if n[0] != "."]
+    Links to folders are followed, but each folder is read once: in its own place if that is under `root`,
+    else by the first link to it in the order of names. A link to a folder above itself is left out.
+    `ValueError` for a folder that cannot be listed.
+    """
+    found: list[str] = []
+    seen, links, waiting = set(), [], [""]
+    while waiting or links:
+        # Links come last, so that they do not take a folder from its own place.
+        below = waiting.pop() if waiting else heapq.heappop(links)
+        folder = os.path.realpath(root / below)
+        if folder in seen:
+            continue
+        seen.add(folder)
+        start = f"{below}/" if below else ""
+        try:
+            with os.scandir(folder) as entries:
+                shown = [entry for entry in entries if entry.name[0] != "."]
+        except OSError as error:
+            reason = f"cannot be listed ({error.strerror}); check its permissions"
+            raise ValueError(f"{root / below}: {reason}") from error
+        for entry in shown:
+            # Not is_dir(), which raises for a link to itself.
+            linked = entry.is_symlink() and os.path.isdir(entry.path)
+            if not linked and not entry.is_dir(follow_symlinks=False):
+                found.append(start + entry.name)
+                # One to a missing file is found when that is read.
+                if "." not in entry.name and (target := broken_link(entry.path)):
+                    logger.warning(
+                        "%s: is a link to %s, which is not there", root / below / entry.name, target
+                    )
+            elif not linked:
+                waiting.append(start + entry.name)
+            elif not Path(folder).is_relative_to(os.path.realpath(entry.path)):
+                heapq.heappush(links, start + entry.name)
     return sorted(found)
 
 

@@ -97,6 +97,7 @@ def _check(folder: Path, options: TrainingOptions) -> None:
 
 
 def _check_run(folder: Path, options: TrainingOptions) -> None:
+    """`ValueError` for another run than that of `options`."""
     path = folder / RUN_FILE
     if options.resume:
         if path.exists():
@@ -120,6 +121,10 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
     """Check the folder against `options`; write, for a new run, its command, and run.json."""
     path = folder / RUN_FILE
     _check_run(folder, options)
+    if options.resume and path.exists():
+        before, steps = read_json(path).get("max_steps"), options.max_steps
+        if isinstance(before, int) and before != steps:
+            logger.info("max_steps grows from %d to %d; the schedule of rates follows", before, steps)
     # The command first: a run that was killed between the two has not begun, and not lost its command.
     if not (options.resume and (folder / COMMAND_FILE).exists()):
         launch = ["accelerate", "launch"] if is_launched() else ["python"]
@@ -151,7 +156,6 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[s
         if name == "max_steps" and isinstance(was, int) and isinstance(now, int) and now != was:
             if now < was:
                 raise ValueError(f"--max-steps may only grow on a resume: it was {was}, now {now}")
-            logger.info("max_steps grows from %d to %d; the schedule of rates follows", was, now)
         elif was != now and name not in MAY_CHANGE:
             raise ValueError(
                 f"{flag_of(name)} is {now!r}, but the run in {path.parent} has {was!r}; leave it out to "

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -68,8 +69,16 @@ def held_out_mask(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bo
     return digests != distinct[-1] if mask.all() else mask
 
 
+def broken_link(path: str | Path | None) -> str:
+    """What a link to nothing names; empty for all else."""
+    return os.readlink(path) if path and os.path.islink(path) and not os.path.exists(path) else ""
+
+
 def reason(name: str, error: Exception) -> str:
     """What an error says beside the name of the example."""
+    missing = error if isinstance(error, FileNotFoundError) else error.__cause__
+    if isinstance(missing, FileNotFoundError) and (target := broken_link(missing.filename)):
+        return f"is a link to {target}, which is not there"
     return str(error).removeprefix(f"{name}: ")
 
 

@@ -132,7 +132,7 @@ def read_tokens(
     encoding or holds codes out of range. Items of sound of any length come as `CodeClips`.
 
     Without held-out items the share `valid_fraction` of the others is held out, chosen by a hash of their
-    codes.
+    codes; never all of them: the item of the largest hash stays.
     """
     info = read_info(folder)
     splits = {name: _read_split(folder, name, info) for name in SPLITS}
@@ -140,11 +140,15 @@ def read_tokens(
         raise ValueError(f"{folder}: no training tokens; make them anew with encode_dataset.py")
     if not len(splits["held_out"]) and valid_fraction > 0:
         train = splits["train"]
-        keys = [
-            int(torch.randint(1 << 31, (), generator=keyed_generator(train.content(i).hex())))
-            for i in range(len(train))
-        ]
-        held = np.array(keys) < valid_fraction * (1 << 31)
+        keys = np.array(
+            [
+                int(torch.randint(1 << 31, (), generator=keyed_generator(train.content(i).hex())))
+                for i in range(len(train))
+            ]
+        )
+        held = keys < valid_fraction * (1 << 31)
+        if held.all():
+            held = keys < keys.max()
         splits = {"train": train.pick(~held), "held_out": train.pick(held)}
     return info, splits
 

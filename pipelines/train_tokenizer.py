@@ -136,8 +136,7 @@ def finish(
             + credit(options.data.path),
         )
         tok.save_pretrained(options.output, card)
-        summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        logger.info("held-out: %s\nsaved to %s", summary, options.output)
+        course.conclude(metrics)
     accelerator.wait_for_everyone()
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from pipelines.agreement import require_same_options
 from pipelines.options import TrainingOptions
 from pipelines.sharding import check_sharding, sharded_like, whole_tensors
+from tokenizer.bottlenecks import Bottleneck
 from tokenizer.distributed import keyed_generator
 from tokenizer.hub import HubModel
 from tokenizer.installation import PIP_INSTALL
@@ -140,6 +141,23 @@ class WeightAverage:
             copy = type(model)(model.config)
         copy.load_state_dict({**whole_tensors(model.state_dict()), **whole_tensors(self.shadow)})
         return copy.to(next(model.parameters()).device).eval()
+
+
+def put_back(model: nn.Module) -> Callable[[], None]:
+    """Remember all that a forward pass in training may change by itself: the weights, buffers and training
+    state of the bottleneck, which a codebook's start and revival move. Calling what is returned puts it back,
+    without the sums of an unfinished optimizer step."""
+    bottleneck = getattr(model, "bottleneck", None)
+    if not isinstance(bottleneck, Bottleneck):
+        return lambda: None
+    state = {k: v.detach().clone() for k, v in bottleneck.state_dict().items()}
+    training = {k: v.clone() for k, v in bottleneck.training_state().items()}
+
+    def restore() -> None:
+        bottleneck.load_state_dict(state)
+        bottleneck.load_training_state(training)
+
+    return restore
 
 
 def mean_over_processes(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from tiny import VARIANTS, bottleneck_config, latents, trained
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipelines.training import put_back
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
 from tokenizer.config import config_from_dict, config_to_dict
 from tokenizer.distributed import Step
@@ -146,6 +147,28 @@ def test_training_goes_on_from_its_saved_state(kind: str, done: int, tmp_path: P
     for index in range(done, 6):
         assert torch.equal(step(resumed, index), step(bottleneck, index))
     assert_same(resumed.state_dict(), bottleneck.state_dict())
+
+
+@pytest.mark.parametrize("done", [1, 7])  # the step of a start by k-means, and one that revives
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_can_be_put_back(kind: str, done: int) -> None:
+    bottleneck = trained(kind, steps=done)
+    tok = nn.ModuleDict({"bottleneck": bottleneck})
+    bottleneck.events()
+    before, training = values_of(bottleneck.state_dict()), values_of(bottleneck.training_state())
+    undo = put_back(tok)
+    for micro in range(2):
+        z = 9 + latents(bottleneck, 4, 3, 4, seed=99)
+        bottleneck(z, Step(0, done, 4 * micro, 8, last=micro == 1))
+    if is_discrete(bottleneck):
+        now = bottleneck.state_dict() | bottleneck.training_state()
+        assert now.keys() != before.keys() | training.keys() or any(
+            not torch.equal(v, now[k]) for k, v in (before | training).items()
+        )
+    undo()
+    assert_same(bottleneck.state_dict(), before)
+    assert_same(bottleneck.training_state(), training)
+    assert bottleneck.events() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,6 +23,7 @@ from torch.testing import assert_close
 from whole_runs import assert_same_run, rows_of, stopped_at
 
 from pipelines.checkpoints import list_checkpoints
+from tokenizer.files import SAVED
 
 Train = Callable[..., Finished]
 
@@ -92,8 +93,9 @@ def test_a_model_older_than_the_last_checkpoint_is_not_the_runs_end(
     train: Train, whole: Path, tmp_path: Path
 ) -> None:
     folder = stopped_at(12, whole, tmp_path / "run")
-    (folder / "model.safetensors").write_bytes(b"of an earlier, shorter run")
-    os.utime(folder / "model.safetensors", (1, 1))
+    for name in SAVED:
+        (folder / name).write_bytes(b"of an earlier, shorter run")
+    edit(folder / "checkpoints" / "step-12" / "state.json", model_written=False)
     train("--output", folder, "--resume", "latest")
     assert_same_run(folder, whole)
 
@@ -142,7 +144,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
 def test_max_steps_may_grow(train: Train, whole: Path, tmp_path: Path) -> None:
     folder = stopped_at(8, whole, tmp_path / "run")
     finished = train("--output", folder, "--resume", "latest", "--max-steps", 14)
-    assert "max_steps grows from 12 to 14" in finished.err
+    assert finished.err.count("max_steps grows from 12 to 14") == 1
     rows = [row for row in rows_of(folder) if "train/loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 15))
     assert rows[:8] == [row for row in rows_of(whole) if "train/loss" in row][:8]
@@ -164,6 +166,42 @@ def test_resume_of_a_finished_run_says_so(train: Train, whole: Path, tmp_path: P
     finished = train("--output", folder, "--resume", "latest", code=0)
     assert f"{folder} is finished: 12 of 12 steps are done" in finished.err
     assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.parametrize("release", ["this", "older"])
+def test_a_copy_of_a_finished_run_is_finished(
+    release: str, script: Script, whole_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Times of files are those of the copy, in any order."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole_runs["train_tokenizer"], folder)
+    state = folder / "checkpoints" / "step-12" / "state.json"
+    assert json.loads(state.read_text())["model_written"] is True
+    if release == "older":
+        edit(state, model_written=None)
+    os.utime(folder / "config.json", (1, 1))
+    finished = script("train_tokenizer", "--output", folder, "--resume", "latest")
+    assert f"{folder} is finished: 12 of 12 steps are done" in finished.err
+
+
+@pytest.mark.parametrize("release", ["this", "older"])
+def test_the_model_of_a_shorter_run_is_not_the_end(
+    release: str, script: Script, no_plots: None, whole_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """As a kill leaves it before the longer run's model is written; the times of the files say nothing."""
+    whole, folder = whole_runs["train_tokenizer"], tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.copy(folder / "checkpoints" / "step-8" / "model.safetensors", folder / "model.safetensors")
+    edit(
+        folder / "checkpoints" / "step-12" / "state.json", model_written=None if release == "older" else False
+    )
+    finished = script("train_tokenizer", "--output", folder, "--resume", "latest")
+    assert "is finished" not in finished.err
+    assert_same_run(folder, whole)
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_a_run_killed_after_its_last_checkpoint_still_gets_its_model(

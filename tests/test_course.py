@@ -23,18 +23,28 @@ RUN: tuple[Any, ...] = ("emoji", *TINY_TOKENIZER, *STEPS)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str, module: Any = train_tokenizer) -> None:
-    """Make a loss of the batch's third row, or the gradient of all, not finite in some steps (from 1)."""
+    """In some steps (from 1), make a loss or z_e of the batch's third row, or the gradient, not finite."""
     losses_of, now = module.losses_of, [0]
 
     def spoilt(net: nn.Module, rows: slice, step: Step | None, **given: Any) -> Any:
-        losses, stats = losses_of(net, rows, step, **given)
         now[0] = now[0] if step is None else step.index + 1
+        third = range(*rows.indices(16)).index(2) if 2 in range(*rows.indices(16)) else None
+        if what == "z_e" and now[0] in steps and third is not None:
+            hook = net.encoder.register_forward_hook(
+                lambda *of: of[-1].index_fill(0, torch.tensor(third), torch.inf)
+            )
+            try:
+                losses, stats = losses_of(net, rows, step, **given)
+            finally:
+                hook.remove()
+        else:
+            losses, stats = losses_of(net, rows, step, **given)
         if now[0] in steps:
             name = next(iter(losses))
             if what == "gradient":
                 # sqrt has no slope at 0.
                 losses[name] = losses[name] + (0 * losses[name]).sqrt()
-            elif 2 in range(*rows.indices(16)):
+            elif what == "loss" and third is not None:
                 losses[name] = losses[name] * torch.nan
         return losses, stats
 
@@ -81,21 +91,37 @@ def test_a_prior_names_its_items(
     assert_refused(finished, "step 3: the loss nll and the gradient are not finite", "training item ")
 
 
-def test_such_steps_are_left_out_and_counted(
-    script: Script, no_plots: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_without_being_asked_to_nothing_is_left_out(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    spoil(monkeypatch, {3, 4, 7}, "gradient")
-    words = (*RUN, "--checkpoint-every", 1, "--ema-decay", 0.9, "--skip-non-finite", 2)
+    spoil(monkeypatch, {5}, "z_e")
+    finished = script("train_tokenizer", *RUN, "--output", tmp_path, code=2)
+    assert_refused(finished, "z_e (16, 8, 8, 8) holds NaN or infinity at step 5", name_of_third(5))
+    assert "--skip-non-finite 10" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("what", "blamed"),
+    [("gradient", "no example alone gives it"), ("z_e", "of 16 examples these give it alone: ")],
+)
+def test_such_steps_are_left_out_and_counted(
+    what: str, blamed: str, script: Script, no_plots: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil(monkeypatch, {3, 4, 7}, what)  # the third would start the codebook
+    words = (*RUN, "--model.bottleneck.kmeans-steps", 3, "--checkpoint-every", 1)
+    words += ("--ema-decay", 0.9, "--skip-non-finite", 2)
     finished = script("train_tokenizer", *words, "--output", tmp_path / "run")
-    assert finished.err.count("not finite: left out (no example alone gives it)") == 3
+    assert finished.err.count(f"not finite: left out ({blamed}") == 3
     rows = [row for row in rows_of(tmp_path / "run") if "train/loss" in row]
     assert [row["train/skipped_steps"] for row in rows] == [0, 0, 1, 2, 2, 2, 3, 3]
 
-    for of in ("model", "average"):
+    # Nothing of a step that is left out stays: neither in weights nor in what the codebook counts.
+    for of in ("model", "average", "training_state"):
         found = list_checkpoints(tmp_path / "run" / "checkpoints")
         steps = [load_file(folder / f"{of}.safetensors") for folder in found]
-        parameters = [k for k in steps[0] if "codebook" not in k]
-        changed = [any(not torch.equal(a[k], b[k]) for k in parameters) for a, b in pairwise(steps)]
+        changed = [
+            a.keys() != b.keys() or any(not torch.equal(a[k], b[k]) for k in a) for a, b in pairwise(steps)
+        ]
         assert changed == [True, False, False, True, True, False, True], of
     finished = script(
         *("train_tokenizer", "--output", tmp_path / "run", "--resume"),

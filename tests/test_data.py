@@ -89,6 +89,34 @@ def test_linked_folders_are_read_and_loops_are_not(tmp_path: Path) -> None:
     assert [splits.train.id(i) for i in range(len(splits.train))] == ["a/1.png", "b/2.png"]
 
 
+def test_folders_linked_to_each_other_are_read_once(tmp_path: Path) -> None:
+    root = write(tmp_path / "root", ["b/1.png", "c/2.png"])
+    (root / "b" / "to-c").symlink_to(root / "c")
+    (root / "c" / "to-b").symlink_to("../b")
+    (root / "a").symlink_to(root / "b")  # before it in the order of names, but the folder itself counts
+    elsewhere = write(tmp_path / "elsewhere", ["deep/3.png"], first=5)
+    (root / "d").symlink_to(elsewhere / "deep")
+    (root / "e").symlink_to(elsewhere)
+    splits = load(root, valid_fraction=0)
+    ids = [splits.train.id(i) for i in range(len(splits.train))]
+    assert ids == ["b/1.png", "c/2.png", "d/3.png"] and splits.class_names == ("b", "c", "d")
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write(tmp_path / "root", ["a/1.png", "b/2.png"])
+    (root / "c").symlink_to("nowhere")
+    (root / "d").symlink_to("d")
+    (root / "a" / "3.png").symlink_to(tmp_path / "gone.png")
+    for valid_fraction in (0, 0.5):
+        splits = load(root, valid_fraction=valid_fraction)
+        missing = f"is a link to {tmp_path / 'gone.png'}, which is not there"
+        assert splits.train.skipped == (("a/3.png", missing),)
+        assert f"{root / 'c'}: is a link to nowhere, which is not there" in caplog.text
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=f"link: is a link to {tmp_path / 'gone'}, which is not there; "):
+        load(tmp_path / "link")
+
+
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The `datasets` library writes into a folder of the test instead of the user's cache."""

@@ -113,7 +113,9 @@ def test_held_out_mask_leaves_no_side_empty(tmp_path: Path, caplog: pytest.LogCa
     np.testing.assert_array_equal(held_out_mask(high[1:], 0.75), [False] * 2)
     splits = load(write(tmp_path, ["only.png"]))
     assert (len(splits.train), len(splits.held_out)) == (1, 0)
-    assert "all pictures are equal" in caplog.text
+    assert "there is one picture, so none is held out" in caplog.text
+    (tmp_path / "again.png").write_bytes((tmp_path / "only.png").read_bytes())
+    assert len(load(tmp_path).held_out) == 0 and "all pictures are equal, so none" in caplog.text
 
 
 # Order and batches

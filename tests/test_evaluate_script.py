@@ -4,10 +4,12 @@ Left out: training and encoding (test_scripts.py), sampling (test_sample_script.
 input (test_metrics.py).
 """
 
+import dataclasses
 import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,12 @@ from running import (
 from test_scripts import picture_of
 
 from pipelines.data import DataConfig, load_splits
-from pipelines.evaluation import evaluate_prior
+from pipelines.evaluation import code_batches, evaluate_prior, picture_batches
 from pipelines.kid import evaluate_kid
 from pipelines.tokens import read_tokens
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
+from tokenizer.modalities.image import ImageConfig
 
 # Evaluating
 
@@ -56,6 +59,21 @@ def test_a_prior_and_its_tokenizer_are_measured_together(
     assert metrics["prior_bits_per_pixel"] == pytest.approx(metrics["prior_bits_per_code"] / 16)
     for name, value in metrics.items():
         assert f"{name:28} {value:.6g}\n" in finished.out
+
+
+@pytest.mark.parametrize("left", [(), ("run.json", "checkpoints"), ("config.json",)])
+def test_the_folder_of_a_model_or_run_is_refused(
+    left: tuple[str, ...], script: Script, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_tokenizer, tmp_path / "tok")
+    (tmp_path / "other").mkdir()
+    for name in left:
+        shutil.move(tmp_path / "tok" / name, tmp_path / "other")
+    for folder in (tmp_path / "tok", tmp_path / "other") if left else (tmp_path / "tok",):
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        finished = script("evaluate", "--tokenizer", "no/model", "--output", folder, code=2)
+        assert_refused(finished, f"--output {folder} holds a model or its training", "choose another")
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
 def test_results_of_an_earlier_evaluation_do_not_stay(
@@ -117,6 +135,38 @@ def test_a_priors_measures_by_hand(tiny_tokens: Path) -> None:
         "bits_per_pixel": pytest.approx(sum(bits) / 7 / 1024, rel=1e-5),
     }
     assert abs(sum(bits) - sum(without)) > 1
+
+
+@pytest.mark.parametrize(("classes", "unconditional"), [((), True), (EMOJI, False)])
+def test_likelihoods_that_are_not_reported_are_not_computed(
+    classes: tuple[str, ...], unconditional: bool, tiny_tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, splits = read_tokens(tiny_tokens)
+    info = dataclasses.replace(info, class_names=classes)
+    size = {"dim": 24, "depth": 1, "heads": 2}
+    config = PriorConfig(32, grid=(8, 8), class_names=EMOJI, unconditional=unconditional, **size)
+    prior, calls = Prior(config), []
+    nll = prior.nll
+    monkeypatch.setattr(prior, "nll", lambda *given: calls.append(len(given)) or nll(*given))
+    with as_a_new_process():
+        metrics = evaluate_prior(prior, info, splits["held_out"].first(7), Accelerator(cpu=True), 3)
+    assert calls == [2, 2, 2] and metrics.keys() == {"bits_per_code", "bits_per_pixel"}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_batches_are_of_each_process_and_all_items_are_shared(world: int, tiny_tokens: Path) -> None:
+    examples = load_splits(DataConfig(path="embedded:digits", limit=20), ImageConfig().build()).held_out
+    rows = read_tokens(tiny_tokens)[1]["held_out"].first(20)
+    pictures, codes = [], []
+    for rank in range(world):
+        process: Any = SimpleNamespace(process_index=rank, num_processes=world, device="cpu")
+        share = 20 * (rank + 1) // world - 20 * rank // world
+        sizes = [7] * (share // 7) + [share % 7] * (share % 7 > 0)
+        pictures += (of_pictures := list(picture_batches(examples, process, 7)))
+        codes += (of_codes := list(code_batches(rows, process, 7)))
+        assert [len(x) for x, _ in of_pictures] == [len(c) for c, _ in of_codes] == sizes
+    assert torch.cat([index for _, index in pictures]).tolist() == [*range(20)]
+    assert torch.equal(torch.cat([c for c, _ in codes]), rows.rows(slice(None))[0])
 
 
 def test_a_vae_is_measured_as_in_training(script: Script, tiny_vae: Path, tmp_path: Path) -> None:

@@ -77,6 +77,61 @@ def test_saving_again_replaces_every_file(saved: Path) -> None:
     assert not [p for p in saved.iterdir() if p.name.startswith(".")]
 
 
+def test_a_loaded_model_keeps_its_card_wherever_it_is_saved(tmp_path: Path) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    (home / "sample.png").write_bytes(b"a picture")
+    Scale(ScaleConfig()).save_pretrained(home, CARD)
+    before = {p.name: p.read_bytes() for p in home.iterdir()}
+    loaded = Scale.from_pretrained(home)
+    for folder in (away, home, tmp_path / "away" / ".." / "home"):
+        loaded.save_pretrained(folder)
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    (home / "metrics.json").unlink()
+    (home / "README.md").unlink()
+    loaded.save_pretrained(home)
+    assert json.loads((home / "metrics.json").read_text()) == {}
+    assert "(sample.png)" in (home / "README.md").read_text()
+
+
+def test_copies_of_cards_are_whole_or_not_there(
+    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Scale.from_pretrained(saved)
+    loaded.save_pretrained(tmp_path / "copy")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "copy").iterdir()}
+
+    def half(source: Path, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(shutil, "copyfile", half)
+    with pytest.raises(OSError, match="disk full"):
+        loaded.save_pretrained(tmp_path / "copy")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "copy").iterdir()} == before
+
+
+@pytest.mark.parametrize("change", ["weights", "kind of numbers"])
+def test_a_model_changed_since_does_not_keep_what_was_measured(change: str, tmp_path: Path) -> None:
+    (tmp_path / "sample.png").write_bytes(b"a picture")
+    Scale(ScaleConfig()).save_pretrained(tmp_path, CARD)
+    loaded = Scale.from_pretrained(tmp_path)
+    if change == "weights":
+        loaded.scale.data[1] += 1e-6
+    else:
+        loaded.scale.data[0] = 1 / 3
+        loaded.save_pretrained(tmp_path, CARD)
+        loaded = Scale.from_pretrained(tmp_path).half()
+    for folder in (tmp_path / "away", tmp_path):
+        loaded.save_pretrained(folder)
+        assert json.loads((folder / "metrics.json").read_text()) == {}
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.license == "mit"  # it is derived of what has that licence
+        assert "psnr" not in card.text and "sample" not in card.text and CARD.command not in card.text
+        assert "changed after it was loaded" in card.text
+    assert not (tmp_path / "away" / "sample.png").exists()
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

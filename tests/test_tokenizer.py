@@ -15,6 +15,8 @@ from torch import Tensor
 
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import kinds
+from tokenizer.checks import NotFinite
+from tokenizer.distributed import Step
 
 SIZES = [(1, 1), (33, 30), (5, 64), (32, 32), (4, 3)]
 DISCRETE = sorted(k for k in kinds() if bottleneck_config(k).build().num_codebooks)
@@ -183,6 +185,24 @@ def test_x_that_is_not_finite_is_refused() -> None:
     x[1, 0, 3, 3] = math.nan
     with pytest.raises(ValueError, match="not finite"):
         tokenizer().encode(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_step_that_may_be_left_out_the_gradient_says_it(kind: str) -> None:
+    def gradients(broken: bool, optional: bool) -> list[Tensor]:
+        tok = tokenizer(kind).train()
+        if broken:
+            tok.encoder.register_forward_hook(lambda *of: of[-1].index_fill(0, torch.tensor(1), torch.inf))
+        losses = tok(pictures(4, 3, 16, 16), Step(0, 9, 0, 4, optional=optional)).losses
+        torch.stack(list(losses.values())).sum().backward()
+        return [p.grad for p in tok.parameters() if p.grad is not None]
+
+    assert all(bool(g.isnan().any()) for g in gradients(broken=True, optional=True))
+    for a, b in zip(gradients(False, True), gradients(False, False), strict=True):
+        assert torch.equal(a, b)
+    if kind in DISCRETE:
+        with pytest.raises(NotFinite, match="z_e"):
+            gradients(broken=True, optional=False)
 
 
 @pytest.mark.parametrize("kind", DISCRETE)

@@ -122,6 +122,19 @@ def test_without_a_held_out_file_the_hash_of_the_codes_decides(tmp_path: Path) -
     assert held_out("a", 0.0) == []
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_of_few_items_one_at_least_is_trained_on(count: int, tmp_path: Path) -> None:
+    def split(codes: Tensor, name: str) -> tuple[set[bytes], set[bytes]]:
+        write(tmp_path / name, torch.cat([codes, codes]))
+        train, held = read_tokens(tmp_path / name, 0.999)[1].values()
+        return {train.content(i) for i in range(len(train))}, {held.content(i) for i in range(len(held))}
+
+    codes = some_codes(count)
+    train, held = split(codes, "a")
+    assert (len(train), len(held)) == (1, count - 1)
+    assert split(codes.flip(0), "b") == (train, held)
+
+
 def test_a_held_out_file_is_taken_as_it_is(tmp_path: Path) -> None:
     write(tmp_path, some_codes(100))
     write(tmp_path, some_codes(4, key=1), split="held_out")

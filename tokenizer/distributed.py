@@ -20,7 +20,8 @@ class Step:
     `index` is the optimizer step, `offset` the row of the global batch (all processes, all accumulation
     steps) at which this pass's rows begin, `total` the rows of the global batch, and `last` says whether
     this is the last accumulation step, after which codebook statistics are summed over all processes and
-    applied.
+    applied. `optional`: who trains leaves the step out if its gradient is not finite, so a tokenizer whose
+    z_e is not gives a loss and a gradient that are not, instead of an error; all processes learn of it then.
     """
 
     seed: int
@@ -28,6 +29,7 @@ class Step:
     offset: int
     total: int
     last: bool = True
+    optional: bool = False
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator that depends on `(seed, index, purpose)` alone, hence is equal on every process."""

@@ -9,16 +9,18 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tokenizer.config import config_from_dict, config_to_dict, shortened
 from tokenizer.files import (
@@ -37,6 +39,8 @@ from tokenizer.hub_client import Token, fetch, push_folder
 from tokenizer.outline import check_tables, outline_of
 
 logger = logging.getLogger(__name__)
+
+CHANGED = "This model was changed after it was loaded; what was measured of it before is left out."
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,18 @@ class HubModel(nn.Module):
 
         Each file is written beside its final name and renamed, so a file is never half there. Other files
         in the directory are left alone. Without a `card` a loaded model keeps the card, metrics and sample
-        it was loaded with. Returns the directory.
+        it was loaded with; if its weights or config were changed since, only the licence. Returns the
+        directory.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        kept = self._loaded_from if card is None else None
+        kept: dict[str, Path] = {}
+        samples: tuple[str, ...] = SAMPLES
+        if card is None and (source := self._loaded_from) is not None:
+            if self._is_as_in(source):
+                kept = {n: source / n for n in (*SAMPLES, METRICS, CARD) if (source / n).exists()}
+            else:
+                card, samples = CardInfo(license=_license_in(source / CARD), notes=CHANGED), ()
         card = card or CardInfo()
         config = {
             "model_type": self.model_type,
@@ -102,12 +113,14 @@ class HubModel(nn.Module):
         # No metadata beyond the format: equal weights are equal files.
         write_atomically(directory / WEIGHTS, lambda p: save_file(state, p, metadata={"format": "pt"}))
         write_atomically(directory / PREPROCESSOR, lambda p: _dump_json(p, self.preprocessor_config()))
-        write_atomically(directory / METRICS, lambda p: _dump_json(p, dict(card.metrics)))
-        write_atomically(directory / CARD, lambda p: self._card(directory, card).save(p))
-        if kept is not None:
-            for name in (CARD, METRICS, *SAMPLES):
-                if (kept / name).exists() and (kept / name).resolve() != (directory / name).resolve():
-                    shutil.copyfile(kept / name, directory / name)
+        for name, path in kept.items():
+            if path.resolve() != (directory / name).resolve():
+                write_atomically(directory / name, partial(shutil.copyfile, path))
+        if METRICS not in kept:
+            write_atomically(directory / METRICS, lambda p: _dump_json(p, dict(card.metrics)))
+        if CARD not in kept:
+            samples = tuple(n for n in samples if (directory / n).exists())
+            write_atomically(directory / CARD, lambda p: self._card(samples, card).save(p))
         return directory
 
     @classmethod
@@ -136,6 +149,16 @@ class HubModel(nn.Module):
         model._loaded_from = directory
         return model
 
+    def _is_as_in(self, directory: Path) -> bool:
+        """Whether a folder holds this very model: its config, and weights with these values."""
+        state = self.state_dict()
+        try:
+            _, config = self._read_config(directory)
+            held = load_tensors(directory / WEIGHTS, state)
+        except ValueError:  # the folder was changed or went away
+            return False
+        return config == self.config and all(_equal(held[name], value) for name, value in state.items())
+
     @classmethod
     def _read_config(cls, directory: Path) -> tuple[dict[str, Any], Any]:
         """config.json, and the config in it; `ValueError` if they are not of this class."""
@@ -160,7 +183,7 @@ class HubModel(nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             return push_folder(self.save_pretrained(folder), repo_id, private, token, revision)
 
-    def _card(self, directory: Path, card: CardInfo) -> ModelCard:
+    def _card(self, samples: Sequence[str], card: CardInfo) -> ModelCard:
         fields = self.card_fields()
         data = ModelCardData(
             license=card.license,
@@ -181,7 +204,7 @@ class HubModel(nn.Module):
             notes=card.notes,
             measured={k: f"{v:.6g}" for k, v in card.metrics.items()},
             parameters=sum(p.numel() for p in self.parameters()),
-            samples=[s for s in SAMPLES if (directory / s).exists()],
+            samples=list(samples),
         )
         return filled
 
@@ -192,6 +215,18 @@ def library_version() -> str:
         return version("tokenloom")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _equal(held: Tensor, value: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers, in whatever width."""
+    exact = torch.promote_types(held.dtype, value.dtype)
+    return torch.equal(held.to(exact), value.detach().to("cpu", exact))
+
+
+def _license_in(card: Path) -> str:
+    """The licence that a card names; the usual one if there is no card, or it names none."""
+    named = ModelCard.load(card).data.get("license") if card.exists() else None
+    return named if isinstance(named, str) else CardInfo.license
 
 
 def _dump_json(path: Path, value: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.bottlenecks.gaussian_quant import quantizing
 from tokenizer.card import describe
-from tokenizer.checks import check_codes, check_input, check_lengths, checked_size
+from tokenizer.checks import all_finite, check_codes, check_input, check_lengths, checked_size
 from tokenizer.config import changed_fields, shortened
 from tokenizer.distributed import Step
 from tokenizer.fingerprint import fingerprint
@@ -55,8 +55,16 @@ class Tokenizer(HubModel):
         self.decoder = self.modality.build_decoder(self.bottleneck.out_dim)
 
     def forward(self, x: Tensor, step: Step | None = None) -> TokenizerOutput:
-        """x: (B, C, *size). In training `step` keys the noise and tells when statistics are updated."""
+        """x: (B, C, *size). In training `step` keys the noise and tells when statistics are updated.
+
+        `NotFinite` if z_e is not finite; in training, if the step is `optional`, losses that are NaN instead.
+        """
         z_e = self._latents(x)
+        # Other processes wait for this one in the bottleneck and in the backward pass, so it goes on without
+        # these values, and NaN reaches all processes with the gradient.
+        given_up = self.training and step is not None and step.optional and not all_finite(z_e)
+        if given_up:
+            z_e = torch.where(torch.isfinite(z_e), z_e, 0)
         z_q, codes, losses, stats = self.bottleneck(z_e, step)
         x_hat = self._crop(self._decoded(z_q), x.shape[2:])
         # Reconstruction losses are means over the elements of x; sums over an example are brought to that
@@ -66,6 +74,8 @@ class Tokenizer(HubModel):
         terms = reconstruction_losses(x_hat, x, self.config.losses, self.modality.sample_rate)
         losses |= {k: self.config.losses[k] * v for k, v in terms.items()}
         stats |= {k: v.detach() for k, v in terms.items()}
+        if given_up:
+            losses = {k: v * torch.nan for k, v in losses.items()}
         return TokenizerOutput(x_hat, codes, z_e, z_q, losses, stats)
 
     @torch.no_grad()

@@ -69,7 +69,8 @@ class Codebook(nn.Module):
         self.health = Health(size, ADVICE)
         self._picked: Tensor | None = None
         self._reservoir: list[Tensor] = []
-        self._revived = torch.zeros((), dtype=torch.int64)
+        # Entries revived since the last report, but for the latest step; and in that.
+        self._revived, self._revived_last = torch.zeros(2, dtype=torch.int64).unbind()
         self._events: list[str] = []
         self._make()
 
@@ -155,7 +156,8 @@ class Codebook(nn.Module):
         dead = least < self.revive_below * uniform
         self.ema_count[index] = torch.where(dead, uniform / 2, least)
         self._move(index, dead, picked)
-        self._revived = self._revived.to(dead.device) + dead.sum()
+        self._revived = self._revived.to(dead.device) + self._revived_last.to(dead.device)
+        self._revived_last = dead.sum()
 
     def _start(self, step: Step, rows: float) -> None:
         """Begin with the reservoir, which is equal on all processes; process 0's result counts."""
@@ -195,6 +197,10 @@ class Codebook(nn.Module):
             require_finite(reservoir, "reservoir")
             # A copy: what is read from a file may still be mapped from it, and goes when it is overwritten.
             self._reservoir = list(reservoir.clone())
+        # What the latest step did may be undone by this, so there is nothing of it to report.
+        self._revived_last.zero_()
+        if not self.started:
+            self._events = []
         self.health.load_training_state(state)
         self._drop_pending()
 
@@ -206,10 +212,11 @@ class Codebook(nn.Module):
     def events(self) -> list[str]:
         """What happened since the last call, for the log."""
         events, self._events = self._events, []
-        if revived := int(self._revived):
+        if revived := int(self._revived) + int(self._revived_last):
             events.append(
                 f"revived {revived} codebook entries since the last report, used below "
                 f"{self.revive_below:g} of uniform use: moved to vectors of the batch"
             )
             self._revived.zero_()
+            self._revived_last.zero_()
         return events + self.health.events()
