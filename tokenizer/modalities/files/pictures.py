@@ -23,6 +23,8 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
     *("PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
+# Another number wherever other pictures than before can be read, for those who keep what was found readable.
+READER = 1
 _MODES = {1: "L", 3: "RGB"}
 _WHITE_16 = 65535
 
@@ -45,12 +47,6 @@ def open_picture(source: PictureSource, name: str | None = None) -> Image.Image:
             raise ValueError(f"{name}: the picture is {image.width} x {image.height} and has no pixels")
         image.load()
         return _flatten(_grey_to_uint8(ImageOps.exif_transpose(image), name))
-
-
-def check_picture(source: str | Path | bytes, name: str | None = None) -> None:
-    """Raise the `ValueError` of `open_picture` for what header and checksums show, without decoding."""
-    with _opened(source, name or _describe(source)) as image:
-        image.verify()
 
 
 def fit_picture(image: Image.Image, size: tuple[int, int] | None, channels: int) -> NDArray[np.uint8]:
