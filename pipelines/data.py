@@ -25,7 +25,7 @@ from pipelines.folders import find_sources
 from pipelines.interruption import ignore_requests
 from pipelines.picture_scan import Scan, scan
 from pipelines.scanning import held_out_mask
-from pipelines.sources import KINDS, SOUND, DataConfig, Source, default_of
+from pipelines.sources import KINDS, SOUND, DataConfig, Source, default_of, warn_ignored
 from pipelines.table_sources import EMBEDDED
 from tokenizer.distributed import keyed_generator
 from tokenizer.modalities import Modality
@@ -106,10 +106,11 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
 
     def look(source: Source, hashed: bool) -> Scan | ClipScan:
         if kind is SOUND:
+            warn_ignored(config, "sound", "max_megapixels")
             return scan_clips(source, modality, cache_bytes, hashed)
         path = os.path.abspath(os.path.expanduser(config.path))
         place = path if os.path.exists(path) else config.path  # the name of embedded data, or of the Hub's
-        return scan(source, modality.fit, cache_bytes, hashed, place)
+        return scan(source, modality.fit, cache_bytes, hashed, place, config.max_megapixels)
 
     found = find_sources(config, kind)
     by_content = found.held_out is None and config.valid_fraction > 0

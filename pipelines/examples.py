@@ -21,6 +21,8 @@ from tokenizer.modalities.files.pictures import open_picture
 logger = logging.getLogger(__name__)
 
 Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
+# From the bytes or the path of a picture, and its name.
+Open: TypeAlias = Callable[[bytes | str, str], Image.Image]
 
 
 class Examples:
@@ -38,11 +40,12 @@ class Examples:
         shape: tuple[int, ...],
         cache: Tensor | None,
         skipped: tuple[Skip, ...],
+        open_picture: Open = open_picture,
     ) -> None:
         self.shape = shape
         self.labels = None if source.labels is None else source.labels[rows]
         self._source, self._fit, self._rows, self._cache = source, fit, rows, cache
-        self._skipped = dict(skipped)
+        self._skipped, self._open = dict(skipped), open_picture
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,7 +68,7 @@ class Examples:
         if self._cache is not None:
             return self._cache[int(self._rows[i])]
         name = self.id(i)
-        return torch.from_numpy(fitted(self._fit, open_picture(self.raw(i), name), self.shape, name))
+        return torch.from_numpy(fitted(self._fit, self._open(self.raw(i), name), self.shape, name))
 
     def take(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """A batch to train on: examples (b, C, H, W) uint8, their labels (b,) int64 (-1 if none), and their

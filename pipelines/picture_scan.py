@@ -5,6 +5,7 @@ Left out: what is done with pictures afterwards (examples.py).
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import PIL
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines.examples import Examples, Fit, fitted
+from pipelines.examples import Examples, Fit, Open, fitted
 from pipelines.scanning import Skip, digest, listed, look_at_all, reason
 from pipelines.sources import PICTURES, Source
-from pipelines.verdicts import NO_KEY, key_of_file, verdicts_of
+from pipelines.verdicts import NO_KEY, Verdicts, key_of_file, verdicts_of
 from tokenizer.modalities.files.pictures import READER, open_picture
 
 logger = logging.getLogger(__name__)
@@ -33,41 +34,52 @@ class Scan:
     rows: NDArray[np.int64]
     digests: NDArray[np.uint64]
     skipped: tuple[Skip, ...]
+    open: Open
 
     def examples(self, mask: NDArray[np.bool_] | None = None) -> Examples:
         """The readable examples, or those of them that `mask` (n,) picks."""
         rows = self.rows if mask is None else self.rows[mask]
-        return Examples(self.source, self.fit, rows, self.shape, self.cache, self.skipped)
+        return Examples(self.source, self.fit, rows, self.shape, self.cache, self.skipped, self.open)
 
 
-def scan(source: Source, fit: Fit, cache_bytes: int, hashed: bool, place: str = "") -> Scan:
+def scan(
+    source: Source,
+    fit: Fit,
+    cache_bytes: int,
+    hashed: bool,
+    place: str = "",
+    max_megapixels: float | None = None,
+) -> Scan:
     """Decode every example once, and keep all if they fit into `cache_bytes`: what can be decoded is
     readable, however large the set is.
 
     A larger set is not decoded again at the next start: what was found of it is kept (`verdicts.py`) by
-    `place`, which says where the data lie. hashed: compute digests too, which reads every byte. Raises
-    `ValueError` if not one example is readable, or if `fit` gives them different shapes.
+    `place`, which says where the data lie. max_megapixels: as `open_picture` takes it. hashed: compute
+    digests too, which reads every byte. Raises `ValueError` if not one example is readable, or if `fit` gives
+    them different shapes.
     """
-    count, shape = len(source), _first_shape(source, fit)
+    open_ = partial(open_picture, max_megapixels=max_megapixels)
+    count, shape = len(source), _first_shape(source, fit, open_)
     cached = count * int(np.prod(shape)) <= cache_bytes
     cache = torch.empty((count, *shape), dtype=torch.uint8) if cached else None
     # Pillow finds its formats on first use, and two threads that do so at once can miss some.
     Image.init()
     if cache is None:
-        digests, reasons = _look_through(source, place)
+        reader = f"{READER} {PIL.__version__} {max_megapixels or Image.MAX_IMAGE_PIXELS}"
+        digests, reasons = _look_through(source, open_, verdicts_of(place, reader))
     else:
-        digests, reasons = _decode_all(source, fit, cache, hashed)
+        digests, reasons = _decode_all(source, fit, open_, cache, hashed)
     rows = np.delete(np.arange(count), list(reasons))
     skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
     if skipped:
         logger.warning("%s", listed(skipped, count, PICTURES))
     if not len(rows):
         raise ValueError(f"no picture can be read; {listed(skipped, count, PICTURES)}")
-    return Scan(source, fit, shape, cache, rows, digests[rows], skipped)
+    return Scan(source, fit, shape, cache, rows, digests[rows], skipped, open_)
 
 
 def _decode_all(
-    source: Source, fit: Fit, cache: Tensor, hashed: bool
+    source: Source, fit: Fit, open_: Open, cache: Tensor, hashed: bool
 ) -> tuple[NDArray[np.uint64], dict[int, str]]:
     """Fill the cache (n, C, H, W) uint8; digests (n,), where to be had, and why rows were left out."""
     digests, reasons = np.zeros(len(source), np.uint64), dict[int, str]()
@@ -80,7 +92,7 @@ def _decode_all(
                 raw = _content(raw)
             if isinstance(raw, bytes):
                 digests[i] = digest(raw)
-            image = open_picture(raw, name)
+            image = open_(raw, name)
         except (ValueError, OSError) as error:
             reasons[i] = reason(name, error)
             return
@@ -90,9 +102,10 @@ def _decode_all(
     return digests, reasons
 
 
-def _look_through(source: Source, place: str) -> tuple[NDArray[np.uint64], dict[int, str]]:
+def _look_through(
+    source: Source, open_: Open, verdicts: Verdicts
+) -> tuple[NDArray[np.uint64], dict[int, str]]:
     """Decode each row of which nothing is known yet; digests (n,), and why rows were left out."""
-    verdicts = verdicts_of(place, f"{READER} {PIL.__version__}")
     keys = np.zeros(len(source), np.uint64)
 
     def see(i: int) -> None:
@@ -113,7 +126,7 @@ def _look_through(source: Source, place: str) -> tuple[NDArray[np.uint64], dict[
         try:
             raw = _content(source.raw(i))
             digests[i] = digest(raw)
-            open_picture(raw, name)
+            open_(raw, name)
         except (ValueError, OSError) as error:
             reasons[i] = reason(name, error)
             # What a disk or the memory says of a file may be otherwise tomorrow.
@@ -138,12 +151,12 @@ def _content(raw: bytes | str) -> bytes:
         return file.read()
 
 
-def _first_shape(source: Source, fit: Fit) -> tuple[int, ...]:
+def _first_shape(source: Source, fit: Fit, open_: Open) -> tuple[int, ...]:
     """The shape that `fit` gives the first readable example."""
     reasons = []
     for i in range(len(source)):
         try:
-            image = open_picture(source.raw(i), source.id(i))
+            image = open_(source.raw(i), source.id(i))
         except (ValueError, OSError) as error:
             reasons.append((source.id(i), reason(source.id(i), error)))
             continue

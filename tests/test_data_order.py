@@ -77,12 +77,25 @@ def test_the_set_does_not_depend_on_whether_it_is_decoded_at_once(tmp_path: Path
     assert contents(at_once.train) == contents(on_access.train)
 
 
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_the_limit_of_pixels_is_an_option(cache_bytes: int, tmp_path: Path) -> None:
+    root = folder_of(tmp_path, 3)
+    (root / "large.png").write_bytes(png(9, (50, 50)))
+    for megapixels, count in ((None, 4), (0.0025, 4), (0.002, 3)):
+        train = load(root, cache_bytes, valid_fraction=0, max_megapixels=megapixels).train
+        assert len(train) == count and train.take(np.arange(count))[0].shape[0] == count
+    ((name, why),) = train.skipped
+    assert name == "large.png" and "2500 pixels are over the limit of 2000" in why
+    with pytest.raises(ValueError, match="max_megapixels must be more than 0, got -1"):
+        DataConfig(max_megapixels=-1)
+
+
 def test_a_large_set_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder_of(tmp_path, 8)
     (root / "003.png").write_bytes(png(3)[:60])
     decoded: list[str] = []
 
-    def counted(source: bytes, name: str) -> Image.Image:
+    def counted(source: bytes, name: str, max_megapixels: float | None) -> Image.Image:
         decoded.append(name)
         return open_picture(source, name)
 

@@ -188,6 +188,25 @@ def test_pillows_limit_of_pixels_is_an_error(
     assert open_picture(tmp_path / "a.png").size == (64, 64)
 
 
+@pytest.mark.parametrize("form", ["png", "tif", "gif", "webp"])
+@pytest.mark.parametrize("limit", [3000, 1500])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_limit_of_ones_own_leaves_pillows_as_it_is(
+    form: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 1.4 and at 2.7 times the limit: between one and two times Pillow warns, beyond it refuses."""
+    array = noise(64, 64)
+    Image.fromarray(array).save(tmp_path / f"a.{form}", lossless=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    found = open_picture(tmp_path / f"a.{form}", max_megapixels=0.0041)
+    np.testing.assert_array_equal(np.asarray(found.convert("L")), array)
+    assert limit == Image.MAX_IMAGE_PIXELS
+    for megapixels in (0.004, 0.001):
+        with pytest.raises(ValueError, match=rf"a\.{form}: .*pixels.*--data\.max-megapixels"):
+            open_picture(tmp_path / f"a.{form}", max_megapixels=megapixels)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
 def test_fit_leaves_pictures_of_the_right_size_alone() -> None:
     array = noise(6, 8, 3)
     for size in (None, (6, 8)):
