@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.config import require
+from tokenizer.modalities.files.pictures import PICTURE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Kind:
 PICTURES = Kind(
     one="picture",
     many="pictures",
-    suffixes=(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    suffixes=tuple(sorted(PICTURE_SUFFIXES)),
     feature="Image",
     columns=("image", "img"),
 )

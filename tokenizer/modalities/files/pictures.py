@@ -23,12 +23,61 @@ from tokenizer.modalities.files.png_chunks import mended
 
 PictureSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
 
-# Formats that are read, whatever a file is called. Pillow knows 30 more, of which one, EPS, is a program that
-# it has another program run, and the others are rare enough that their readers are hardly tested.
-FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
-    *("PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
-)
+# Formats that are read, whatever a file is called, and what their files usually are called. Pillow knows 25
+# more, of which one, EPS, is a program that it has another program run, others only show a preview or one
+# plane of what they hold (PSD, FITS), and the rest are so rare that their readers are hardly tested.
+FORMATS = {
+    "AVIF": (".avif", ".avifs"),
+    "BMP": (".bmp",),
+    "DDS": (".dds",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "ICNS": (".icns",),
+    "ICO": (".ico",),
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
+    "JPEG2000": (".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
+    "MPO": (".mpo",),
+    "PCX": (".pcx",),
+    "PNG": (".apng", ".png"),
+    "PPM": (".pbm", ".pfm", ".pgm", ".pnm", ".ppm"),
+    "QOI": (".qoi",),
+    "SGI": (".bw", ".rgb", ".rgba", ".sgi"),
+    "TGA": (".icb", ".tga", ".vda", ".vst"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+# In lower case; folders are searched for these.
+PICTURE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+_MAGICK = "convert it, as by `magick mogrify -format png *{}` of ImageMagick"
+_HEIF = "convert it, as by `pip install pillow-heif` and its `register_heif_opener`, or by `heif-convert`"
+_RAW = "develop it to TIFF or JPEG, as by `dcraw -T`, `darktable-cli` or `pip install rawpy`"
+_VECTOR = "draw it in pixels, as by `rsvg-convert IN -o OUT.png` or `inkscape --export-type=png IN`"
+_PAGES = "draw its pages in pixels, as by `pdftoppm -png IN OUT` or `gs -sDEVICE=png16m`"
+_LAYERS = "export it as one picture from the program that made it, or by `magick 'IN[0]' OUT.png`"
+_HIGH_RANGE = "map it to 8 or 16 bits, as by `magick IN OUT.png`: only who made it knows what is white"
+_SCIENCE = "export its planes as PNG or TIFF with the range of grey that is meant"
+# By suffix, what makes pictures of a kind that is not read into such that are.
+PICTURE_UNREADABLE: dict[str, str] = {
+    **dict.fromkeys((".heic", ".heif", ".heics", ".heifs", ".hif"), _HEIF),
+    **dict.fromkeys(
+        (
+            *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mos", ".mrw"),
+            *(".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+        ),
+        _RAW,
+    ),
+    **dict.fromkeys((".emf", ".svg", ".svgz", ".wmf"), _VECTOR),
+    **dict.fromkeys((".ai", ".djvu", ".eps", ".pdf", ".ps"), _PAGES),
+    **dict.fromkeys((".kra", ".ora", ".psb", ".psd", ".xcf"), _LAYERS),
+    **dict.fromkeys((".exr", ".hdr"), _HIGH_RANGE),
+    **dict.fromkeys((".dcm", ".fit", ".fits", ".mha", ".mhd", ".nii", ".nrrd"), _SCIENCE),
+    ".jxl": "convert it, as by `djxl IN.jxl OUT.png`",
+    **{
+        suffix: _MAGICK.format(suffix)
+        for suffix in (".bpg", ".cur", ".dpx", ".jxr", ".pcd", ".pict", ".ras", ".wdp", ".xbm", ".xpm")
+    },
+}
 # Another number wherever other pictures than before can be read, for those who keep what was found readable.
 READER = 1
 _MODES = {1: "L", 3: "RGB"}
