@@ -1,7 +1,7 @@
 """Batches of pictures or sound, split into training and held out, in an order of seed and epoch alone.
 
-Left out: finding data (folders.py, table_sources.py), decoding (examples.py, clips.py), moving batches to
-devices.
+Left out: finding data (folders.py, table_sources.py), looking it through (picture_scan.py, clip_scan.py),
+decoding (examples.py, clips.py), moving batches to devices.
 """
 
 import hashlib
@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.augment import Augment
 from pipelines.clip_scan import scan_clips
 from pipelines.clips import Clips, ClipScan, Segments
-from pipelines.examples import Examples, Scan, scan
+from pipelines.examples import Examples
 from pipelines.folders import find_sources
 from pipelines.interruption import ignore_requests
+from pipelines.picture_scan import Scan, scan
 from pipelines.scanning import held_out_mask
-from pipelines.sources import KINDS, SOUND, DataConfig, Source, default_of
+from pipelines.sources import KINDS, SOUND, DataConfig, Source, default_of, warn_ignored
 from pipelines.table_sources import EMBEDDED
 from tokenizer.distributed import keyed_generator
 from tokenizer.modalities import Modality
@@ -94,7 +95,8 @@ class Batch:
 def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 30) -> Splits:
     """Find, check and split the data of `config`: what `modality` is for, in its size, rate and channels.
 
-    A split that fits decoded into `cache_bytes` is decoded now, a larger one on access. Held out is the test
+    A split that fits decoded into `cache_bytes` is kept so, a larger one is decoded on access; which examples
+    there are does not depend on that. Held out is the test
     split if there is one, else `config.valid_fraction` by content. What cannot be read is skipped and
     reported. Raises `ValueError` with the fix for data that cannot be found or used.
     """
@@ -104,8 +106,11 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
 
     def look(source: Source, hashed: bool) -> Scan | ClipScan:
         if kind is SOUND:
+            warn_ignored(config, "sound", "max_megapixels")
             return scan_clips(source, modality, cache_bytes, hashed)
-        return scan(source, modality.fit, cache_bytes, hashed)
+        path = os.path.abspath(os.path.expanduser(config.path))
+        place = path if os.path.exists(path) else config.path  # the name of embedded data, or of the Hub's
+        return scan(source, modality.fit, cache_bytes, hashed, place, config.max_megapixels)
 
     found = find_sources(config, kind)
     by_content = found.held_out is None and config.valid_fraction > 0
@@ -233,7 +238,8 @@ def batches(
 
 
 def held_out_batches(examples: Examples, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """This rank's part of every picture once, in order; `batch_size` counts all ranks.
+    """This rank's part of every picture once, in order; `batch_size` counts all ranks. A picture that can no
+    longer be read is left out, and named in the log.
 
     Every rank gets the same number of batches, the last ones perhaps of 0 rows, so collectives stay
     aligned.
@@ -243,7 +249,7 @@ def held_out_batches(examples: Examples, batch_size: int, rank: int = 0, world: 
     low, high = rank * batch_size // world, (rank + 1) * batch_size // world
     for step, start in enumerate(range(0, len(examples), batch_size)):
         wanted = np.arange(min(start + low, len(examples)), min(start + high, len(examples)))
-        x, labels, index = examples.take(wanted)
+        x, labels, index = examples.take_readable(wanted)
         yield Batch(x, labels, step, 0, low, index)
 
 

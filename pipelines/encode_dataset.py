@@ -154,9 +154,9 @@ def describe_tokens(options: EncodeOptions, tok: Tokenizer, splits: Splits, enco
         item_shape, grid = (tok.modality.channels,), ()
         time = {"frame_rate": rate / tok.stride, "sample_rate": rate, "stride": tok.stride}
     else:
-        first = splits.train.x(0)
-        item_shape, time = tuple(first.shape), {}
-        grid = tuple(tok.encode(to_float(first[None].to(tok.device))).shape[2:])
+        item_shape, time = splits.train.shape, {}
+        any_picture = torch.zeros((1, *item_shape), dtype=torch.uint8, device=tok.device)
+        grid = tuple(tok.encode(to_float(any_picture)).shape[2:])
     return TokenInfo(
         tokenizer=options.tokenizer,
         fingerprint=tok.fingerprint(),
@@ -194,6 +194,9 @@ def encode_block(
         labels += part.labels
         ids += part.ids
         done(part.items)
+    if left_out := len(block.items) - len(labels):
+        text = "%d of %d %s items are left out of shard %d, because they can no longer be read"
+        logger.warning(text, left_out, len(block.items), block.split, block.shard)
     column: Tensor | list[Tensor] = codes
     if info.grid:
         column = torch.cat([torch.zeros((0, info.num_codebooks, *info.grid), dtype=torch.int64), *codes])

@@ -207,9 +207,11 @@ def encode_examples(
             wanted = count - len(found)
             if wanted <= 0:
                 break
+            if not len(batch.x):
+                continue
             parts.append(tok.encode(to_float(batch.x[:wanted].to(tok.device))).cpu())
             found += batch.labels[:wanted].tolist()
-        item_shape, rate = tuple(examples.x(0).shape), 0
+        item_shape, rate = examples.shape, 0
     labels = np.array(found if known else [-1] * len(found), np.int64)
     info = TokenInfo(
         tokenizer=prior.config.tokenizer_id,

@@ -43,7 +43,7 @@ def evaluate_tokenizer(
     Sound: those of `evaluate_sound` for all codebooks. Pictures: psnr (dB per picture), ssim, l1 and l2
     (data in [-1, 1]); with codes also usage, perplexity and bits_per_item; for a VAE negative_elbo_nats
     (per picture) and bits_per_dim, from one sample of each posterior, and kl_nats. Leaves the tokenizer in
-    eval mode.
+    eval mode. A picture that can no longer be read does not count; `items` says how many do, if not all.
     """
     if isinstance(examples, Clips):
         return headline(evaluate_sound(tok, examples, accelerator))
@@ -51,8 +51,9 @@ def evaluate_tokenizer(
     sums: dict[str, Tensor] = {}
     discrete = tok.bottleneck.num_codebooks > 0
     usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=accelerator.device) if discrete else None
-    codes_per_item = 0
+    codes_per_item = seen = 0
     for x, index in picture_batches(examples, accelerator, batch_size):
+        seen += len(x)
         if usage is not None:
             codes = tok.encode(x)
             usage.update(codes)
@@ -62,7 +63,9 @@ def evaluate_tokenizer(
             values = vae_values(tok, x, index)
         for name, value in values.items():
             sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
-    return _reduced(sums, len(examples), usage, codes_per_item, accelerator)
+    count = int(sum_over_processes(accelerator, torch.tensor(seen)))
+    items = {"items": float(count)} if count < len(examples) else {}
+    return _reduced(sums, count, usage, codes_per_item, accelerator) | items
 
 
 def reconstruction_values(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
@@ -160,11 +163,16 @@ def spread_out(count: int, some: int) -> list[int]:
     return picked
 
 
+def some_pictures(examples: Examples, some: int) -> Tensor:
+    """`some` pictures, or all, spread evenly over the examples: (b, C, H, W) in [-1, 1]."""
+    return to_float(examples.take_readable(np.array(spread_out(len(examples), some)))[0])
+
+
 @torch.no_grad()
 def write_reconstructions(tok: Tokenizer, examples: Examples, path: Path) -> None:
     """Some pictures, spread over the examples, above what the tokenizer makes of them."""
     tok.eval()
-    x = to_float(torch.stack([examples.x(i) for i in spread_out(len(examples), SHEET)]).to(tok.device))
+    x = some_pictures(examples, SHEET).to(tok.device)
     reconstruction_sheet(x.cpu(), tok(x).x_hat.cpu(), path)
 
 
@@ -173,8 +181,10 @@ def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:
     gives for some of them."""
     usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=tok.device)
     for batch in held_out_batches(examples, EVAL_BATCH):
+        if not len(batch.x):
+            continue
         usage.update(tok.encode(to_float(batch.x.to(tok.device))))
-    x = to_float(torch.stack([examples.x(i) for i in spread_out(len(examples), CLOUD)]).to(tok.device))
+    x = some_pictures(examples, CLOUD).to(tok.device)
     outputs = tok.bottleneck.compared(tok(x).z_e)
     codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors(), outputs)
 

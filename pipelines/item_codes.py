@@ -44,17 +44,20 @@ def picture_codes(
     augment: Augment = NO_VIEWS,
     seed: int = 0,
 ) -> Iterator[Encoded]:
-    """Codes of batches of pictures, the views of a picture one after the other, the plain one first."""
+    """Codes of batches of pictures, the views of a picture one after the other, the plain one first. One that
+    can no longer be read is left out, and named in the log."""
     for start in range(which.start, which.stop, batch_size):
         wanted = np.arange(start, min(start + batch_size, which.stop))
-        # Labels and ids of what was read: a picture that turns out unreadable is replaced by its neighbour.
-        x, label, index = examples.take(wanted)
+        x, label, index = examples.take_readable(wanted)
+        if not len(x):
+            yield Encoded([], [], [], len(wanted))
+            continue
         seen = []
         for view in range(views):
-            y = augment.fixed_view(x, wanted, view, len(examples), seed)
+            y = augment.fixed_view(x, index.numpy(), view, len(examples), seed)
             seen.append(tok.encode(to_float(y.to(tok.device))).cpu())
         codes = rearrange(seen, "v b ... -> (b v) ...")
-        yield Encoded([codes], label.tolist(), [examples.id(i) for i in index.tolist()], len(index))
+        yield Encoded([codes], label.tolist(), [examples.id(i) for i in index.tolist()], len(wanted))
 
 
 def sound_codes(

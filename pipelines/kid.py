@@ -60,6 +60,8 @@ def evaluate_kid(
     real, rebuilt, sampled = [], [], []
     generator = keyed_generator(0, "kid")
     for batch in held_out_batches(examples, batch_size):
+        if not len(batch.x):
+            continue
         x = to_float(batch.x.to(tok.device))
         real.append(network(x).cpu())
         rebuilt.append(network(tok(x).x_hat).cpu())

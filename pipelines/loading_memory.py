@@ -77,7 +77,8 @@ def measure_in_a_process(kind: str, count: int, workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for name, size in ((SMALL, WARM_UP), (DATA, count)):
             MAKERS[kind](Path(folder, name), size)
-        cache = {"HF_DATASETS_CACHE": f"{folder}/cache", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        caches = dict.fromkeys(("XDG_CACHE_HOME", "HF_DATASETS_CACHE"), f"{folder}/cache")
+        cache = {**caches, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         values: dict[str, Any] = run_module(
             "pipelines.loading_memory", kind, folder, workers, environment=cache
         )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.config import require
+from tokenizer.modalities.files.pictures import PICTURE_SUFFIXES
 from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Kind:
 PICTURES = Kind(
     one="picture",
     many="pictures",
-    suffixes=(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    suffixes=tuple(sorted(PICTURE_SUFFIXES)),
     feature="Image",
     columns=("image", "img"),
 )
@@ -80,6 +81,9 @@ class DataConfig:
     valid_fraction: float = 0.05
     """Where there is no test split: the fraction to hold out, chosen by a hash of each example's content.
     """
+    max_megapixels: float | None = None
+    """Pictures of more million pixels are skipped, as small files can hold so many that they fill the memory.
+    Left out: 89. Each million takes 3 MB while it is read."""
     workers: int = 0
     """Loader processes for each training process, at most as many as there are CPUs; useful for data that
     are too many to keep in memory decoded, and are read while training."""
@@ -94,6 +98,10 @@ class DataConfig:
         )
         require(self.limit is None or self.limit >= 1, f"data.limit must be at least 1, got {self.limit}")
         require(not self.streaming or self.limit is not None, "data.streaming needs data.limit; say how many")
+        require(
+            self.max_megapixels is None or 0 < self.max_megapixels < float("inf"),
+            f"data.max_megapixels must be more than 0, got {self.max_megapixels}",
+        )
         require(self.workers >= 0, f"data.workers must be at least 0, got {self.workers}")
         require(
             self.split != self.test_split,

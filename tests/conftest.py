@@ -31,6 +31,8 @@ from running import (
     without_plots,
 )
 
+from pipelines import verdicts
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
@@ -54,6 +56,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
             monkeypatch.setattr(constants, name, value)
         yield hub
         close_session()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests find of pictures is not kept in the user's cache. (Not by XDG_CACHE_HOME: matplotlib would
+    look through all fonts again.)"""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdicts, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

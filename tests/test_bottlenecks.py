@@ -111,6 +111,27 @@ def test_gradients_reach_z(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_z_in_eval_mode_too(kind: str) -> None:
+    """A bottleneck that no longer learns must not cut the encoder off, and its values stay what they are."""
+    bottleneck = trained(kind).eval()
+    z = latents(bottleneck, 4, 3, 4, seed=99)
+    with torch.no_grad():
+        expected = bottleneck(z)
+    z.requires_grad_()
+    out = bottleneck(z)
+    assert torch.equal(out.z_q, expected.z_q) and out.z_q.dtype == expected.z_q.dtype
+    (gradient,) = torch.autograd.grad(out.z_q.square().sum(), z)
+    reached = (gradient != 0).float()
+    if kind in ("gaussian", "gaussian_quant"):  # without noise, the variance decides nothing
+        reached = reached.chunk(2, dim=1)[0]
+    assert torch.isfinite(gradient).all() and reached.mean() > 0.9
+    if bottleneck.identity_gradient:
+        torch.testing.assert_close(gradient, 2 * out.z_q.detach())
+    with torch.no_grad():
+        assert bottleneck(z).z_q.grad_fn is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_eval_mode_changes_nothing(kind: str) -> None:
     bottleneck = trained(kind).eval()
     before, training = values_of(bottleneck.state_dict()), values_of(bottleneck.training_state())

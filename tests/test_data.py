@@ -235,7 +235,7 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
     (tmp_path / "mixed" / "a.parquet").write_bytes(b"")
     for path, message in {
         str(tmp_path / "nowhere"): "nowhere: no such file or folder, and not a Hub name",
-        str(tmp_path / "empty"): r"no pictures \(\.bmp, .*\) and no \.parquet files .* 0 other files",
+        str(tmp_path / "empty"): r"no pictures \(.*\.bmp, .*\) and no \.parquet files .* 0 other files",
         str(tmp_path / "other"): "1 other files; check --data.path",
         str(tmp_path / "other" / "a.txt"): r"is one file, expected a folder or a \.parquet file",
         str(tmp_path / "mixed"): "1 pictures and 1 Parquet files; point --data.path at",

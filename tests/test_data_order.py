@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from pictures_on_disk import ANY_SIZE, contents, folder_of, load, png, write
+from PIL import Image
 
+from pipelines import picture_scan, verdicts
 from pipelines.augment import Augment
 from pipelines.data import (
     Batch,
@@ -20,6 +22,8 @@ from pipelines.data import (
     to_float,
 )
 from pipelines.scanning import held_out_mask
+from pipelines.verdicts import cache_folder as CACHE_FOLDER
+from tokenizer.modalities.files.pictures import open_picture
 
 # What is skipped
 
@@ -54,7 +58,92 @@ def test_pictures_of_several_shapes_are_an_error(tmp_path: Path) -> None:
         load_splits(DataConfig(path=str(root)), ANY_SIZE)
 
 
-def test_pictures_that_become_unreadable_are_replaced(
+def test_the_set_does_not_depend_on_whether_it_is_decoded_at_once(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, 6)
+    whole = png(100, (16, 16))
+    (root / "no-end.png").write_bytes(whole[:-12])
+    (root / "half-an-end.png").write_bytes(whole[:-4])
+    (root / "cut.png").write_bytes(whole[:-60])
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
+    for form in ("jpeg", "gif", "tiff", "bmp"):
+        Image.fromarray(pixels).save(tmp_path / "whole", form)
+        (root / f"cut.{form}").write_bytes((tmp_path / "whole").read_bytes()[:-300])
+    Image.fromarray(pixels[..., 0].astype(np.float32)).save(root / "float.tif")
+    at_once, on_access = (load(root, n, valid_fraction=0.3) for n in (1 << 30, 0))
+    assert at_once.digest() == on_access.digest()
+    assert at_once.train.skipped == on_access.train.skipped
+    left_out = {name for name, _ in at_once.train.skipped}
+    assert left_out >= {"cut.png", "cut.jpeg", "cut.gif", "float.tif"} and "no-end.png" not in left_out
+    assert contents(at_once.train) == contents(on_access.train)
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_the_limit_of_pixels_is_an_option(cache_bytes: int, tmp_path: Path) -> None:
+    root = folder_of(tmp_path, 3)
+    (root / "large.png").write_bytes(png(9, (50, 50)))
+    for megapixels, count in ((None, 4), (0.0025, 4), (0.002, 3)):
+        train = load(root, cache_bytes, valid_fraction=0, max_megapixels=megapixels).train
+        assert len(train) == count and train.take(np.arange(count))[0].shape[0] == count
+    ((name, why),) = train.skipped
+    assert name == "large.png" and "2500 pixels are over the limit of 2000" in why
+    with pytest.raises(ValueError, match="max_megapixels must be more than 0, got -1"):
+        DataConfig(max_megapixels=-1)
+
+
+def test_a_large_set_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder_of(tmp_path, 8)
+    (root / "003.png").write_bytes(png(3)[:60])
+    decoded: list[str] = []
+
+    def counted(source: bytes, name: str, max_megapixels: float | None) -> Image.Image:
+        decoded.append(name)
+        return open_picture(source, name)
+
+    monkeypatch.setattr(picture_scan, "open_picture", counted)
+    first = load(root, 0, valid_fraction=0.3)
+    assert decoded == ["000.png", *(f"{i:03}.png" for i in range(8))]  # the first one for its shape
+    for change, again in (
+        (lambda: None, []),
+        (lambda: (root / "005.png").write_bytes(png(5)), ["005.png"]),
+        (lambda: (root / "003.png").write_bytes(png(3)), ["003.png"]),
+    ):
+        change()
+        decoded.clear()
+        splits = load(root, 0, valid_fraction=0.3)
+        assert decoded == ["000.png", *again]
+        if again != ["003.png"]:
+            assert splits.digest() == first.digest() and splits.train.skipped == first.train.skipped
+    assert splits.train.skipped == () and len(splits.train) + len(splits.held_out) == 8
+
+
+@pytest.mark.parametrize("spoil", ["unwritable", "cut", "no file of ours"])
+def test_a_cache_that_cannot_be_used_is_done_without(
+    spoil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, cache = folder_of(tmp_path, 6), tmp_path / "cache"
+    monkeypatch.setattr(verdicts, "cache_folder", lambda: cache)
+    caplog.set_level(logging.INFO)
+    if spoil == "unwritable":
+        cache.touch()
+    before = load(root, 0).digest()
+    if spoil != "unwritable":
+        (kept,) = cache.iterdir()
+        kept.write_bytes(kept.read_bytes()[:-9] if spoil == "cut" else b"nothing")
+    caplog.clear()
+    assert load(root, 0).digest() == before
+    (line,) = caplog.messages
+    assert "cannot be" in line and "all pictures again" in line and str(cache) in line
+
+
+def test_where_verdicts_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    for given, folder in ((tmp_path, tmp_path), ("", tmp_path / ".cache"), ("below", tmp_path / ".cache")):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(given))
+        assert CACHE_FOLDER() == folder / "tokenloom"
+
+
+def test_pictures_that_become_unreadable_are_replaced_in_training_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write(tmp_path / "p", ["a/0.png", "a/1.png", "b/2.png", "b/3.png"])
@@ -65,12 +154,19 @@ def test_pictures_that_become_unreadable_are_replaced(
         x, labels, index = train.take(np.array([0, 1, 3]))
         assert index.tolist() == [0, 2, 0] and labels.tolist() == [0, 1, 0]
         assert torch.equal(x[1], train.x(2)) and torch.equal(x[2], train.x(0))
+        x, labels, index = train.take_readable(np.array([0, 1, 2, 3]))
+        assert index.tolist() == [0, 2] and labels.tolist() == [0, 1]
+        (batch,) = held_out_batches(train, 4)
+        assert torch.equal(batch.x, x) and batch.index.tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"a/1\.png: no such file"):
+        train.x(1)
     assert [name for name, _ in train.skipped] == ["a/1.png", "b/3.png"]
     assert len(caplog.records) == 2
     (root / "a/0.png").unlink()
     (root / "b/2.png").unlink()
     with pytest.raises(ValueError, match="none of 4 pictures can be read any more"):
-        train.x(0)
+        train.take(np.array([0]))
+    assert train.take_readable(np.arange(4))[0].shape == (0, 3, 4, 4)
 
 
 def test_lazily_decoded_equals_cached(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import bottleneck_config, pictures, tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import kinds
@@ -226,3 +227,16 @@ def test_num_codebooks(kind: str) -> None:
 def test_lengths_are_for_sound() -> None:
     with pytest.raises(ValueError, match="lengths are for padded batches of sound, not of images"):
         tokenizer().encode(pictures(1, 3, 8, 8), lengths=torch.tensor([8]))
+
+
+@pytest.mark.parametrize("kind", sorted(set(kinds()) - {"gaussian"}))
+def test_the_encoder_learns_through_a_frozen_bottleneck(kind: str) -> None:
+    tok = tokenizer(kind).train()
+    tok.bottleneck.eval()
+    before = {k: v.clone() for k, v in tok.bottleneck.state_dict().items()}
+    x = pictures(4, 3, 32, 32)
+    F.mse_loss(tok(x).x_hat, x).backward()
+    for name, parameter in tok.encoder.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.abs().sum() > 0), name
+    for name, value in tok.bottleneck.state_dict().items():
+        assert torch.equal(value, before[name]), name

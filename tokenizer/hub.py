@@ -9,7 +9,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -131,18 +132,24 @@ class HubModel(nn.Module):
         cache_dir: str | Path | None = None,
         token: Token = None,
     ) -> Self:
-        """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode.
+        """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode,
+        in the type that its weights were saved in.
 
         Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an
         unknown or ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
         """
         directory = fetch(path_or_hub_id, cls._read_config, revision, cache_dir, token)
         raw, config = cls._read_config(directory)
-        # Sizes are compared with the files before anything is allocated.
-        outline = outline_of(lambda: cls(config))
-        state = load_tensors(directory / WEIGHTS, outline.state_dict())
-        check_tables(outline, (directory / WEIGHTS).stat().st_size, f"{directory / CONFIG}: config")
-        model = cls(config)
+        # Whatever torch's default is now: it would decide the weights' type, and constants that no file has.
+        with _default_dtype(torch.float32):
+            # Sizes are compared with the files before anything is allocated.
+            outline = outline_of(lambda: cls(config))
+            state = load_tensors(directory / WEIGHTS, outline.state_dict())
+            check_tables(outline, (directory / WEIGHTS).stat().st_size, f"{directory / CONFIG}: config")
+            model = cls(config)
+        stored = {value.dtype for value in state.values() if value.is_floating_point()}
+        if len(stored) == 1:
+            model.to(stored.pop())
         model.load_state_dict(state, strict=True)
         model.eval()
         model.check_extra_config(raw)
@@ -207,6 +214,16 @@ class HubModel(nn.Module):
             samples=list(samples),
         )
         return filled
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def library_version() -> str:

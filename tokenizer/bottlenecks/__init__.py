@@ -42,7 +42,7 @@ class Bottleneck(nn.Module):
     summed_losses: ClassVar[frozenset[str]] = frozenset()
     # Whether the first k codes of a position decode alone, to less detail.
     prefix_decodes: bool = False
-    # Whether q(z) has exactly the gradient of z in training, so that z − q(z) has none.
+    # Whether q(z) has exactly the gradient of z, so that z − q(z) has none.
     identity_gradient: bool = False
     # Names in the state_dict that do not decide which code a z gets (left out of the fingerprint), and those
     # of them that do not decide what a code decodes to either.
@@ -50,7 +50,8 @@ class Bottleneck(nn.Module):
     statistics: frozenset[str] = frozenset()
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
-        """z: (B, in_dim, *grid). `step` keys the noise of training and says when to update statistics;
+        """z: (B, in_dim, *grid). z_q has a gradient of z in eval mode too, which only ends updates, noise and
+        dropout. `step` keys the noise of training and says when to update statistics;
         without it noise comes from torch's generator and every training pass is a whole optimizer step."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 

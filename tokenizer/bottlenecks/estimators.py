@@ -30,6 +30,12 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
+def needs_gradient(z_e: Tensor) -> bool:
+    """Whether a gradient is to pass z_e. That does not ask for training mode: eval mode ends what a quantizer
+    does to itself, updates, noise and dropout, and the encoder may still learn through a frozen one."""
+    return torch.is_grad_enabled() and z_e.requires_grad
+
+
 def straight_through(z_e: Tensor, e: Tensor) -> Tensor:
     """Forward e, backward the identity (Bengio et al. 2013, arXiv 1308.3432): (M, D) → (M, D)."""
     z_q: Tensor = _StraightThrough.apply(z_e, e.detach())

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks.estimators import straight_through
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig, Posterior
 from tokenizer.bottlenecks.health import Health, batch_stats
 from tokenizer.checks import require_finite
@@ -132,7 +133,7 @@ class GaussianQuant(Gaussian):
                 self.health.count(codes, step)
                 stats |= {"kl_factor": self.kl_weights[1].clone(), **self.health.stats()}
             else:
-                latent = self.decode(codes)
+                latent = straight_through(posterior.mean, self.decode(codes))
                 stats |= batch_stats(codes, self.codebook_size, kl.dtype)
         losses = {"kl": self.config.kl_weight * self._warmup(step) * weighted}
         return Bottlenecked(latent, codes, losses, {k: v.detach().to(kl.dtype) for k, v in stats.items()})

@@ -47,10 +47,10 @@ class Implicit(Projected):
         require_finite(z, "z_e", step)
         with torch.autocast(z.device.type, enabled=False):
             u, codes = self.quantized(self.to_rows(z))
-            z_q = e = self.entries(codes, u.dtype)
+            e = self.entries(codes, u.dtype)
             losses, stats = self.terms(u, e, step)
+            z_q = straight_through(u, e)
             if self.training:
-                z_q = straight_through(u, e)
                 self.health.count(codes, step)
                 health = self.health.stats()
             else:

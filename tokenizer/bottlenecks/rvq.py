@@ -97,7 +97,7 @@ class RVQ(Several):
             q = out.z_q if learn else out.z_q.detach()
             z_q = z_q + torch.where(used > k, q, 0.0)
             residual = residual - q
-        if self.training and not learn:
+        if not learn:
             z_q = straight_through(z, z_q)  # once for all stages
         if waiting:
             # Until the last stage has started, z goes unquantized to the decoder. Every parameter takes part,

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
 from tokenizer.bottlenecks.codebook import Codebook
 from tokenizer.bottlenecks.ema_codebook import EMACodebook
-from tokenizer.bottlenecks.estimators import ESTIMATORS
+from tokenizer.bottlenecks.estimators import ESTIMATORS, needs_gradient
 from tokenizer.bottlenecks.health import batch_stats
 from tokenizer.bottlenecks.learnt_codebooks import GradientCodebook, SimVQCodebook
 from tokenizer.bottlenecks.projected import Projected
@@ -131,11 +131,11 @@ class VQ(Projected):
             # average, or for the codebook loss (equation 3).
             commitment = F.mse_loss(z_e, e.detach())
             z_q, weight = e, 1.0
+            if self.training and not bool(self.codebook.started):
+                z_q, weight = z_e, 0.0  # no codebook yet: encoder and decoder learn without it
+            elif self.training or needs_gradient(z_e):
+                z_q = self.estimate(z_e, e.detach())
             if self.training:
-                if bool(self.codebook.started):
-                    z_q = self.estimate(z_e, e.detach())
-                else:
-                    z_q, weight = z_e, 0.0  # no codebook yet: encoder and decoder learn without it
                 self.codebook.update(z_e.detach(), codes, z.shape[0], step)
                 stats = self.codebook.health.stats()
             else:

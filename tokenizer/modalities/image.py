@@ -115,9 +115,10 @@ class ImageModality(Modality):
         """A path, PIL image or array (H, W[, C]), or a list of them, as x: (B, channels, *config.size) in
         [-1, 1].
 
-        Any kind of picture is taken (palette, alpha on white, CMYK, 16 bits); it is resized to cover the
-        size and cropped in the middle. Raises `ValueError` naming the file for what is not a readable
-        picture.
+        Any kind of picture is taken (palette, alpha on white, CMYK, 16 bits, colour profiles); it is resized
+        to cover the size and cropped in the middle. Raises `ValueError` naming the file for what is not a
+        readable picture, or of more than PIL.Image.MAX_IMAGE_PIXELS; `open_picture` with `max_megapixels`
+        opens larger ones.
         """
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
             if not source:

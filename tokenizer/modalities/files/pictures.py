@@ -1,6 +1,7 @@
 """Pictures to arrays: what Pillow or numpy holds becomes 8-bit grey or RGB, then (C, H, W) of a given size.
 
-Left out: the range [-1, 1], tensors and models, and walking through folders; one picture at a time.
+Left out: grey of many bits (`deep_grey.py`), colour profiles, what Pillow refuses in PNG (`png_chunks.py`),
+the range [-1, 1], tensors and models, and walking through folders; one picture at a time.
 """
 
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,42 +17,113 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tokenizer.modalities.files.colour_profiles import to_srgb
+from tokenizer.modalities.files.deep_grey import grey_to_uint8, levels_of, uint16_to_uint8, unit_to_uint8
+from tokenizer.modalities.files.png_chunks import mended
+
 PictureSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
 
-# Formats that are read, whatever a file is called. Pillow knows 30 more, of which one, EPS, is a program that
-# it has another program run, and the others are rare enough that their readers are hardly tested.
-FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
-    *("PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
-)
+# Formats that are read, whatever a file is called, and what their files usually are called. Pillow knows 25
+# more, of which one, EPS, is a program that it has another program run, others only show a preview or one
+# plane of what they hold (PSD, FITS), and the rest are so rare that their readers are hardly tested.
+FORMATS = {
+    "AVIF": (".avif", ".avifs"),
+    "BMP": (".bmp",),
+    "DDS": (".dds",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "ICNS": (".icns",),
+    "ICO": (".ico",),
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
+    "JPEG2000": (".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
+    "MPO": (".mpo",),
+    "PCX": (".pcx",),
+    "PNG": (".apng", ".png"),
+    "PPM": (".pbm", ".pfm", ".pgm", ".pnm", ".ppm"),
+    "QOI": (".qoi",),
+    "SGI": (".bw", ".rgb", ".rgba", ".sgi"),
+    "TGA": (".icb", ".tga", ".vda", ".vst"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+# In lower case; folders are searched for these.
+PICTURE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+_MAGICK = "convert it, as by `magick mogrify -format png *{}` of ImageMagick"
+_HEIF = "convert it, as by `pip install pillow-heif` and its `register_heif_opener`, or by `heif-convert`"
+_RAW = "develop it to TIFF or JPEG, as by `dcraw -T`, `darktable-cli` or `pip install rawpy`"
+_VECTOR = "draw it in pixels, as by `rsvg-convert IN -o OUT.png` or `inkscape --export-type=png IN`"
+_PAGES = "draw its pages in pixels, as by `pdftoppm -png IN OUT` or `gs -sDEVICE=png16m`"
+_LAYERS = "export it as one picture from the program that made it, or by `magick 'IN[0]' OUT.png`"
+_HIGH_RANGE = "map it to 8 or 16 bits, as by `magick IN OUT.png`: only who made it knows what is white"
+_SCIENCE = "export its planes as PNG or TIFF with the range of grey that is meant"
+# By suffix, what makes pictures of a kind that is not read into such that are.
+PICTURE_UNREADABLE: dict[str, str] = {
+    **dict.fromkeys((".heic", ".heif", ".heics", ".heifs", ".hif"), _HEIF),
+    **dict.fromkeys(
+        (
+            *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mos", ".mrw"),
+            *(".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+        ),
+        _RAW,
+    ),
+    **dict.fromkeys((".emf", ".svg", ".svgz", ".wmf"), _VECTOR),
+    **dict.fromkeys((".ai", ".djvu", ".eps", ".pdf", ".ps"), _PAGES),
+    **dict.fromkeys((".kra", ".ora", ".psb", ".psd", ".xcf"), _LAYERS),
+    **dict.fromkeys((".exr", ".hdr"), _HIGH_RANGE),
+    **dict.fromkeys((".dcm", ".fit", ".fits", ".mha", ".mhd", ".nii", ".nrrd"), _SCIENCE),
+    ".jxl": "convert it, as by `djxl IN.jxl OUT.png`",
+    **{
+        suffix: _MAGICK.format(suffix)
+        for suffix in (".bpg", ".cur", ".dpx", ".jxr", ".pcd", ".pict", ".ras", ".wdp", ".xbm", ".xpm")
+    },
+}
+# Another number wherever other pictures than before can be read, for those who keep what was found readable.
+READER = 1
 _MODES = {1: "L", 3: "RGB"}
-_WHITE_16 = 65535
 
 
-def open_picture(source: PictureSource, name: str | None = None) -> Image.Image:
+def open_picture(
+    source: PictureSource, name: str | None = None, max_megapixels: float | None = None
+) -> Image.Image:
     """Any picture in mode "L" or "RGB", upright (EXIF), on white where transparent; the first of many frames.
 
     source: a file's path, its bytes, a Pillow picture, or an array (H, W) or (H, W, 1 | 3 | 4) of uint8,
-    uint16 or float in [0, 1]. 16-bit grey is scaled to 8 bits, float grey is read as [0, 1]. CMYK, YCbCr and
-    LAB become RGB; colour profiles are not applied. `name` stands for the picture in messages.
+    uint16 or float in [0, 1]. Grey of more bits is scaled to 8, white being what TIFF's MaxSampleValue or
+    BitsPerSample say, float grey is read as [0, 1]. CMYK, YCbCr and LAB become RGB, and what has a colour
+    profile sRGB. `name` stands for the picture in messages. Larger pictures than `max_megapixels`, in
+    millions of pixels, are refused; left out, PIL.Image.MAX_IMAGE_PIXELS is the limit, 89 million.
 
-    Raises `ValueError`, naming the picture and the fix, if it is missing, no picture, truncated, empty, over
-    Pillow's limit of pixels, or has values out of range.
+    Raises `ValueError`, naming the picture and the fix, if it is missing, no picture, truncated, empty, too
+    large, or has values out of range.
     """
     name = name or _describe(source)
     if isinstance(source, np.ndarray):
         return _flatten(Image.fromarray(_array_to_uint8(source, name)))
-    with _opened(source, name) as image:
+    most = Image.MAX_IMAGE_PIXELS if max_megapixels is None else round(max_megapixels * 1e6)
+    try:
+        return _decoded(source, name, most)
+    except ValueError as error:
+        if isinstance(error.__cause__, _BOMBS) and max_megapixels is not None:
+            with _pillows_limit(most):
+                return _decoded(source, name, most)
+        whole = None if isinstance(source, Image.Image) else mended(_content(source), name)
+        if whole is None:
+            raise
+    return _decoded(whole.content, name, most, whole.profile)
+
+
+def _decoded(source: Any, name: str, most: int | None, profile: bytes | None = None) -> Image.Image:
+    """`open_picture` of at most so many pixels; `profile` stands for that of the file."""
+    with _opened(source, name, most) as image:
         if 0 in image.size:
             raise ValueError(f"{name}: the picture is {image.width} x {image.height} and has no pixels")
+        levels = levels_of(image, name)
         image.load()
-        return _flatten(_grey_to_uint8(ImageOps.exif_transpose(image), name))
-
-
-def check_picture(source: str | Path | bytes, name: str | None = None) -> None:
-    """Raise the `ValueError` of `open_picture` for what header and checksums show, without decoding."""
-    with _opened(source, name or _describe(source)) as image:
-        image.verify()
+        grey = grey_to_uint8(ImageOps.exif_transpose(image), levels, name)
+        picture = _flatten(to_srgb(grey, profile or image.info.get("icc_profile"), name))
+        picture.info.pop("icc_profile", None)  # applied; who opens the result must not do so again
+        return picture
 
 
 def fit_picture(image: Image.Image, size: tuple[int, int] | None, channels: int) -> NDArray[np.uint8]:
@@ -78,18 +151,18 @@ def fit_picture(image: Image.Image, size: tuple[int, int] | None, channels: int)
 
 
 @contextmanager
-def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[Image.Image]:
+def _opened(source: str | Path | bytes | Image.Image, name: str, most: int | None) -> Iterator[Image.Image]:
     """The picture with its header read; whatever goes wrong in the `with` block becomes a `ValueError`."""
     try:
         opened = source if isinstance(source, Image.Image) else None
         with nullcontext(opened) if opened else Image.open(_file(source), formats=_formats()) as image:
-            _check_pixels(image)
+            _check_pixels(image, most)
             yield image
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file; check the path") from error
     except IsADirectoryError as error:
         raise ValueError(f"{name}: is a folder, expected a picture file") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except _BOMBS as error:
         raise ValueError(f"{name}: {error}. {_BOMB_FIX}") from error
     except UnidentifiedImageError as error:
         raise ValueError(
@@ -103,15 +176,33 @@ def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[Ima
         raise ValueError(f"{name}: cannot be read ({reason}); replace or remove the file") from error
 
 
-_BOMB_FIX = "Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_BOMB_FIX = (
+    "Scale it down, or, if you trust it, raise the limit: --data.max-megapixels of scripts, in Python "
+    "PIL.Image.MAX_IMAGE_PIXELS"
+)
+_LIMIT = Lock()
 
 
-def _check_pixels(image: Image.Image) -> None:
+def _check_pixels(image: Image.Image, most: int | None) -> None:
     """Pillow only warns between one and two times its limit; here the limit is the limit."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        pixels = image.width * image.height
-        raise Image.DecompressionBombError(f"{pixels} pixels are over the limit of {limit} pixels")
+    pixels = image.width * image.height
+    if most is not None and pixels > most:
+        raise Image.DecompressionBombError(f"{pixels} pixels are over the limit of {most} pixels")
+
+
+@contextmanager
+def _pillows_limit(most: int | None) -> Iterator[None]:
+    """Pillow's own limit, which its readers ask for in places that no argument reaches, raised to `most` as
+    long as one picture takes; nothing is lowered, and the limit that others set comes back."""
+    with _LIMIT:
+        before = Image.MAX_IMAGE_PIXELS
+        if before is not None and most is not None:
+            Image.MAX_IMAGE_PIXELS = max(before, most)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 @cache
@@ -123,6 +214,16 @@ def _formats() -> tuple[str, ...]:
 
 def _file(source: Any) -> Any:
     return BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _content(source: str | Path | bytes) -> bytes:
+    """The bytes of a file; none if it cannot be read, as who tried before has said."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        return Path(source).read_bytes()
+    except OSError:
+        return b""
 
 
 def _describe(source: Any) -> str:
@@ -148,23 +249,6 @@ def _flatten(image: Image.Image) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def _grey_to_uint8(image: Image.Image, name: str) -> Image.Image:
-    """Modes "I;16*", "I" (read as 16 bits) and "F" (read as [0, 1]) as "L"; other modes as they are."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image)
-    if image.mode == "F":
-        return Image.fromarray(_unit_to_uint8(values, name))
-    if values.min() < 0 or values.max() > _WHITE_16:
-        raise ValueError(
-            f"{name}: integer grey values must lie in 0..65535 (16 bits), "
-            f"got {values.min()}..{values.max()}; rescale the picture"
-        )
-    if isinstance(clear := image.info.get("transparency"), int):
-        values = np.where(values == clear, _WHITE_16, values)
-    return Image.fromarray(_uint16_to_uint8(values))
-
-
 def _array_to_uint8(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     """An array (H, W) or (H, W, C) of uint8, uint16 or float as uint8, without an axis of one channel."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
@@ -176,21 +260,7 @@ def _array_to_uint8(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype == np.uint16:
-        return _uint16_to_uint8(array)
+        return uint16_to_uint8(array)
     if np.issubdtype(array.dtype, np.floating):
-        return _unit_to_uint8(array, name)
+        return unit_to_uint8(array, name)
     raise ValueError(f"{name}: expected uint8, uint16, or float in [0, 1], got {array.dtype}; convert it")
-
-
-def _uint16_to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """0..65535 to 0..255, rounded: 257 = 65535 / 255."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _unit_to_uint8(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0.0 and high <= 1.0):  # false for NaN as well
-        raise ValueError(
-            f"{name}: float pictures must lie in [0, 1], got {low:g}..{high:g}; rescale the values"
-        )
-    return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
