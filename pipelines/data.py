@@ -25,7 +25,7 @@ from pipelines.folders import find_sources
 from pipelines.interruption import ignore_requests
 from pipelines.picture_scan import Scan, scan
 from pipelines.scanning import held_out_mask
-from pipelines.sources import KINDS, SOUND, DataConfig, Source, default_of, warn_ignored
+from pipelines.sources import KINDS, SOUND, DataConfig, Found, Kind, Source, default_of, warn_ignored
 from pipelines.table_sources import EMBEDDED
 from tokenizer.distributed import keyed_generator
 from tokenizer.modalities import Modality
@@ -33,6 +33,8 @@ from tokenizer.modalities import Modality
 logger = logging.getLogger(__name__)
 
 NO_VIEWS = Augment()
+# So many classes are named in the summary of the data.
+NAMED = 12
 
 __all__ = [
     "EMBEDDED",
@@ -124,12 +126,26 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
                 f"{config.path}: held-out pictures are {held_out.shape} (C, H, W), the others {train.shape}; "
                 "give all of them one size and number of channels"
             )
+        logger.info("%s", summary(kind, found, len(train.rows), len(held_out.rows)))
         return Splits(found.name, train.examples(), held_out.examples(), found.class_names)
     mask = held_out_mask(train.digests, config.valid_fraction)
     if by_content and not mask.any():
         which = f"all {kind.many} are equal" if len(train.rows) > 1 else f"there is one {kind.one}"
         logger.warning("%s: %s, so none is held out", config.path, which)
+    logger.info("%s", summary(kind, found, int((~mask).sum()), int(mask.sum())))
     return Splits(found.name, train.examples(~mask), train.examples(mask), found.class_names)
+
+
+def summary(kind: Kind, found: Found, train: int, held_out: int) -> str:
+    """What was found, in one line: how many examples of which classes, how many of them are held out and why
+    these, and what was left out."""
+    names = found.class_names
+    listed = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    classes = f" of {len(names)} class{'es' * (len(names) > 1)} ({listed})" if names else ""
+    what = kind.one if train == 1 else kind.many
+    held = f"{held_out} held out ({found.held_out_from or 'by content'})" if held_out else "none held out"
+    left = f"; left out: {', '.join(found.left_out)}" if found.left_out else ""
+    return f"{train} {what}{classes} to train on, {held}{left}"
 
 
 def order(num_examples: int, seed: int, start: int, count: int) -> NDArray[np.int64]:

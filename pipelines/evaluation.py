@@ -195,7 +195,9 @@ def picture_batches(
     """Pictures (b ≤ batch_size, C, H, W) in [-1, 1] and their numbers (b,): this process's share, each in one
     share, on its device."""
     for some in _share(len(examples), accelerator, batch_size):
-        x, _, index = examples.take(some)
+        x, _, index = examples.take_readable(some)
+        if len(x) == 0:  # all of them can no longer be read
+            continue
         yield to_float(x.to(accelerator.device)), index
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.layouts import class_of, layout_of
+from pipelines.metadata import Metadata, read_metadata
 from pipelines.scanning import broken_link
 from pipelines.sources import (
     KINDS,
@@ -22,8 +25,6 @@ from pipelines.sources import (
     DataConfig,
     Found,
     Kind,
-    choose_splits,
-    default_of,
     number_labels,
     warn_ignored,
     wrong_kind,
@@ -31,6 +32,9 @@ from pipelines.sources import (
 from pipelines.table_sources import EMBEDDED, read_embedded, read_hub, read_parquet
 
 logger = logging.getLogger(__name__)
+
+# So many files that are left out are named; of more only their number is said.
+FEW = 3
 
 
 def find_sources(config: DataConfig, kind: Kind) -> Found:
@@ -54,11 +58,13 @@ def find_sources(config: DataConfig, kind: Kind) -> Found:
             return read_parquet(config, kind, path, tables)
         if not items:
             _refuse_other_kinds(kind, path, names)
+            there = "; ".join(left_out(kind, "", (), names)) or "nothing"
             raise ValueError(
-                f"{path}: no {kind.many} ({', '.join(kind.suffixes)}) and no .parquet files in this folder, "
-                f"{len(names)} other files; check --data.path"
+                f"{path}: no {kind.many} and no .parquet files in this folder; it holds {there}; "
+                "check --data.path"
             )
-        return read_folder(config, kind, path, items)
+        taken = set(items)
+        return read_folder(config, kind, path, items, [n for n in names if n not in taken])
     if path.is_file():
         if path.suffix.lower() != ".parquet":
             raise ValueError(f"{path}: is one file, expected a folder or a .parquet file; give its folder")
@@ -112,7 +118,7 @@ class Files:
         return len(self.names)
 
     def id(self, i: int) -> str:
-        return self.names[i]
+        return shown(self.names[i])
 
     def raw(self, i: int) -> str:
         # No Path: that interns every part of it, and the table of those grows in steps of megabytes.
@@ -159,36 +165,79 @@ def walk(root: Path) -> list[str]:
     return sorted(found)
 
 
-def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str]) -> Found:
-    """Files `names` of one kind under `root`; sub-folders are splits (train/ and test/ or valid/), then
-    classes.
+def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str], others: Sequence[str]) -> Found:
+    """Files `names` of one kind under `root`, in splits and classes as `layout_of` finds them; labels of
+    metadata.csv and metadata.jsonl, if these are among the `others`, come before sub-folders.
 
-    There are classes if every file lies in a sub-folder; the first level counts.
+    There are classes if every file lies in a sub-folder of its split; the first level counts.
     """
     warn_ignored(config, f"a folder of {kind.many}", "config", "column", "streaming")
-    if config.label_column != NO_LABELS:
+    metadata = read_metadata(config, root, others) if config.label_column != NO_LABELS else None
+    if config.label_column != NO_LABELS and metadata is None:
         warn_ignored(config, f"a folder of {kind.many}", "label_column")
-    tops = {n.split("/")[0] for n in names if "/" in n}
-    split, held_out = choose_splits(config, tops, root)
-    if held_out and not split and config.test_split != default_of("test_split"):
-        raise ValueError(f"{root}: there is {held_out}/ but no {config.split}/; name it with --data.split")
-    is_split = split is not None and (held_out is not None or config.split != default_of("split"))
-    parts = [s for s in (split, held_out) if s] if is_split else [""]
-    groups = [[n for n in names if n.startswith(f"{p}/") or not p][: config.limit] for p in parts]
-    classes = [[_class_of(n, 1 if is_split else 0) for n in group] for group in groups]
+    layout = layout_of(config, names, root)
+    parts = [layout.train, layout.held_out] if layout.held_out else [layout.train]
+    prefixes = [layout.prefixes(part) or (layout.base,) for part in parts]
+    every = [[n for n in names if n.startswith(start)] for start in prefixes]
+    groups = [group[: config.limit] for group in every]
     labels: list[NDArray[np.int64] | None] = [None] * len(groups)
     class_names: tuple[str, ...] = ()
-    loose = sum(c is None for group in classes for c in group)
-    if 0 < loose < sum(map(len, groups)):
-        text = "%s: no classes, because %d %s lie outside of its sub-folders"
-        logger.warning(text, root, loose, kind.many)
-    if not loose and config.label_column != NO_LABELS:
-        labels, class_names = number_labels(classes, None, str(root))
+    if config.label_column != NO_LABELS:
+        given = (metadata is not None and metadata.column is not None) and metadata.labels
+        classes = [
+            [given.get(n) for n in group] if given else [_class_of(n, start) for n in group]
+            for group, start in zip(groups, prefixes, strict=True)
+        ]
+        loose = sum(c is None for group in classes for c in group)
+        if given or not loose:
+            labels, class_names = number_labels(classes, None, str(root))
+        elif loose < sum(map(len, groups)):
+            text = "%s: no classes, because %d %s lie outside of its sub-folders"
+            logger.warning(text, root, loose, kind.many)
     sources = [Files(root, Names(group), y) for group, y in zip(groups, labels, strict=True)]
-    return Found(root.resolve().name, sources[0], sources[1] if len(sources) > 1 else None, class_names)
+    left = [n for n in names if not any(n.startswith(start) for start in prefixes)]
+    return Found(
+        shown(root.resolve().name),
+        sources[0],
+        sources[1] if len(sources) > 1 else None,
+        class_names,
+        from_where(layout.held_out),
+        left_out(kind, layout.base, left, others, metadata),
+    )
 
 
-def _class_of(name: str, depth: int) -> str | None:
-    """The sub-folder that a file lies in, `depth` levels down; None for a file outside of those."""
-    parts = name.split("/", depth + 1)[depth:]
-    return sys.intern(parts[0]) if len(parts) == 2 else None
+def from_where(folders: Sequence[str]) -> str:
+    """Which folders are held out, for people; "" for none."""
+    return f"folder{'s' * (len(folders) > 1)} {', '.join(map(shown, folders))}" if folders else ""
+
+
+def left_out(
+    kind: Kind, base: str, items: Sequence[str], others: Sequence[str], metadata: Metadata | None = None
+) -> tuple[str, ...]:
+    """What of a folder is not taken, in words: `items` of the kind that lie in no split, and `others`."""
+    tops = Counter(n[len(base) :].split("/", 1)[0] if "/" in n[len(base) :] else "" for n in items)
+    places = {top: f"in {shown(top)}/" if top else "beside the splits" for top in tops}
+    words = [f"{count} {kind.many} {places[top]}" for top, count in tops.items()]
+    read = metadata.files if metadata is not None and metadata.column is not None else ()
+    rest = [n for n in others if n not in read]
+    suffixes = Counter(os.path.splitext(n)[1].lower() for n in rest)
+    for suffix, count in suffixes.most_common():
+        if suffix in kind.unreadable:
+            words.append(f"{count} {suffix} ({kind.unreadable[suffix]})")
+        elif count <= FEW:
+            words += [shown(n) for n in rest if os.path.splitext(n)[1].lower() == suffix]
+        else:
+            words.append(f"{count} {suffix or 'without a suffix'}")
+    return tuple(words)
+
+
+def shown(name: str) -> str:
+    """A name of a file as text: bytes that are no UTF-8 are written as \\xff is."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _class_of(name: str, starts: Sequence[str]) -> str | None:
+    """The class of a file below one of `starts`, each a folder with its "/", or "" for all."""
+    start = next(s for s in starts if name.startswith(s))
+    found = class_of(shown(name), shown(start))
+    return None if found is None else sys.intern(found)

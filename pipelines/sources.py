@@ -4,7 +4,8 @@ Left out: finding them (folders.py, table_sources.py), decoding them (examples.p
 """
 
 import logging
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -12,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.config import require
-from tokenizer.modalities.files.pictures import PICTURE_SUFFIXES
-from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES
+from tokenizer.modalities.files.pictures import PICTURE_SUFFIXES, PICTURE_UNREADABLE
+from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES, SOUND_UNREADABLE
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT_SPLITS = ("validation", "valid", "val")
+# What splits are called, whatever the case; those to hold out in the order they are preferred in.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing")
+VALID_NAMES = ("validation", "valid", "val", "dev", "development", "eval", "evaluation")
 NO_LABELS = "none"
 MAX_CLASSES = 1_000_000
 
@@ -26,12 +30,14 @@ MAX_CLASSES = 1_000_000
 class Kind:
     """What examples are: how messages call one and many of them, and how they are told in folders and tables.
 
-    `feature` is their type in `datasets`; `columns` are names that columns of other writers have.
+    `unreadable` has the suffixes of what has to be converted first, with the way to do that; `feature` is
+    their type in `datasets`; `columns` are names that columns of other writers have.
     """
 
     one: str
     many: str
     suffixes: tuple[str, ...]
+    unreadable: Mapping[str, str]
     feature: str
     columns: tuple[str, ...]
 
@@ -40,6 +46,7 @@ PICTURES = Kind(
     one="picture",
     many="pictures",
     suffixes=tuple(sorted(PICTURE_SUFFIXES)),
+    unreadable=PICTURE_UNREADABLE,
     feature="Image",
     columns=("image", "img"),
 )
@@ -47,6 +54,7 @@ SOUND = Kind(
     one="sound",
     many="sound files",
     suffixes=tuple(sorted(SOUND_SUFFIXES)),
+    unreadable=SOUND_UNREADABLE,
     feature="Audio",
     columns=("audio", "speech", "sound", "file"),
 )
@@ -64,9 +72,9 @@ class DataConfig:
     config: str | None = None
     """The configuration of a Hub data set that has several."""
     split: str = "train"
-    """The split to train on."""
+    """The split to train on; train and test are also found as training and testing, in any case."""
     test_split: str = "test"
-    """The split to hold out, if there is one; else a split called validation, valid or val."""
+    """The split to hold out, if there is one; else a split called validation, valid, val, dev or eval."""
     column: str | None = None
     """The column of pictures or sound; left out, it is found by its type (Image, Audio) or its name (image,
     img; audio, speech, sound, file)."""
@@ -129,6 +137,10 @@ class Found:
     train: Source
     held_out: Source | None
     class_names: tuple[str, ...]
+    held_out_from: str = ""
+    """Where the examples to hold out come from, in words."""
+    left_out: tuple[str, ...] = ()
+    """What else lies there and is not taken, in words."""
 
 
 def choose_splits(config: DataConfig, names: Collection[str], where: object) -> tuple[str | None, str | None]:
@@ -143,8 +155,29 @@ def choose_splits(config: DataConfig, names: Collection[str], where: object) -> 
             raise ValueError(
                 f"{where}: no split {wanted!r}; there are: {known} (--data.{option.replace('_', '-')})"
             )
-    held_out = (n for n in (config.test_split, *HELD_OUT_SPLITS) if n in names and n != config.split)
-    return (config.split if config.split in names else None), next(held_out, None)
+    folded = {name.casefold(): name for name in sorted(names)} | {name: name for name in names}
+    usual = TRAIN_NAMES if config.split == default_of("split") else ()
+    split = next((folded[n] for n in (config.split, *usual) if n in folded), None)
+    held_out = (folded[n] for n in (config.test_split, *TEST_NAMES, *VALID_NAMES) if n in folded)
+    return split, next((n for n in held_out if n != split), None)
+
+
+def _numbered(
+    parts: Sequence[Sequence[Any]], numbers: Mapping[Any, int], where: str
+) -> list[list[int | None]]:
+    """Labels by their numbers; None for those that have none, which only splits to hold out have."""
+    unknown = {v for part in parts for v in part if v is not None} - numbers.keys()
+    if unknown:
+        named = ", ".join(sorted(map(str, unknown))[:10]) + (", …" if len(unknown) > 10 else "")
+        logger.warning("%s: no classes, as only the held-out examples have them: %s", where, named)
+    return [[None if v is None else numbers.get(v) for v in part] for part in parts]
+
+
+def in_order(classes: Collection[str]) -> list[str]:
+    """Names of classes sorted: numbers by value, if all are numbers, else as text."""
+    if all(re.fullmatch(r"\d+", name, re.ASCII) for name in classes):
+        return sorted(classes, key=lambda name: (int(name), name))
+    return sorted(classes)
 
 
 def default_of(option: str) -> Any:
@@ -172,26 +205,32 @@ def number_labels(
 ) -> tuple[list[NDArray[np.int64] | None], tuple[str, ...]]:
     """Labels of several splits as numbers, -1 where there is none, and the names of the classes.
 
-    `class_names` None: names (str) are numbered in sorted order; numbers are named by themselves. Raises
-    `ValueError` for labels of other kinds, and for numbers without a name.
+    `class_names` None: the classes are those of the first split, in the order of their numbers, or of their
+    names; a label that only another split has is none, and the log says so. Raises `ValueError` for labels of
+    other kinds, for numbers without a name, and for too many classes.
     """
-    values = [v for part in parts for v in part if v is not None]
+    values = {v for part in parts for v in part if v is not None}
     kinds = {type(v) for v in values}
     if kinds == {str}:
-        names = tuple(sorted(set(values)) if class_names is None else class_names)
-        numbers = {name: i for i, name in enumerate(names)}
-        if unknown := sorted(set(values) - numbers.keys()):
-            raise ValueError(f"{where}: label {unknown[0]!r} is not a class; there are: {', '.join(names)}")
-        parts = [[None if v is None else numbers[v] for v in part] for part in parts]
+        if class_names is not None and (unknown := sorted(values - set(class_names))):
+            known = ", ".join(class_names)
+            raise ValueError(f"{where}: label {unknown[0]!r} is not a class; there are: {known}")
+        first = {v for v in parts[0] if v is not None}
+        names = tuple(in_order(first) if class_names is None else class_names)
+        parts = _numbered(parts, {name: i for i, name in enumerate(names)}, where)
     elif kinds <= {int, bool}:
         low, high = min(values, default=0), max(values, default=-1)
-        count = min(high + 1, MAX_CLASSES) if class_names is None else len(class_names)
-        if low < -1 or high >= count:
+        occurring = sorted({v for v in parts[0] if v is not None and v != -1})
+        count = len(occurring) if class_names is None else len(class_names)
+        if low < -1 or count > MAX_CLASSES or (class_names is not None and high >= count):
+            most = MAX_CLASSES if class_names is None else count
             raise ValueError(
-                f"{where}: labels must be class numbers from 0 to {count - 1}, got {low}..{high}; "
-                f"choose another column, or --data.label-column {NO_LABELS}"
+                f"{where}: labels must be class numbers from 0 on, of {most} classes at most, got "
+                f"{low}..{high}; choose another column, or --data.label-column {NO_LABELS}"
             )
-        names = tuple(map(str, range(count)) if class_names is None else class_names)
+        names = tuple(map(str, map(int, occurring)) if class_names is None else class_names)
+        if class_names is None:
+            parts = _numbered(parts, {number: i for i, number in enumerate(occurring)} | {-1: -1}, where)
     else:
         raise ValueError(
             f"{where}: labels must be class numbers or names, got "

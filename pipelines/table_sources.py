@@ -6,6 +6,7 @@ Left out: pictures and sound stored as nested lists of numbers.
 import json
 import os
 import re
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.sources import (
-    HELD_OUT_SPLITS,
     KINDS,
     NO_LABELS,
+    TEST_NAMES,
+    TRAIN_NAMES,
+    VALID_NAMES,
     DataConfig,
     Found,
     Kind,
@@ -74,11 +77,13 @@ def read_parquet(config: DataConfig, kind: Kind, root: Path, names: list[str]) -
     tables = {k: _to_table(v, config.limit, config.path) for k, v in splits.items()}
     name = Path(names[0]).stem if len(names) == 1 else root.resolve().name
     folder = Path(os.path.abspath(root))
-    return _from_tables(config, kind, name, tables["train"], tables.get("test"), (folder,))
+    found = _from_tables(config, kind, name, tables["train"], tables.get("test"), (folder,))
+    taken = {n for some in chosen.values() for n in some}
+    return replace(found, left_out=tuple(n for n in names if n not in taken))
 
 
 def _files_of_splits(config: DataConfig, root: Path, names: list[str]) -> dict[str, list[str]]:
-    words = {config.split, config.test_split, "train", "test", *HELD_OUT_SPLITS}
+    words = {config.split, config.test_split, *TRAIN_NAMES, *TEST_NAMES, *VALID_NAMES}
     # A word ends where letters and digits end: "train-00000-of-00002.parquet", "data/train/a.parquet".
     of = {
         n: {w for w in words if re.search(rf"(?<![a-z0-9]){re.escape(w)}(?![a-z0-9])", n.lower())}
@@ -104,7 +109,10 @@ def read_hub(config: DataConfig, kind: Kind) -> Found:
         known = ", ".join(sorted(splits))
         raise ValueError(f"{config.path}: no split {config.split!r}; there are: {known} (--data.split)")
     tables = [_to_table(splits[s], config.limit, config.path) if s else None for s in (split, held_out)]
-    return _from_tables(config, kind, config.path, tables[0], tables[1], _folders_of_hub(config), remote=True)
+    folders = _folders_of_hub(config)
+    found = _from_tables(config, kind, config.path, tables[0], tables[1], folders, remote=True)
+    left = tuple(f"split {name}" for name in splits if name not in (split, held_out))
+    return replace(found, held_out_from=f"split {held_out}" if held_out else "", left_out=left)
 
 
 def _folders_of_hub(config: DataConfig) -> tuple[Path, ...]:
@@ -179,7 +187,8 @@ def _from_tables(
         Rows(kind, k, t.column(column), y, folders, remote)
         for (k, t), y in zip(tables.items(), labels, strict=True)
     ]
-    return Found(name, rows[0], rows[1] if len(rows) > 1 else None, class_names)
+    other = rows[1] if len(rows) > 1 else None
+    return Found(name, rows[0], other, class_names, "a split of its own" if other else "")
 
 
 def _features(table: pa.Table) -> dict[str, dict[str, Any]]:

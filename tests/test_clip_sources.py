@@ -97,7 +97,7 @@ def test_data_of_the_other_kind_are_refused(tmp_path: Path) -> None:
     (tmp_path / "sound" / "cover.png").touch()
     assert len(load(root, valid_fraction=0).train) == 1
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no sound files \(.*\.wav, .*\) and no \.parquet files"):
+    with pytest.raises(ValueError, match=r"no sound files and no \.parquet files"):
         load(tmp_path / "empty")
     with pytest.raises(ValueError, match="column 'label' holds int64, expected sound files"):
         load("embedded:emoji", column="label")
