@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.examples import Examples, Fit, Open, fitted
+from pipelines.named_warnings import named_warnings
 from pipelines.scanning import Skip, digest, listed, look_at_all, reason
 from pipelines.sources import PICTURES, Source
 from pipelines.verdicts import NO_KEY, Verdicts, key_of_file, verdicts_of
@@ -59,16 +60,18 @@ def scan(
     them different shapes.
     """
     open_ = partial(open_picture, max_megapixels=max_megapixels)
-    count, shape = len(source), _first_shape(source, fit, open_)
-    cached = count * int(np.prod(shape)) <= cache_bytes
-    cache = torch.empty((count, *shape), dtype=torch.uint8) if cached else None
     # Pillow finds its formats on first use, and two threads that do so at once can miss some.
     Image.init()
-    if cache is None:
-        reader = f"{READER} {PIL.__version__} {max_megapixels or Image.MAX_IMAGE_PIXELS}"
-        digests, reasons = _look_through(source, open_, verdicts_of(place, reader))
-    else:
-        digests, reasons = _decode_all(source, fit, open_, cache, hashed)
+    count = len(source)
+    with named_warnings(open_) as open_named:
+        shape = _first_shape(source, fit, open_named)
+        cached = count * int(np.prod(shape)) <= cache_bytes
+        cache = torch.empty((count, *shape), dtype=torch.uint8) if cached else None
+        if cache is None:
+            reader = f"{READER} {PIL.__version__} {max_megapixels or Image.MAX_IMAGE_PIXELS}"
+            digests, reasons = _look_through(source, open_named, verdicts_of(place, reader))
+        else:
+            digests, reasons = _decode_all(source, fit, open_named, cache, hashed)
     rows = np.delete(np.arange(count), list(reasons))
     skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
     if skipped:

@@ -3,6 +3,7 @@
 Left out: measuring (tokenizer.metrics) and logging (the training scripts and accelerate's trackers).
 """
 
+import logging
 import math
 import sys
 import time
@@ -20,6 +21,8 @@ from tqdm import tqdm
 from pipelines.plots import codebook_plot as codebook_plot
 from pipelines.plots import loss_plot as loss_plot
 from pipelines.plots import save_picture
+
+logger = logging.getLogger(__name__)
 
 GAP, MARGIN, TYPE, CELL = 2, 16, 18, 112  # pixels: between pictures, round a sheet, of its type, of a picture
 PAPER, INK, FRAME = (255, 255, 255), (40, 40, 40), (205, 205, 205)
@@ -125,7 +128,8 @@ def reconstruction_sheet(
 
 
 def sample_sheet(rows: Sequence[tuple[str, Tensor]], path: str | Path, title: str | None = None) -> None:
-    """Write a PNG with a row of pictures (N, C, H, W) for each name, the name at its left.
+    """Write a PNG with a row of pictures (N, C, H, W) for each name, the name at its left, or its number if
+    the font has no signs for it.
 
     Rows may differ in N, not in size. Small pictures are enlarged by a whole factor. `ValueError` for no
     pictures.
@@ -159,7 +163,7 @@ def _write_sheet(
 ) -> None:
     """Write labelled lines of pictures below each other, with more space after every `group` lines."""
     font, bold = (ImageFont.truetype(_fonts() / f"DejaVuSans{kind}.ttf", TYPE) for kind in ("", "-Bold"))
-    names = [_shorten(name, font) for name, _ in lines]
+    names = [_shorten(name, font) for name in _drawable([name for name, _ in lines], font, path)]
     strips = [image_grid(x, len(x), scale) for _, x in lines]
     left = MARGIN + math.ceil(max(font.getlength(name) for name in names)) + MARGIN // 2
     steps = [
@@ -183,6 +187,21 @@ def _fonts() -> Path:
     found = find_spec("matplotlib")
     assert found is not None and found.origin is not None
     return Path(found.origin).with_name("mpl-data") / "fonts" / "ttf"
+
+
+def _drawable(names: Sequence[str], font: ImageFont.FreeTypeFont, path: str | Path) -> list[str]:
+    """Names that the font has signs for; those it has not, which would all be the same boxes, as the number
+    of the name on the sheet, from 0, which a line in the log explains."""
+    # What the font draws for a code point that will never have a sign.
+    box = bytes(font.getmask("\U0010ffff"))
+    kept, numbers = [], {}
+    for name in names:
+        known = all(sign.isspace() or bytes(font.getmask(sign)) != box for sign in set(name))
+        kept.append(name if known else numbers.setdefault(name, str(sum(map(bool, kept)))))
+    if numbers:
+        text = ", ".join(f"{number}: {name}" for name, number in numbers.items())
+        logger.info("%s: numbers stand for names that its font has no signs for: %s", path, text)
+    return kept
 
 
 def _shorten(name: str, font: ImageFont.FreeTypeFont, pixels: int = 260) -> str:

@@ -46,7 +46,7 @@ def look_at_all(look: Callable[[int], None], rows: Sequence[int], title: str) ->
 
 
 def digest(raw: bytes | str) -> int:
-    """64 bits that are equal for equal content."""
+    """64 bits that are equal for equal bytes: the same picture as PNG and as BMP has two."""
     if isinstance(raw, bytes):
         return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")
     with open(raw, "rb") as file:

@@ -87,8 +87,8 @@ class DataConfig:
     limit: int | None = None
     """Use only the first so many pictures or sound files of each split."""
     valid_fraction: float = 0.05
-    """Where there is no test split: the fraction to hold out, chosen by a hash of each example's content.
-    """
+    """Where there is no test split: the fraction to hold out, chosen by a hash of each example's bytes; the
+    same picture as PNG and as BMP counts as two."""
     max_megapixels: float | None = None
     """Pictures of more million pixels are skipped, as small files can hold so many that they fill the memory.
     Left out: 89. Each million takes 3 MB while it is read."""

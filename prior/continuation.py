@@ -8,9 +8,9 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from prior.inputs import Label, check_prefix
+from prior.inputs import Array, Label, as_codes, check_prefix
 from prior.model import Prior
-from prior.sampling import SamplingOptions
+from prior.sampling import SamplingOptions, generator_of
 
 
 def continue_codes(
@@ -18,9 +18,9 @@ def continue_codes(
     batch_size: int,
     frames: int,
     label: Label = None,
-    prefix: Tensor | None = None,
+    prefix: Array | None = None,
     overlap: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Tensor:
     """Draw codes (batch_size, K, frames, *grid[1:]) int64 of any number of frames (rows of a picture).
@@ -44,6 +44,7 @@ def continue_codes(
     if frames < max(1, codes.shape[2]):
         least = f"{codes.shape[2]} (the prefix's) or more" if codes.shape[2] else "1 or more"
         raise ValueError(f"frames: expected {least}, got {frames}")
+    generator = generator_of(generator)
     source = torch.device("cpu") if generator is None else generator.device
     seeds = torch.randint(1 << 62, (batch_size,), generator=generator, device=source).tolist()
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -63,15 +64,16 @@ def continue_codes(
     return codes
 
 
-def _begin(prior: Prior, batch_size: int, prefix: Tensor | None) -> Tensor:
+def _begin(prior: Prior, batch_size: int, prefix: Array | None) -> Tensor:
     """The codes (batch_size, K, n, *grid[1:]) before the first window, n 0 without a prefix."""
     config = prior.config
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     if prefix is None:
         prefix = torch.zeros((1, config.num_codebooks, 0, *config.grid[1:]), dtype=torch.int64)
+    prefix = as_codes(prefix, prior.head.device, "prefix")
     # Checked here and not by the windows, which see only its end.
     length = prefix.shape[2] if prefix.ndim == len(config.grid) + 2 else 0
     shape = (config.num_codebooks, length, *config.grid[1:])
     check_prefix(prefix, config.codebook_size, shape, batch_size)
-    return prefix.to(prior.head.device).expand(batch_size, *shape)
+    return prefix.expand(batch_size, *shape)

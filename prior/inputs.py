@@ -5,13 +5,32 @@ Left out: options of sampling, which sampling.py checks.
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 UNCONDITIONAL = -1
+Array = Tensor | NDArray[Any]
 # A class for all examples, by name or number, or one for each; None and -1 stand for the unconditional class.
-Label = int | str | Sequence[int | str] | Tensor | None
+Label = int | str | Sequence[int | str] | NDArray[Any] | Tensor | None
+
+
+def as_codes(codes: Any, device: torch.device, name: str = "codes") -> Tensor:
+    """Integers of any width, of torch or numpy, as int64 on `device`; other tensors as they are, for
+    `check_codes`. `TypeError` for what is neither."""
+    if isinstance(codes, np.ndarray):
+        # Torch knows of the wider unsigned integers of numpy little more than their types.
+        codes = torch.from_numpy(codes.astype(np.int64) if codes.dtype.kind in "iu" else np.array(codes))
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"{name}: expected a tensor or numpy array of integers, got {type(codes).__name__}")
+    return (codes.long() if _are_integers(codes) else codes).to(device)
+
+
+def _are_integers(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def check_codes(codes: Tensor, codebook_size: int, shape: tuple[int, ...], name: str = "codes") -> None:
@@ -70,13 +89,18 @@ def free_codes(mask: Tensor, codes: Tensor) -> Tensor:
 
 
 def label_index(label: int | str, class_names: Sequence[str]) -> int:
-    """The number of a class given by name or number; -1 stays -1. `ValueError` if there is no such class."""
+    """The number of a class given by name or number; -1 stays -1. `ValueError` if there is no such class,
+    `TypeError` for what is neither."""
     if isinstance(label, str):
         if label in class_names:
             return class_names.index(label)
         known = ", ".join(class_names) or "none, this prior has no classes"
         raise ValueError(f"label: unknown class {label!r}; known: {known}")
-    index = operator.index(label)
+    try:
+        index = operator.index(label)
+    except TypeError as error:
+        what = f"{label!r} ({type(label).__name__})"
+        raise TypeError(f"label: expected a class's name or its number, got {what}") from error
     if not UNCONDITIONAL <= index < len(class_names):
         raise ValueError(f"label: expected {_range(class_names)}, got {index}")
     return index
@@ -87,8 +111,10 @@ def label_rows(label: Label, batch_size: int, class_names: Sequence[str], device
 
     Raises `ValueError` for an unknown class, a wrong number of labels or a tensor that is not of integers.
     """
+    if isinstance(label, np.ndarray):
+        label = torch.from_numpy(label.astype(np.int64)) if label.dtype.kind in "iu" else label.tolist()
     if isinstance(label, Tensor):
-        if label.dtype not in (torch.int64, torch.int32) or label.ndim > 1:
+        if not _are_integers(label) or label.ndim > 1:
             raise ValueError(
                 f"label: expected int64 of shape ({batch_size},), got {label.dtype} of {tuple(label.shape)}"
             )
@@ -98,7 +124,7 @@ def label_rows(label: Label, batch_size: int, class_names: Sequence[str], device
             raise ValueError(f"label: expected {_range(class_names)}, got {found}")
     elif label is None:
         rows = torch.tensor(UNCONDITIONAL, device=device)
-    elif isinstance(label, int | str):
+    elif isinstance(label, str) or not isinstance(label, Sequence):
         rows = torch.tensor(label_index(label, class_names), device=device)
     else:
         rows = torch.tensor([label_index(item, class_names) for item in label], device=device)

@@ -15,7 +15,9 @@ from torch import Tensor
 from prior.card import describe
 from prior.generation import generate
 from prior.inputs import (
+    Array,
     Label,
+    as_codes,
     check_codes,
     check_prefix,
     check_size,
@@ -27,7 +29,7 @@ from prior.interop import to_llama
 from prior.likelihood import Score, in_parts, nats, nats_and_entropy
 from prior.network import Network
 from prior.prepared import Prepared, Weights
-from prior.sampling import Choice, Generators, SamplingOptions
+from prior.sampling import Choice, Generators, SamplingOptions, generator_of
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -62,21 +64,31 @@ class Prior(Network):
 
         Dropout acts in training mode. Raises `ValueError` for codes or labels of wrong shape, dtype or range.
         """
+        codes = self._checked(codes)
+        if not len(codes):
+            raise ValueError("codes: expected 1 example or more, got 0")
         nll = self._nats(codes, label, self.config.dropout if self.training else 0.0)
         mean = nll.mean() / self.config.num_codes
         return PriorOutput({"nll": mean}, {"bits_per_code": mean.detach() / math.log(2)}, nll)
 
     @torch.no_grad()
-    def nll(self, codes: Tensor, label: Label = None) -> Tensor:
+    def nll(self, codes: Array, label: Label = None) -> Tensor:
         """Exact negative log-likelihood in nats, (B,) float32, of codes (B, K, *grid); never with dropout.
 
-        `label` takes all forms that `sample` takes. Raises `ValueError` as `forward` does.
+        Codes are integers of torch or numpy, of any width; none of them give none. `label` takes all forms
+        that `sample` takes. Raises `ValueError` as `forward` does.
         """
+        codes = self._checked(codes)
+        if not len(codes):
+            return torch.zeros(len(self._classes(label, 0)), device=codes.device)
         return self._nats(codes, label, dropout=0.0)
 
     @torch.no_grad()
-    def likelihood(self, codes: Tensor, label: Label = None) -> Likelihood:
+    def likelihood(self, codes: Array, label: Label = None) -> Likelihood:
         """What `nll` adds up, code by code; same arguments, same errors."""
+        codes = self._checked(codes)
+        if not len(codes):
+            return Likelihood(*torch.zeros((2, *codes.shape), device=codes.device))
         values = self._score(nats_and_entropy, codes, label, dropout=0.0)
         return Likelihood(*rearrange(values, "v k (b p) -> v b k p", b=len(codes)).view(2, *codes.shape))
 
@@ -85,7 +97,7 @@ class Prior(Network):
         self,
         batch_size: int,
         label: Label = None,
-        prefix: Tensor | None = None,
+        prefix: Array | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -97,16 +109,17 @@ class Prior(Network):
     ) -> Tensor:
         """Draw codes (batch_size, K, *grid) int64; never with dropout.
 
-        `label`: a class (name or number) for all, a list or (batch_size,) tensor of them, -1 or None for the
-        unconditional class. `prefix` (batch_size or 1, K, n, *grid[1:]) fixes the first n rows or frames; a
-        code is drawn given the steps before its own, so what the pattern puts later of a prefix is not seen.
+        `label`: a class (name or number) for all, a list, array or (batch_size,) tensor of them, -1 or None
+        for the unconditional class. `prefix` (batch_size or 1, K, n, *grid[1:]) fixes the first n rows or
+        frames; a code is drawn given the steps before its own, so what the pattern puts later of a prefix is
+        not seen.
         `temperature` 0 takes the most likely codes; `top_k`, `top_p` and `min_p` cut the tail. `cfg_scale` s
         takes uncond + s (cond - uncond) as logits (classifier-free guidance, arXiv 2207.12598); with the
         `cfg_schedule` linear or cosine s grows from 1 at the first step to `cfg_scale` at the last one. With
         `size` only the first so many rows or frames are drawn, (batch_size, K, size, *grid[1:]), equal to
         those of the whole. All chance is one table of uniform numbers, drawn before the first step from
-        `generator`: one for all, or a list with one for each. Raises `ValueError` for an argument out of
-        range.
+        `generator`: one, or its seed, for all, or a list with one for each. Raises `ValueError` for an
+        argument out of range.
         """
         choice = Choice(temperature, top_k, top_p, min_p, cfg_scale, cfg_schedule)
         choice.check(self.config.codebook_size)
@@ -143,7 +156,7 @@ class Prior(Network):
     @torch.no_grad()
     def inpaint(
         self,
-        codes: Tensor,
+        codes: Array,
         mask: Tensor,
         label: Label = None,
         generator: Generators = None,
@@ -159,10 +172,10 @@ class Prior(Network):
         config = self.config
         choice = Choice(**options)
         choice.check(config.codebook_size)
-        check_codes(codes, config.codebook_size, (config.num_codebooks, *config.grid))
+        codes = self._checked(codes)
         if len(codes) < 1:
             raise ValueError("codes: expected 1 example or more, got 0")
-        codes, free = codes.to(self.head.device), free_codes(mask, codes)
+        free = free_codes(mask, codes)
         return generate(self, codes, free, self._classes(label, len(codes)), choice, generator)
 
     @torch.no_grad()
@@ -171,7 +184,7 @@ class Prior(Network):
         first: int | str,
         second: int | str,
         steps: int,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Tensor:
         """Codes (steps, K, *grid) int64 for classes that go evenly from `first` to `second`.
@@ -188,6 +201,7 @@ class Prior(Network):
         classes = share.new_zeros(steps, len(self.class_embedding.weight))
         classes[:, self.label_index(first)] += 1 - share
         classes[:, self.label_index(second)] += share
+        generator = generator_of(generator)
         source = torch.device("cpu") if generator is None else generator.device
         seed = int(torch.randint(1 << 62, (), generator=generator, device=source))
         streams = [torch.Generator().manual_seed(seed) for _ in range(steps)]
@@ -216,14 +230,18 @@ class Prior(Network):
         """`pipeline_tag`, `tags`, `summary` and `usage` of the card."""
         return describe(self.config)
 
+    def _checked(self, codes: Array) -> Tensor:
+        """Codes (B, K, *grid) as int64; `ValueError` or `TypeError` for what is none."""
+        codes = as_codes(codes, self.head.device)
+        check_codes(codes, self.config.codebook_size, (self.config.num_codebooks, *self.config.grid))
+        return codes
+
     def _nats(self, codes: Tensor, label: Label, dropout: float) -> Tensor:
         """Nats per example, (B,), of codes (B, K, *grid)."""
         return reduce(self._score(nats, codes, label, dropout), "1 k (b p) -> b", "sum", b=len(codes))
 
     def _score(self, score: Score, codes: Tensor, label: Label, dropout: float) -> Tensor:
         """Values (V, K, B · P) of codes (B, K, *grid)."""
-        config = self.config
-        check_codes(codes, config.codebook_size, (config.num_codebooks, *config.grid))
         rows = self._classes(label, len(codes))
         sequence = self.pattern.to_sequence(codes)
         hidden = self.hidden(self.inputs(sequence[:, :-1], rows), dropout)
@@ -233,12 +251,13 @@ class Prior(Network):
     def _classes(self, label: Label, batch_size: int) -> Tensor:
         return label_rows(label, batch_size, self.config.class_names, self.head.device)
 
-    def _begin(self, prefix: Tensor | None, batch_size: int) -> tuple[Tensor, int]:
+    def _begin(self, prefix: Array | None, batch_size: int) -> tuple[Tensor, int]:
         """Codes (B, K, *grid), 0 but for the prefix, and the rows or frames that it fixes."""
         shape = (self.config.num_codebooks, *self.config.grid)
         codes = torch.zeros((batch_size, *shape), dtype=torch.int64, device=self.head.device)
         rows = 0
         if prefix is not None:
+            prefix = as_codes(prefix, self.head.device, "prefix")
             rows = check_prefix(prefix, self.config.codebook_size, shape, batch_size)
-            codes[:, :, :rows] = prefix.to(codes.device)
+            codes[:, :, :rows] = prefix
         return codes, rows

@@ -5,15 +5,19 @@ Left out: the loop over steps, its cache and guidance (`generation.py`).
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-# One for all examples, one for each (whose samples then do not depend on the others), or torch's own.
-Generators = torch.Generator | Sequence[torch.Generator] | None
+# One for all examples, one for each (whose samples then do not depend on the others), or torch's own; seeds
+# stand for generators.
+Generators = torch.Generator | int | Sequence[torch.Generator | int] | NDArray[Any] | None
 # From the share of the steps that is done, 0 to 1, to the share of `cfg_scale` - 1 that guides.
 CFG_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -125,15 +129,28 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, level, right=True)[:, 0]
 
 
+def generator_of(generator: torch.Generator | int | None) -> torch.Generator | None:
+    """A generator, one on the CPU for a seed, or None; `TypeError` for anything else."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    try:
+        return torch.Generator().manual_seed(operator.index(generator))
+    except TypeError as error:
+        what = type(generator).__name__
+        raise TypeError(f"generator: expected a torch.Generator or a seed (int), got {what}") from error
+
+
 def uniform_table(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1) for B examples, `shape` (B, ...) float64, drawn where the generator lives.
 
     Raises `ValueError` unless a list of generators holds B of them.
     """
+    generator = generator.tolist() if isinstance(generator, np.ndarray) else generator
     if isinstance(generator, Sequence):
         if len(generator) != shape[0]:
             raise ValueError(f"generator: expected one for all or {shape[0]} of them, got {len(generator)}")
         rows = [uniform_table(shape[1:], g, device) for g in generator]
         return torch.stack(rows)
+    generator = generator_of(generator)
     source = torch.device("cpu") if generator is None else generator.device
     return torch.rand(shape, generator=generator, dtype=torch.float64, device=source).to(device)

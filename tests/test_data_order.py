@@ -1,6 +1,7 @@
 """Data: what is skipped, what is held out, and how examples are ordered and cut into batches over ranks."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,24 @@ def test_a_large_set_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.
         if again != ["003.png"]:
             assert splits.digest() == first.digest() and splits.train.skipped == first.train.skipped
     assert splits.train.skipped == () and len(splits.train) + len(splits.held_out) == 8
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_warnings_of_pillow_name_the_pictures(
+    cache_bytes: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder_of(tmp_path, 3)
+    for name in ("odd.tif", "odder.tif"):
+        Image.open(root / "000.png").save(root / name, tiffinfo={282: 1.0})
+        content = (root / name).read_bytes()
+        # Two resolutions where one is expected.
+        entry = content.index(b"\x1a\x01\x05\x00\x01\x00\x00\x00")
+        (root / name).write_bytes(content[: entry + 4] + b"\x02" + content[entry + 5 :])
+    before = list(warnings.filters), warnings.showwarning
+    splits = load(root, cache_bytes, valid_fraction=0)
+    assert len(splits.train) == 5 and (list(warnings.filters), warnings.showwarning) == before
+    (message,) = caplog.messages
+    assert message.startswith("odd.tif and 1 more: ") and "282" in message
 
 
 @pytest.mark.parametrize("spoil", ["unwritable", "cut", "no file of ours"])

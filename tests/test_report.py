@@ -1,5 +1,6 @@
 """Sheets hold the right pixels in the right places, and progress is quiet in log files."""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -115,6 +116,20 @@ def test_sample_sheet_has_a_row_per_name(tmp_path: Path) -> None:
         assert (
             250 < box(long, RED)[0] < 320 and box(short, RED)[0] < 60
         )  # names are shortened, not squeezed in
+
+
+def test_names_without_signs_in_the_font_are_numbered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    x = flat(RED)
+    named = ["cat", "Katze ñ Ω", "", "猫", "犬 dog", ""]
+    sample_sheet([(name, x) for name in named], tmp_path / "a.png")
+    numbered = ["cat", "Katze ñ Ω", "", "2", "3", ""]
+    sample_sheet([(name, x) for name in numbered], tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    (message,) = caplog.messages
+    assert message.startswith(str(tmp_path / "a.png")) and message.endswith("2: 猫, 3: 犬 dog")
 
 
 def test_sample_sheet_refuses_nothing_and_mixed_sizes(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_size_that_does_not_fit_the_grid_is_refused(size: Any, message: str) -
         (torch.full((1, 1, 2, 2), 24), "codes range from 24 to 24, but the codebook has entries 0 to 23"),
         (torch.tensor([[[[0, -1]]]]), "codes range from -1 to 0"),
         (torch.zeros(1, 1, 2, 2), r"expected codes \(B, K, h, w\) int64, got \(1, 1, 2, 2\) torch.float32"),
-        (torch.zeros(1, 1, 2, 2, dtype=torch.int32), r"got \(1, 1, 2, 2\) torch.int32"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.bool), r"got \(1, 1, 2, 2\) torch.bool"),
         (torch.zeros(1, 2, 2, dtype=torch.int64), r"got \(1, 2, 2\) torch.int64"),
         (torch.zeros(1, 2, 2, 2, dtype=torch.int64), r"codes of 1 to 1 codebooks .*, got \(1, 2, 2, 2\)"),
         (torch.zeros(1, 0, 2, 2, dtype=torch.int64), r"got \(1, 0, 2, 2\)"),

@@ -1,15 +1,63 @@
-"""Checks of what callers hand to a tokenizer: data, codes, lengths and sizes, each a `ValueError` with the
-fix.
+"""What callers hand to a tokenizer: data, codes, lengths and sizes, taken in any form that can mean one thing
+only; the rest is a `ValueError`, or a `TypeError` for what is no array, with the fix.
 
 Left out: configs, which check themselves, and files (`tokenizer.files`).
 """
 
+import logging
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.distributed import Step
+from tokenizer.once import first_time
+
+logger = logging.getLogger(__name__)
+
+Array: TypeAlias = Tensor | NDArray[Any]
+
+# Beyond this, data are not in [-1, 1]: what sharpening or a lossy codec adds stays well below.
+FAR = 1.5
+
+
+def as_tensor(values: Any, name: str, fix: str) -> Tensor:
+    """A tensor as it is, a numpy array as a tensor; `TypeError` for anything else."""
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ndarray):
+        # A copy, in this machine's order of bytes; numbers of which torch knows only the type are int64.
+        odd = values.dtype.kind == "u" and values.dtype.itemsize > 1
+        return torch.from_numpy(values.astype(np.int64 if odd else values.dtype.newbyteorder("=")))
+    raise TypeError(f"expected {name} as a tensor or numpy array, got {type(values).__name__}; {fix}")
+
+
+def as_integers(values: Any, name: str, fix: str) -> Tensor:
+    """Integers of any width as int64; others as they are, for the check that follows."""
+    tensor = as_tensor(values, name, fix)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        return tensor
+    integers: Tensor = tensor.long()
+    return integers
+
+
+def warn_of_range(x: Tensor) -> None:
+    """One line in the log, the first time that x lies far outside of [-1, 1] in this process. Not while
+    torch.compile or a trace looks on: a look at a value would break its graph."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if torch.compiler.is_compiling() or tracing or x.numel() == 0:
+        return
+    low, high = (float(v) for v in torch.stack(torch.aminmax(x.detach())).tolist())
+    if (low < -FAR or high > FAR) and first_time("range of x"):
+        logger.warning(
+            "x ranges from %.3g to %.3g, but is to lie in [-1, 1], or codes mean little; preprocess() makes "
+            "it so: pixels p of 0..255 are p / 127.5 - 1, and no mean of a data set is subtracted",
+            low,
+            high,
+        )
 
 
 def check_input(x: Tensor, channels: int, axes: Sequence[str], empty: bool = False) -> None:
@@ -37,12 +85,16 @@ def check_codes(codes: Tensor, num_codebooks: int, codebook_size: int, axes: Seq
         )
 
 
-def check_lengths(lengths: Tensor, x: Tensor) -> None:
-    """lengths must be (B,) int64, from 1 to the T of x (B, C, T)."""
-    if lengths.shape != x.shape[:1] or lengths.dtype != torch.int64:
-        raise ValueError(f"expected lengths ({len(x)},) int64, got {tuple(lengths.shape)} {lengths.dtype}")
-    if int(lengths.min()) < 1 or int(lengths.max()) > x.shape[2]:
-        raise ValueError(f"expected lengths from 1 to {x.shape[2]}, got {lengths.tolist()}")
+def checked_lengths(lengths: Any, x: Tensor) -> Tensor:
+    """lengths as (B,) int64, which must be from 1 to the T of x (B, C, T); a list, too."""
+    if isinstance(lengths, Sequence):
+        lengths = np.asarray(lengths)
+    checked = as_integers(lengths, "lengths", "give one number of samples for each example")
+    if checked.shape != x.shape[:1] or checked.dtype != torch.int64:
+        raise ValueError(f"expected lengths ({len(x)},) int64, got {tuple(checked.shape)} {checked.dtype}")
+    if int(checked.min()) < 1 or int(checked.max()) > x.shape[2]:
+        raise ValueError(f"expected lengths from 1 to {x.shape[2]}, got {checked.tolist()}")
+    return checked
 
 
 def checked_size(size: int | tuple[int, ...] | None, grid: Sequence[int], stride: int) -> tuple[int, ...]:

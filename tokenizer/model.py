@@ -5,7 +5,7 @@ Left out: training loops and files of data (`pipelines/`), saving and loading (`
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,7 +14,17 @@ from torch import Tensor
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.bottlenecks.gaussian_quant import quantizing
 from tokenizer.card import describe
-from tokenizer.checks import all_finite, check_codes, check_input, check_lengths, checked_size
+from tokenizer.checks import (
+    Array,
+    all_finite,
+    as_integers,
+    as_tensor,
+    check_codes,
+    check_input,
+    checked_lengths,
+    checked_size,
+    warn_of_range,
+)
 from tokenizer.config import changed_fields, shortened
 from tokenizer.distributed import Step
 from tokenizer.fingerprint import fingerprint
@@ -79,25 +89,29 @@ class Tokenizer(HubModel):
         return TokenizerOutput(x_hat, codes, z_e, z_q, losses, stats)
 
     @torch.no_grad()
-    def encode(self, x: Tensor, lengths: Tensor | None = None, num_codebooks: int | None = None) -> Tensor:
-        """x: (B, C, *size) float in [-1, 1] → codes: (B, K, *grid) int64, grid = ceil(size / stride).
+    def encode(
+        self, x: Array, lengths: Array | Sequence[int] | None = None, num_codebooks: int | None = None
+    ) -> Tensor:
+        """x: (B, C, *size) float in [-1, 1] → codes: (B, K, *grid) int64, grid = ceil(size / stride). Arrays
+        of numpy are taken as tensors are; x far out of its range is named in the log, once.
 
-        Sound: `lengths` (B,) int64 are the samples of each example of a padded batch. Each then gets the
+        Sound: `lengths` (B,) integers are the samples of each example of a padded batch. Each then gets the
         codes that it has alone in its first `code_lengths(lengths)` frames, and zeros after them; what
         stands in the padding does not matter. Long sound is taken in chunks (`encode_stream`), so memory
         stays bounded. `num_codebooks`: only the first so many codes of each position.
 
-        `TypeError` for a VAE (use `posterior`, or `quantized`); `ValueError` for x of a wrong shape or type,
-        for `lengths` of pictures or out of range, and for more codebooks than there are.
+        `TypeError` for a VAE (use `posterior`, or `quantized`), and for x that is no array; `ValueError` for
+        x of a wrong shape or type, for `lengths` of pictures or out of range, and for more codebooks than
+        there are.
         """
         self._require_codes("encode")
         k = self.checked_num_codebooks(num_codebooks)
         x = self.prepared(x)
+        warn_of_range(x)
         if lengths is not None:
             if not self.modality.sample_rate:
                 raise ValueError(f"lengths are for padded batches of sound, not of {self.modality.name}s")
-            check_lengths(lengths, x)
-            return encode_padded(self, x, lengths.to(x.device), k)
+            return encode_padded(self, x, checked_lengths(lengths, x).to(x.device), k)
         if is_long(self, x.shape):
             return torch.cat(
                 list(self.encode_stream(torch.split(x, chunk_size(self, len(x)), dim=2), k)), dim=2
@@ -105,8 +119,8 @@ class Tokenizer(HubModel):
         return self.bottleneck.encode(self._latents(x))[:, :k]
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, size: int | tuple[int, ...] | None = None) -> Tensor:
-        """codes: (B, K, *grid) int64 → x_hat: (B, C, *size). `size`: (H, W), or T for sound, to crop to,
+    def decode(self, codes: Array, size: int | tuple[int, ...] | None = None) -> Tensor:
+        """codes: (B, K, *grid) integers → x_hat: (B, C, *size). `size`: (H, W), or T for sound, to crop to,
         at most grid · stride. Codes of the first codebooks only (K less than the model's) decode more
         coarsely.
 
@@ -114,15 +128,18 @@ class Tokenizer(HubModel):
         does not fit the grid.
         """
         self._require_codes("decode")
-        self.check_codes(codes)
+        codes = self.check_codes(codes)
         if is_long(self, codes.shape, self.stride):
             parts = torch.split(codes, chunk_size(self, len(codes)) // self.stride, dim=2)
             size = checked_size(size, codes.shape[2:], self.stride)
             return self._crop(torch.cat(list(self.decode_stream(parts)), dim=2), size)
         return self.decode_latents(self.bottleneck.decode(codes), size)
 
-    def code_lengths(self, lengths: Tensor) -> Tensor:
+    def code_lengths(self, lengths: Array | Sequence[int]) -> Tensor:
         """lengths: (B,) samples → (B,) frames of codes, ceil(lengths / stride)."""
+        if isinstance(lengths, Sequence):
+            lengths = torch.tensor(lengths)
+        lengths = as_integers(lengths, "lengths", "give one number of samples for each example")
         return (lengths + self.stride - 1) // self.stride
 
     def encode_stream(self, chunks: Iterable[Tensor], num_codebooks: int | None = None) -> Iterator[Tensor]:
@@ -145,13 +162,15 @@ class Tokenizer(HubModel):
             raise ValueError(f"expected z (B, {wanted}, *grid), got {tuple(z.shape)}")
         return self._crop(self._decoded(z), checked_size(size, z.shape[2:], self.stride))
 
-    def posterior(self, x: Tensor) -> Posterior:
+    def posterior(self, x: Array) -> Posterior:
         """x: (B, C, *size) → the VAE's q(z | x) over (B, dim, *grid). `TypeError` for a tokenizer with
-        codes."""
+        codes. x far out of its range is named in the log, once."""
         if not isinstance(self.bottleneck, Gaussian):
             raise TypeError(
                 "posterior is for a VAE (bottleneck gaussian); this tokenizer has codes: use encode"
             )
+        x = self.prepared(x)
+        warn_of_range(x)
         return self.bottleneck.posterior(self._latents(x))
 
     def quantized(self, codebook_size: int, group_dim: int = 1, seed: int = 0) -> "Tokenizer":
@@ -245,8 +264,10 @@ class Tokenizer(HubModel):
         """z in the type of the weights, unless autocast sees to it; quantizers work in float32 or more."""
         return z if torch.is_autocast_enabled(z.device.type) else z.to(next(self.parameters()).dtype)
 
-    def prepared(self, x: Tensor, empty: bool = False) -> Tensor:
+    def prepared(self, x: Array, empty: bool = False) -> Tensor:
         """x (B, C, *size), checked, in the weights' type; `empty` allows sizes of 0."""
+        if not isinstance(x, Tensor):
+            x = as_tensor(x, "x", "preprocess() makes it of files and pictures").to(self.device)
         check_input(x, self.modality.channels, self.modality.axes, empty)
         return self.in_weights_type(x)
 
@@ -274,7 +295,11 @@ class Tokenizer(HubModel):
         if self.bottleneck.num_codebooks == 0:
             raise TypeError(f"{name}: {NO_CODES}")
 
-    def check_codes(self, codes: Tensor) -> None:
-        """`ValueError` unless codes are (B, k, *grid) int64 of this tokenizer, 1 ≤ k ≤ K."""
+    def check_codes(self, codes: Array) -> Tensor:
+        """codes as int64; `ValueError` unless they are (B, k, *grid) codes of this tokenizer, 1 ≤ k ≤ K."""
+        if not isinstance(codes, Tensor):
+            codes = as_tensor(codes, "codes", "encode() gives them").to(self.device)
+        codes = as_integers(codes, "codes", "encode() gives them")
         check_codes(codes, self.num_codebooks, self.codebook_size, self.modality.axes)
         self._require_decodable(codes.shape[1])
+        return codes

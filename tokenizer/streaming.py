@@ -87,7 +87,7 @@ class DecodeStream(_Stream):
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         """codes: (B, K, t) int64, t ≥ 1 → the samples (B, C, n) that are now complete, n ≥ 0."""
-        self._tok.check_codes(codes)
+        codes = self._tok.check_codes(codes)
         return self._run(self._tok.in_weights_type(self._tok.bottleneck.decode(codes)), last=False)
 
     @torch.no_grad()

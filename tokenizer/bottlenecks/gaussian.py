@@ -43,8 +43,11 @@ class Posterior:
     mean: Tensor
     logvar: Tensor
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """z = μ + σ ε, ε ~ N(0, I): (B, dim, *grid), differentiable in mean and logvar."""
+    def sample(self, generator: torch.Generator | int | None = None) -> Tensor:
+        """z = μ + σ ε, ε ~ N(0, I): (B, dim, *grid), differentiable in mean and logvar. `generator`: itself,
+        its seed, or None for torch's own."""
+        if isinstance(generator, int):
+            generator = torch.Generator().manual_seed(generator)
         device = self.mean.device if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=device)
         return self.reparameterise(noise.to(self.mean.device))

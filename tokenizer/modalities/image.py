@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -112,14 +113,16 @@ class ImageModality(Modality):
         return fit_picture(item, self.config.size, self.channels)
 
     def preprocess(self, source: Any) -> Tensor:
-        """A path, PIL image or array (H, W[, C]), or a list of them, as x: (B, channels, *config.size) in
-        [-1, 1].
+        """A path, PIL image, array (H, W[, C]), or a list of them, or a tensor ([B, ]C, H, W) uint8, as x:
+        (B, channels, *config.size) in [-1, 1].
 
         Any kind of picture is taken (palette, alpha on white, CMYK, 16 bits, colour profiles); it is resized
         to cover the size and cropped in the middle. Raises `ValueError` naming the file for what is not a
         readable picture, or of more than PIL.Image.MAX_IMAGE_PIXELS; `open_picture` with `max_megapixels`
         opens larger ones.
         """
+        if isinstance(source, Tensor):
+            source = _pictures_of(source)
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
             if not source:
                 raise ValueError("preprocess got an empty list; give it at least one picture")
@@ -143,6 +146,19 @@ class ImageModality(Modality):
             "rescale": "x / 127.5 - 1",
             "alpha": "composited on white",
         }
+
+
+def _pictures_of(x: Tensor) -> list[NDArray[np.uint8]]:
+    """A tensor ([B, ]C, H, W) uint8 as arrays (H, W, C). `ValueError` for another one: of floats nobody can
+    tell whether 0 is black or grey."""
+    x = x[None] if x.ndim == 3 else x
+    if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3, 4):
+        raise ValueError(
+            "expected a tensor of pictures as uint8 (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels, got "
+            f"{x.dtype} {tuple(x.shape)}; floats in [-1, 1] are what encode takes, those in [0, 1] are "
+            "(255 * x).round().byte()"
+        )
+    return [rearrange(picture, "c h w -> h w c").numpy() for picture in x.cpu()]
 
 
 def _channels_last(layers: list[nn.Module]) -> nn.Module:
