@@ -120,7 +120,7 @@ def require_finite(x: Tensor, name: str, step: Step | None = None) -> None:
     if torch.compiler.is_compiling() or all_finite(x):
         return
     where = "" if step is None else f" at step {step.index + 1}"
-    raise NotFinite(f"{name} {tuple(x.shape)} holds NaN or infinity{where}; codebooks are as before it")
+    raise NotFinite(f"{name} {tuple(x.shape)} holds NaN or infinity{where}; nothing was learnt from it")
 
 
 def all_finite(x: Tensor) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
+from tokenizer.checks import require_finite
 from tokenizer.config import require, training_only
 from tokenizer.distributed import Step
 
@@ -79,16 +80,19 @@ class Gaussian(Bottleneck):
         self.config = config
         self.in_dim, self.out_dim = 2 * config.dim, config.dim
 
-    def posterior(self, z: Tensor) -> Posterior:
-        """z: (B, 2 · dim, *grid) from the encoder → Posterior, in at least float32."""
+    def posterior(self, z: Tensor, step: Step | None = None) -> Posterior:
+        """z: (B, 2 · dim, *grid) from the encoder → Posterior, in at least float32. `NotFinite` for NaN and
+        infinity."""
+        require_finite(z, "z_e", step)
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         mean, logvar = z.chunk(2, dim=1)
-        # exp(±30) is far outside any useful variance and far inside float32's range.
+        # σ² from e^-30 to e^20: no useful variance is outside of that, and the KL, which holds σ² itself,
+        # stays small enough to be added up in float32.
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         with torch.autocast(z.device.type, enabled=False):
-            posterior = self.posterior(z)
+            posterior = self.posterior(z, step)
             latent = self._sample(posterior, step) if self.training else posterior.mode()
             kl = posterior.kl().mean()
             std = (0.5 * posterior.logvar).exp().mean()
