@@ -17,11 +17,12 @@ from tokenizer.modalities.files.sounds import Sound
 logger = logging.getLogger(__name__)
 
 
-def scan_clips(source: Source, modality: Modality, cache_bytes: int, hashed: bool) -> ClipScan:
-    """Look at every clip once: at its header and end, and decode all if they fit into `cache_bytes`.
+def scan_clips(source: Source, modality: Modality, cache_bytes: int) -> ClipScan:
+    """Look at every clip once: hash its bytes, look at its header and end, and decode all if they fit into
+    `cache_bytes`.
 
-    modality: has the `sample_rate`, the channels and the crop (its size). hashed: compute digests too, which
-    reads every byte. Raises `ValueError` if not one clip is readable.
+    modality: has the `sample_rate`, the channels and the crop (its size). Raises `ValueError` if not one clip
+    is readable.
     """
     count, rate, channels = len(source), modality.sample_rate, modality.channels
     lengths, digests = np.zeros(count, np.int64), np.zeros(count, np.uint64)
@@ -31,8 +32,7 @@ def scan_clips(source: Source, modality: Modality, cache_bytes: int, hashed: boo
     def look(i: int) -> None:
         try:
             raw = source.raw(i)
-            if hashed:
-                digests[i] = digest(raw)
+            digests[i] = digest(raw)
             with Sound(raw, rate, channels, source.id(i), report=False) as sound:
                 sound.check()
                 lengths[i], loudest[i] = sound.length, sound.peak

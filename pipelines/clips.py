@@ -23,13 +23,15 @@ logger = logging.getLogger(__name__)
 
 
 class Clips:
-    """Sound by number: `x(i)` (C, T) float32, `labels` (len,) int64 (-1: unlabelled) or None, `id(i)`.
+    """Sound by number: `x(i)` (C, T) float32, `labels` (len,) int64 (-1: unlabelled) or None, `id(i)`,
+    and the `digests` (len,) uint64 of their bytes.
 
     `skipped` names what was left out and why: found before training, or, where clips are decoded while
     training, by this process since. No file stays open, so that loader processes can share clips.
     """
 
-    def __init__(self, scan: "ClipScan", rows: NDArray[np.int64]) -> None:
+    def __init__(self, scan: "ClipScan", rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
+        self.digests = digests
         self.sample_rate, self.channels, self.crop = scan.sample_rate, scan.channels, scan.crop
         self.labels = None if scan.source.labels is None else scan.source.labels[rows]
         self._source, self._rows, self._cache = scan.source, rows, scan.cache
@@ -189,4 +191,5 @@ class ClipScan:
 
     def examples(self, mask: NDArray[np.bool_] | None = None) -> Clips:
         """The readable clips, or those of them that `mask` (n,) picks."""
-        return Clips(self, self.rows if mask is None else self.rows[mask])
+        every = slice(None) if mask is None else mask
+        return Clips(self, self.rows[every], self.digests[every])

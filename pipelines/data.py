@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,17 +66,25 @@ class Splits:
     class_names: tuple[str, ...]
 
     def digest(self) -> str:
-        """A hash of which examples there are, by name, label and, of sound, length: to compare processes and
-        runs by."""
+        """A hash of which examples there are, by content, name and label: to compare processes and runs
+        by."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for examples in (self.train, self.held_out):
             digest.update(f"{len(examples)}".encode())
             digest.update(b"" if examples.labels is None else examples.labels.tobytes())
+            digest.update(examples.digests.tobytes())
             for i in range(len(examples)):
-                digest.update(examples.id(i).encode())
-                if isinstance(examples, Clips):
-                    digest.update(f"{examples.samples(i)}".encode())
+                digest.update(f"{examples.id(i)}\0".encode())
         return digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of its data, to know them again wherever they lie."""
+        return {
+            "train": len(self.train),
+            "held_out": len(self.held_out),
+            "class_names": list(self.class_names),
+            "digest": self.digest(),
+        }
 
 
 @dataclass(frozen=True)
@@ -106,21 +115,21 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
     if kind is None:
         raise ValueError(f"there are no data for modality {modality.name!r}; known: {', '.join(KINDS)}")
 
-    def look(source: Source, hashed: bool) -> Scan | ClipScan:
+    def look(source: Source) -> Scan | ClipScan:
         if kind is SOUND:
             warn_ignored(config, "sound", "max_megapixels")
-            return scan_clips(source, modality, cache_bytes, hashed)
+            return scan_clips(source, modality, cache_bytes)
         path = os.path.abspath(os.path.expanduser(config.path))
         place = path if os.path.exists(path) else config.path  # the name of embedded data, or of the Hub's
-        return scan(source, modality.fit, cache_bytes, hashed, place, config.max_megapixels)
+        return scan(source, modality.fit, cache_bytes, place, config.max_megapixels)
 
     found = find_sources(config, kind)
     by_content = found.held_out is None and config.valid_fraction > 0
-    train = look(found.train, hashed=by_content)
+    train = look(found.train)
     if found.held_out is not None:
         if config.valid_fraction != default_of("valid_fraction"):
             logger.warning("%s: has a split to hold out; --data.valid-fraction has no effect", config.path)
-        held_out = look(found.held_out, hashed=False)
+        held_out = look(found.held_out)
         if held_out.shape != train.shape:
             raise ValueError(
                 f"{config.path}: held-out pictures are {held_out.shape} (C, H, W), the others {train.shape}; "

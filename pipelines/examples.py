@@ -26,7 +26,8 @@ Open: TypeAlias = Callable[[bytes | str, str], Image.Image]
 
 
 class Examples:
-    """Pictures by number: `x(i)` (C, H, W) uint8, `labels` (len,) int64 (-1: unlabelled) or None, `id(i)`.
+    """Pictures by number: `x(i)` (C, H, W) uint8, `labels` (len,) int64 (-1: unlabelled) or None, `id(i)`,
+    and the `digests` (len,) uint64 of their bytes.
 
     `skipped` names what was left out and why: found before training, or, where pictures are decoded while
     training, by this process since.
@@ -37,12 +38,13 @@ class Examples:
         source: Source,
         fit: Fit,
         rows: NDArray[np.int64],
+        digests: NDArray[np.uint64],
         shape: tuple[int, ...],
         cache: Tensor | None,
         skipped: tuple[Skip, ...],
         open_picture: Open = open_picture,
     ) -> None:
-        self.shape = shape
+        self.shape, self.digests = shape, digests
         self.labels = None if source.labels is None else source.labels[rows]
         self._source, self._fit, self._rows, self._cache = source, fit, rows, cache
         self._skipped, self._open = dict(skipped), open_picture

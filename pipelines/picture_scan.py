@@ -39,15 +39,15 @@ class Scan:
 
     def examples(self, mask: NDArray[np.bool_] | None = None) -> Examples:
         """The readable examples, or those of them that `mask` (n,) picks."""
-        rows = self.rows if mask is None else self.rows[mask]
-        return Examples(self.source, self.fit, rows, self.shape, self.cache, self.skipped, self.open)
+        every = slice(None) if mask is None else mask
+        kept = (self.rows[every], self.digests[every])
+        return Examples(self.source, self.fit, *kept, self.shape, self.cache, self.skipped, self.open)
 
 
 def scan(
     source: Source,
     fit: Fit,
     cache_bytes: int,
-    hashed: bool,
     place: str = "",
     max_megapixels: float | None = None,
 ) -> Scan:
@@ -55,9 +55,8 @@ def scan(
     readable, however large the set is.
 
     A larger set is not decoded again at the next start: what was found of it is kept (`verdicts.py`) by
-    `place`, which says where the data lie. max_megapixels: as `open_picture` takes it. hashed: compute
-    digests too, which reads every byte. Raises `ValueError` if not one example is readable, or if `fit` gives
-    them different shapes.
+    `place`, which says where the data lie. max_megapixels: as `open_picture` takes it. Raises `ValueError`
+    if not one example is readable, or if `fit` gives them different shapes.
     """
     open_ = partial(open_picture, max_megapixels=max_megapixels)
     # Pillow finds its formats on first use, and two threads that do so at once can miss some.
@@ -71,7 +70,7 @@ def scan(
             reader = f"{READER} {PIL.__version__} {max_megapixels or Image.MAX_IMAGE_PIXELS}"
             digests, reasons = _look_through(source, open_named, verdicts_of(place, reader))
         else:
-            digests, reasons = _decode_all(source, fit, open_named, cache, hashed)
+            digests, reasons = _decode_all(source, fit, open_named, cache)
     rows = np.delete(np.arange(count), list(reasons))
     skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
     if skipped:
@@ -82,19 +81,16 @@ def scan(
 
 
 def _decode_all(
-    source: Source, fit: Fit, open_: Open, cache: Tensor, hashed: bool
+    source: Source, fit: Fit, open_: Open, cache: Tensor
 ) -> tuple[NDArray[np.uint64], dict[int, str]]:
-    """Fill the cache (n, C, H, W) uint8; digests (n,), where to be had, and why rows were left out."""
+    """Fill the cache (n, C, H, W) uint8; digests (n,), and why rows were left out."""
     digests, reasons = np.zeros(len(source), np.uint64), dict[int, str]()
 
     def look(i: int) -> None:
         name = source.id(i)
         try:
-            raw = source.raw(i)
-            if hashed:
-                raw = _content(raw)
-            if isinstance(raw, bytes):
-                digests[i] = digest(raw)
+            raw = _content(source.raw(i))
+            digests[i] = digest(raw)
             image = open_(raw, name)
         except (ValueError, OSError) as error:
             reasons[i] = reason(name, error)

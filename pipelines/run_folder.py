@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -21,6 +21,7 @@ from pipelines.checkpoints import find_checkpoint
 from pipelines.interruption import is_launched
 from pipelines.option_values import flag_of, flatten, options_to_dict
 from pipelines.options import MAY_CHANGE, TrainingOptions
+from pipelines.token_info import TOKENS_FILE
 from tokenizer.config import shortened
 from tokenizer.files import CHECKPOINTS, read_json, remove_unfinished, write_atomically
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 RUN_FILE = "run.json"
 COMMAND_FILE = "command.txt"
 SKIPPED_FILE = "skipped.txt"
+DATA_FILE = "data.json"
 LOCK = ".lock"
 
 
@@ -101,7 +103,8 @@ def _check_run(folder: Path, options: TrainingOptions) -> None:
     path = folder / RUN_FILE
     if options.resume:
         if path.exists():
-            _compare(read_json(path), options_to_dict(options), options_to_dict(type(options)()), path)
+            new, defaults = options_to_dict(options), options_to_dict(type(options)())
+            _compare(read_json(path), new, defaults, path, MAY_CHANGE | _may_lie_elsewhere(folder))
     elif path.exists() or (folder / "config.json").exists():
         raise ValueError(
             f"{folder} already holds a run; choose another --output, or continue it with --resume latest"
@@ -147,7 +150,48 @@ def command_line(folder: Path) -> str:
     return (folder / COMMAND_FILE).read_text(encoding="utf-8").strip()
 
 
-def _compare(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any], path: Path) -> None:
+def _may_lie_elsewhere(folder: Path) -> set[str]:
+    """Options that say where what the run learns from lies, if the run knows that again by itself."""
+    files = {"data.path": DATA_FILE, "tokens": TOKENS_FILE}
+    return {option for option, file in files.items() if (folder / file).exists()}
+
+
+def require_same_data(folder: Path, resumed: bool, record: Mapping[str, Any]) -> None:
+    """Keep what a run knows of its data, `Splits.record`, in data.json; on a resume compare it.
+
+    `ValueError` that says what differs. A run of an older release kept nothing: the log says so, and what the
+    data are now is kept.
+    """
+    path = folder / DATA_FILE
+    if resumed and path.exists():
+        began = read_json(path)
+        differs = [
+            f"{name.replace('_', ' ')} {shortened(began.get(name))}, now {shortened(record[name])}"
+            for name in record
+            if name != "digest" and began.get(name) != record[name]
+        ]
+        if began.get("digest") != record["digest"]:
+            what = "; ".join(differs) or "files were changed, renamed or labelled otherwise"
+            raise ValueError(
+                f"{folder} began with other data ({what}); bring those back, or give their place with "
+                "--data.path, or start a new run in another --output"
+            )
+        return
+    if resumed:
+        logger.warning(
+            "%s does not know its data, as it is of an older release: nothing compares them", folder
+        )
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def _compare(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    path: Path,
+    may_change: Collection[str],
+) -> None:
     """`ValueError` naming an option that may not change. One that a run of an older release does not have had
     its default."""
     before, after, unset = flatten(old), flatten(new), flatten(defaults)
@@ -156,7 +200,7 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[s
         if name == "max_steps" and isinstance(was, int) and isinstance(now, int) and now != was:
             if now < was:
                 raise ValueError(f"--max-steps may only grow on a resume: it was {was}, now {now}")
-        elif was != now and name not in MAY_CHANGE:
+        elif was != now and name not in may_change:
             raise ValueError(
                 f"{flag_of(name)} is {now!r}, but the run in {path.parent} has {was!r}; leave it out to "
                 "resume that run, or start a new one in another --output"

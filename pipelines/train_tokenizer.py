@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.agreement import load_alike
+from pipelines.agreement import load_alike, on_main
 from pipelines.cli import parse, run
 from pipelines.course import Course
 from pipelines.data import EMBEDDED, Clips, Splits, batches, load_splits, to_float
@@ -25,7 +25,7 @@ from pipelines.optimizers import build_optimizers
 from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
 from pipelines.publishing import check_push, push
-from pipelines.run_folder import check_run_folder, command_line, run_folder, write_skipped
+from pipelines.run_folder import check_run_folder, command_line, require_same_data, run_folder, write_skipped
 from pipelines.sound_evaluation import evaluate_sound, headline
 from pipelines.table_sources import credit
 from pipelines.training import short_run, start_accelerator
@@ -56,6 +56,7 @@ def main() -> None:
         accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
     )
     with run_folder(accelerator, options):
+        on_main(accelerator, lambda: require_same_data(options.output, bool(options.resume), splits.record()))
         skipped = dict.fromkeys((*splits.train.skipped, *splits.held_out.skipped))
         if skipped and accelerator.is_main_process:
             write_skipped(options.output, skipped)
