@@ -18,6 +18,7 @@ from PIL import Image
 from running import EMOJI, MODEL, ROOT, TINY_TOKENIZER, Script, assert_refused, names_in, read, size_of
 
 from pipelines.tokens import read_tokens
+from pipelines.training import rate_scale
 from prior import Prior
 from tokenizer import Tokenizer
 
@@ -49,6 +50,17 @@ def test_what_a_tokenizer_measures_is_in_range(tiny_tokenizer: Path) -> None:
     assert rows[-1] == {"step": 6, **{f"valid/{k}": v for k, v in metrics.items()}}
     assert [row["step"] for row in rows if "valid/psnr" in row] == [3, 6]
     assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize("kind", ["tiny_tokenizer", "tiny_prior"])
+def test_the_log_tells_rate_gradient_and_speed(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    options, lines = read(folder / "run.json"), (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "train/loss" in row]
+    last = options["max_steps"]
+    expected = [options["learning_rate"] * rate_scale(step, 2, last) for step in range(last)]
+    assert [row["train/learning_rate"] for row in rows] == pytest.approx(expected)
+    assert all(row["train/gradient_norm"] > 0 and 1 < row["train/items_per_second"] < 1e6 for row in rows)
 
 
 @pytest.mark.parametrize("kind", ["tiny_tokenizer", "tiny_prior"])
