@@ -214,6 +214,7 @@ def more(
         ("train_prior", *prior, "--output", folder / "other-prior", "--tokens", folder / "tokens-PROCESS"),
         ("encode_dataset", "--tokenizer", folder / "tokenizer-PROCESS", "--output", folder / "other-tokens"),
         ("train_tokenizer", *TRAIN, "--output", folder / "left-out", "--skip-non-finite", 1),
+        ("sample", "--prior", folder / "prior", "--output", folder / "samples"),
     ]
     (folder / "several.py").write_text(SEVERAL)
     words = json.dumps([[str(word) for word in script] for script in scripts])
@@ -321,4 +322,12 @@ def test_mistakes_end_both_processes(more: More) -> None:
         "encode_dataset ended with 2": 4,
         "train_tokenizer ended with 2": 12,
         "train_prior ended with 2": 2,
+        "sample ended with 2": 2,
     }
+
+
+def test_several_processes_do_not_draw_the_same_samples(more: More) -> None:
+    for who in ("Error", "Error (process 1)"):
+        assert f"{who}: samples are drawn by one process" in more.finished.err
+    assert "start it by python pipelines/sample.py" in more.finished.err
+    assert not (more.folder / "samples").exists()
