@@ -80,7 +80,13 @@ def test_the_card_tells_command_and_metrics(kind: str, request: pytest.FixtureRe
 def test_a_trained_prior_is_a_folder_for_the_hub(tiny_prior: Path, tiny_tokenizer: Path) -> None:
     assert names_in(tiny_prior) == MODEL | RUN | {"sample.png", "tokens.json"}
     config = Prior.from_pretrained(tiny_prior).config
-    assert config.tokenizer_id == str(tiny_tokenizer)
+    # Nothing of what is pushed tells of this machine's folders.
+    assert config.tokenizer_id == tiny_tokenizer.name
+    assert str(tiny_tokenizer.parent) not in (tiny_prior / "config.json").read_text()
+    assert (
+        "`tokenizer` (a folder beside it, not known to be on the Hub)"
+        in (tiny_prior / "README.md").read_text()
+    )
     assert config.tokenizer_fingerprint == Tokenizer.from_pretrained(tiny_tokenizer).fingerprint()
     assert (config.codebook_size, config.grid, config.dim) == (32, (8, 8), 24)
     assert config.class_names == EMOJI
