@@ -6,6 +6,7 @@ Left out: data, models and their evaluation, which stand in the scripts, and the
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol, Self, TypedDict
 
@@ -102,11 +103,16 @@ class Course:
         self.put_back: Callable[[], None] | None = None
         # Losses and statistics of the step, as means over its passes.
         self.terms: Mapping[str, Tensor] = {}
+        # The gradient's norm in the latest step, before it was brought down; None where DeepSpeed keeps it.
+        self.norm: Tensor | float | None = None
+        # Step and time of the latest log line; what evaluations and checkpoints take is added to the time.
+        self.logged, self.clock = self.start, time.monotonic()
 
     def __enter__(self) -> Self:
         options, main = self.options, self.accelerator.is_main_process
         self.log = MetricsLog(options.output / "metrics.jsonl", self.start, main, options.max_steps)
         start_trackers(self.accelerator, options)
+        self.clock = time.monotonic()
         self.model.train()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.requests)
@@ -177,7 +183,7 @@ class Course:
         """Bring the gradients to the norm that is allowed; whether they are finite. They are alike on every
         process, and so is the answer."""
         most = self.options.clip_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), most)
+        self.norm = norm = self.accelerator.clip_grad_norm_(self.net.parameters(), most)
         # In fp16 the scaler finds gradients too large and leaves the step out by itself.
         if self.accelerator.scaler is not None or norm is None or math.isfinite(norm):
             self.checkpoints.in_a_row = 0
@@ -213,13 +219,14 @@ class Course:
         requests to stop. Every process must call it."""
         options, last = self.options, step == self.options.max_steps
         self.bar.update()
+        stepped = time.monotonic()
         if step % options.log_every == 0 or last:
             values = mean_over_processes(self.accelerator, self.terms)
             if not options.skip_non_finite:
                 require_finite(values, step)
             else:
                 values["skipped_steps"] = self.checkpoints.skipped
-            self.record(step, values, "train")
+            self.record(step, values | self._pace(step), "train")
             self.bar.set_postfix(**{self.headline: f"{values[self.headline]:.4g}"})
             for event in self.events():
                 logger.info("step %d: %s", step, event)
@@ -229,12 +236,26 @@ class Course:
         if step % options.checkpoint_every == 0 or last or asked:
             self.log.sync()
             self.checkpoints.save(step)
+        self.clock += time.monotonic() - stepped
         if asked:
             raise Stopped(
                 f"Stopped by a signal ({asked}) after step {step}, of which there is a checkpoint in "
                 f"{options.output}; --resume latest continues.",
                 asked,
             )
+
+    def _pace(self, step: int) -> dict[str, float]:
+        """After the optimizer step `step`: its learning rate, the norm of its gradient, and the items per
+        second since the last log line, over all processes and without evaluations and checkpoints."""
+        options, now = self.options, time.monotonic()
+        scale = rate_scale(step - 1, options.warmup_steps, options.max_steps)
+        pace = {"learning_rate": options.learning_rate * scale}
+        if self.norm is not None:
+            pace["gradient_norm"] = float(self.norm)
+        items = (step - self.logged) * options.batch_size
+        pace["items_per_second"] = items / max(now - self.clock, 1e-9)
+        self.logged, self.clock = step, now
+        return pace
 
     def conclude(self, metrics: Mapping[str, float]) -> None:
         """Once the model is written, on the main process alone: the run is finished, with these metrics."""

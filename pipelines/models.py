@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from pipelines.report import sample_sheet
+from pipelines.run_folder import RUN_FILE
 from pipelines.sound_report import mel_sheet, write_wav
+from pipelines.token_info import TOKENS_FILE, read_info
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
+from tokenizer.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior
         tok = Tokenizer.from_pretrained(tokenizer).to(device)
     else:
         try:
-            tok = Tokenizer.from_pretrained(_tokenizer_of(prior, loaded)).to(device)
+            tok = Tokenizer.from_pretrained(_tokenizer_of(Path(prior), loaded)).to(device)
         except ValueError as error:
             raise ValueError(
                 f"the prior's tokenizer cannot be loaded; give it with --tokenizer: {error}"
@@ -48,12 +51,28 @@ def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior
     return loaded, tok
 
 
-def _tokenizer_of(prior: str, loaded: Prior) -> str | Path:
-    """The tokenizer that a prior names, or a folder of that name beside the prior's own: the two may have
-    been moved together, as those of the quickstart are easily."""
+def public_name(tokenizer: str) -> str:
+    """What a prior, which may be published, names as its tokenizer: the Hub id that this was loaded from or
+    pushed to, else the name of its folder without the path, which is nobody else's."""
+    folder = Path(tokenizer)
+    if not folder.is_dir() and tokenizer.count("/") == 1 and not tokenizer.startswith((".", "/", "~")):
+        return tokenizer
+    run = folder / RUN_FILE
+    pushed = read_json(run).get("push_to_hub") if run.exists() else None
+    return pushed if pushed and isinstance(pushed, str) else folder.resolve().name
+
+
+def _tokenizer_of(prior: Path, loaded: Prior) -> str | Path:
+    """The tokenizer of the prior in a folder: the one that it names, if that is a path, as in priors of older
+    releases; the one of the tokens that a run here learnt; or a folder of its name beside the prior's own,
+    with which it may have been moved."""
     named = loaded.config.tokenizer_id
-    beside = Path(prior).parent / Path(named).name
-    return beside if named and not Path(named).is_dir() and beside.is_dir() else named
+    if "/" in named and Path(named).is_dir():
+        return named
+    if (prior / TOKENS_FILE).exists() and Path(learnt := read_info(prior).tokenizer).is_dir():
+        return learnt
+    beside = prior.parent / Path(named).name
+    return beside if named and beside.is_dir() else named
 
 
 def write_prior_sample(prior: Prior, folder: Path) -> None:
@@ -61,7 +80,7 @@ def write_prior_sample(prior: Prior, folder: Path) -> None:
     the prior says, or is not the one it was, leaves the card without them, and the log says so."""
     config = prior.config
     try:
-        tok = Tokenizer.from_pretrained(config.tokenizer_id).to(next(prior.parameters()).device)
+        tok = Tokenizer.from_pretrained(_tokenizer_of(folder, prior)).to(next(prior.parameters()).device)
         prior.check_tokenizer(tok.fingerprint())
     except ValueError as error:
         logger.warning("no sample.png: %s", error)

@@ -102,6 +102,7 @@ MAY_CHANGE = frozenset(
     {
         *("output", "resume", "max_steps", "checkpoint_every", "keep_checkpoints", "log_every", "eval_every"),
         *("tracker", "license", "push_to_hub", "push_private", "data.workers", "skip_non_finite"),
+        "tokenizer_id",
     }
 )
 
@@ -195,6 +196,9 @@ class PriorTraining(TrainingOptions):
     """Folder of tokens that encode_dataset.py wrote."""
     data: TokenData = field(default_factory=TokenData)
     """How tokens are held out."""
+    tokenizer_id: str = ""
+    """What the prior names as its tokenizer, as user/name. Left out: the Hub id that it was loaded from or
+    pushed to, else the name of its folder, which is looked for beside the prior's; never its path."""
     seconds: float = 4.0
     """Sound: length of the windows that the prior learns. Pictures: no effect."""
     model: PriorSize = field(default_factory=PriorSize)

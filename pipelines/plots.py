@@ -116,14 +116,15 @@ def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:
     """Write a PNG of all numbers in a run's metrics.jsonl by step: a panel per quantity, a curve per split.
 
     The split is what stands before the last "/" of a key ("train/l1"). Losses that are always positive get
-    a logarithmic axis. The bitrate and what is of single codebooks ("usage_2", see codebook.png) have no
-    panel. Lines that cannot be read, as a killed run leaves, are ignored with a warning. `ValueError` if
+    a logarithmic axis. The bitrate, what is of single codebooks ("usage_2", see codebook.png) and the speed
+    of training, which differs between equal runs, have no panel. Lines that cannot be read, as a killed run
+    leaves, are ignored with a warning. `ValueError` if
     there is nothing to plot.
     """
     panels: dict[str, dict[str, dict[float, float]]] = defaultdict(dict)
     for key, curve in _read_curves(Path(metrics_jsonl)).items():
         split, _, quantity = key.rpartition("/")
-        if not re.fullmatch(r"bitrate|(usage|perplexity)_\d+", quantity):
+        if not re.fullmatch(r"bitrate|items_per_second|(usage|perplexity)_\d+", quantity):
             panels[quantity][split] = curve
     figure, axes = panel_figure(len(panels), columns=3)
     for ax, (quantity, curves) in zip(axes, panels.items(), strict=True):

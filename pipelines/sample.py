@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipelines.agreement import on_main
 from pipelines.cli import NOTHING, parse, run
 from pipelines.models import load_models, require_models
 from pipelines.neighbours import training_items, write_neighbours
@@ -116,8 +115,13 @@ def main() -> None:
     options = parse(SampleOptions, __doc__ or "")
     accelerator = Accelerator()
     quiet_logging(accelerator)
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            f"samples are drawn by one process, and {accelerator.num_processes} would each draw all of them; "
+            "start it by python pipelines/sample.py"
+        )
     require_models(options.prior, options.tokenizer)
-    on_main(accelerator, lambda: require_writable(options.output))
+    require_writable(options.output)
     if (options.output / SHEET).exists():
         raise ValueError(
             f"{options.output} already holds samples; choose another --output or delete that folder"
@@ -132,10 +136,9 @@ def main() -> None:
     else:
         prior = prior.for_sampling(options.weights, options.compile)
         rows = (interpolate if options.interpolate else sample_prior)(options, prior, tok)
-    if accelerator.is_main_process:
-        write_samples(options.output, tok, rows)
-        if items is not None:
-            write_neighbours(options.output, tok, rows, items)
+    write_samples(options.output, tok, rows)
+    if items is not None:
+        write_neighbours(options.output, tok, rows, items)
 
 
 def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[Drawn]:

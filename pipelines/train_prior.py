@@ -20,7 +20,7 @@ from pipelines.agreement import load_alike
 from pipelines.cli import parse, run
 from pipelines.course import Course
 from pipelines.evaluation import evaluate_prior
-from pipelines.models import write_prior_sample
+from pipelines.models import public_name, write_prior_sample
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorSize, PriorTraining
 from pipelines.presets import PRIORS
@@ -110,7 +110,7 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
         rotary=options.model.rotary,
         qk_norm=options.model.qk_norm,
         target_embedding=options.model.target_embedding,
-        tokenizer_id=info.tokenizer,
+        tokenizer_id=options.tokenizer_id or public_name(info.tokenizer),
         tokenizer_fingerprint=info.fingerprint,
     )
     if not config.in_turn and any(getattr(options.model, n) != getattr(PriorSize, n) for n in INNER):

@@ -13,7 +13,9 @@ def describe(config: PriorConfig) -> dict[str, Any]:
     """Fields for `HubModel.card_fields`."""
     classes = f"one of {len(config.class_names)} classes" if config.class_names else "no class"
     grid = " × ".join(map(str, config.grid))
-    named = config.tokenizer_id or "path/or/hub-id"
+    known = "/" in config.tokenizer_id
+    named = config.tokenizer_id if known else "path/or/hub-id"
+    where = "" if known or not config.tokenizer_id else " (a folder beside it, not known to be on the Hub)"
     label = f", label={json.dumps(config.class_names[0])}" if config.class_names else ""
     return {
         # The Hub has no tag for sound that is made from nothing; `text-to-audio` takes a text.
@@ -23,7 +25,7 @@ def describe(config: PriorConfig) -> dict[str, Any]:
             f"An autoregressive transformer over the codes of a tokenizer: {config.num_codes} codes of "
             f"{config.codebook_size} values, on a grid of {grid}, given {classes}. It samples new codes, "
             "which the tokenizer decodes, and gives their exact likelihood. Its tokenizer: "
-            f"`{config.tokenizer_id or 'not recorded'}`, fingerprint "
+            f"`{config.tokenizer_id or 'not recorded'}`{where}, fingerprint "
             f"`{config.tokenizer_fingerprint or 'not recorded'}`."
         ),
         "usage": (

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import TINY_PRIOR, Script
 
-from pipelines.models import load_models, write_prior_sample
+from pipelines.models import load_models, public_name, write_prior_sample
 from prior import Prior
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ def test_the_prior_names_its_tokenizer(tiny_prior: Path, tiny_tokenizer: Path) -
 
 def moved(tiny_prior: Path, folder: Path) -> Path:
     """The prior in another folder, and of a tokenizer that is no longer where it was."""
-    shutil.copytree(tiny_prior, folder, ignore=shutil.ignore_patterns("sample.png"))
+    shutil.copytree(tiny_prior, folder, ignore=shutil.ignore_patterns("sample.png", "tokens.json"))
     config = json.loads((folder / "config.json").read_text())
     config["config"]["tokenizer_id"] = "gone/far/away/tokenizer"
     (folder / "config.json").write_text(json.dumps(config))
@@ -39,6 +40,32 @@ def test_folders_that_moved_together_find_each_other(
     assert load_models(str(prior), "", CPU)[1].num_codebooks == 1
 
 
+def test_a_published_prior_names_no_path_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok = tmp_path / "user" / "tok"
+    tok.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for given in (str(tok), "user/tok", "./user/tok", "user/tok/", "/gone/tok"):
+        assert public_name(given) == "tok", given
+    assert public_name("someone/tok") == "someone/tok"  # no folder here
+    (tok / "run.json").write_text('{"push_to_hub": ""}')
+    assert public_name("user/tok") == "tok"
+    (tok / "run.json").write_text('{"push_to_hub": "me/emoji"}')
+    assert public_name("user/tok") == "me/emoji"
+
+
+def test_the_tokenizers_id_can_be_given(
+    script: Script, no_plots: None, tiny_tokens: Path, tmp_path: Path
+) -> None:
+    words = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, "--max-steps", 1, "--tracker", "none")
+    script("train_prior", *words, "--output", tmp_path, "--tokenizer-id", "me/emoji")
+    assert Prior.from_pretrained(tmp_path).config.tokenizer_id == "me/emoji"
+    assert 'Tokenizer.from_pretrained("me/emoji")' in (tmp_path / "README.md").read_text()
+    # Here the tokenizer is at hand, and the Hub is not asked.
+    assert (tmp_path / "sample.png").exists() and load_models(str(tmp_path), "", CPU)[0] is not None
+
+
 def test_nothing_given_is_an_error() -> None:
     with pytest.raises(ValueError, match="give --prior"):
         load_models("", "", CPU)
@@ -47,6 +74,7 @@ def test_nothing_given_is_an_error() -> None:
 def test_a_sample_needs_the_tokenizer(
     tiny_prior: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    shutil.copy(tiny_prior / "tokens.json", tmp_path)  # which a run begins with
     write_prior_sample(Prior.from_pretrained(tiny_prior), tmp_path)
     assert (tmp_path / "sample.png").stat().st_size > 1000
     with caplog.at_level(logging.WARNING):

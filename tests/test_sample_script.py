@@ -85,10 +85,13 @@ def test_without_a_label_there_is_no_class(script: Script, tiny_prior: Path, tmp
     assert names_in(tmp_path) == {"samples.png", "no-class-0000.png", "no-class-0001.png"}
 
 
-def test_where_there_are_no_classes_none_is_named(script: Script, tiny_prior: Path, tmp_path: Path) -> None:
+def test_where_there_are_no_classes_none_is_named(
+    script: Script, tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
     config = dataclasses.replace(Prior.from_pretrained(tiny_prior).config, class_names=())
     Prior(config).save_pretrained(tmp_path / "prior")
-    script("sample", "--prior", tmp_path / "prior", "--num", 2, "--output", tmp_path / "out")
+    words = ("--prior", tmp_path / "prior", "--tokenizer", tiny_tokenizer, "--num", 2)
+    script("sample", *words, "--output", tmp_path / "out")
     assert names_in(tmp_path / "out") == {"samples.png", "samples-0000.png", "samples-0001.png"}
 
 

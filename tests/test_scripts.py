@@ -18,6 +18,7 @@ from PIL import Image
 from running import EMOJI, MODEL, ROOT, TINY_TOKENIZER, Script, assert_refused, names_in, read, size_of
 
 from pipelines.tokens import read_tokens
+from pipelines.training import rate_scale
 from prior import Prior
 from tokenizer import Tokenizer
 
@@ -52,6 +53,17 @@ def test_what_a_tokenizer_measures_is_in_range(tiny_tokenizer: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tiny_tokenizer", "tiny_prior"])
+def test_the_log_tells_rate_gradient_and_speed(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    options, lines = read(folder / "run.json"), (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "train/loss" in row]
+    last = options["max_steps"]
+    expected = [options["learning_rate"] * rate_scale(step, 2, last) for step in range(last)]
+    assert [row["train/learning_rate"] for row in rows] == pytest.approx(expected)
+    assert all(row["train/gradient_norm"] > 0 and 1 < row["train/items_per_second"] < 1e6 for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["tiny_tokenizer", "tiny_prior"])
 def test_the_card_tells_command_and_metrics(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
     card = ModelCard.load(folder / "README.md")
@@ -68,7 +80,13 @@ def test_the_card_tells_command_and_metrics(kind: str, request: pytest.FixtureRe
 def test_a_trained_prior_is_a_folder_for_the_hub(tiny_prior: Path, tiny_tokenizer: Path) -> None:
     assert names_in(tiny_prior) == MODEL | RUN | {"sample.png", "tokens.json"}
     config = Prior.from_pretrained(tiny_prior).config
-    assert config.tokenizer_id == str(tiny_tokenizer)
+    # Nothing of what is pushed tells of this machine's folders.
+    assert config.tokenizer_id == tiny_tokenizer.name
+    assert str(tiny_tokenizer.parent) not in (tiny_prior / "config.json").read_text()
+    assert (
+        "`tokenizer` (a folder beside it, not known to be on the Hub)"
+        in (tiny_prior / "README.md").read_text()
+    )
     assert config.tokenizer_fingerprint == Tokenizer.from_pretrained(tiny_tokenizer).fingerprint()
     assert (config.codebook_size, config.grid, config.dim) == (32, (8, 8), 24)
     assert config.class_names == EMOJI

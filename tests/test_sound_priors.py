@@ -3,7 +3,6 @@
 Left out: what windows hold (test_windows.py), and a real tokenizer.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from running import MODEL, TINY_PRIOR, Script, as_a_new_process, assert_refused, names_in, read
 from test_windows import INFO
+from whole_runs import rows_of
 
 from pipelines.evaluation import evaluate_prior
 from pipelines.options import PriorSize, PriorTraining
@@ -102,10 +102,7 @@ def test_a_resume_learns_the_same_windows(
         script("train_prior", "small", *words, "--max-steps", 6, "--output", tmp_path / "b")
     resume = tmp_path / "b" / "checkpoints" / "step-3"
     script("train_prior", "small", *words, "--max-steps", 6, "--output", tmp_path / "b", "--resume", resume)
-    rows = [
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in "ab"
-    ]
+    rows = [rows_of(tmp_path / run) for run in "ab"]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [1, 2, 3, 4, 5, 6, 6]
 
 

@@ -22,6 +22,7 @@ import torch
 from running import ROOT, TINY_PRIOR, TINY_TOKENIZER, Finished, Script, environment, names_in, without_plots
 from safetensors.torch import load_file
 from torch import nn
+from whole_runs import rows_of
 
 from pipelines import token_plan, train_tokenizer
 from pipelines.made_data import picture_table
@@ -213,14 +214,11 @@ def more(
         ("train_prior", *prior, "--output", folder / "other-prior", "--tokens", folder / "tokens-PROCESS"),
         ("encode_dataset", "--tokenizer", folder / "tokenizer-PROCESS", "--output", folder / "other-tokens"),
         ("train_tokenizer", *TRAIN, "--output", folder / "left-out", "--skip-non-finite", 1),
+        ("sample", "--prior", folder / "prior", "--output", folder / "samples"),
     ]
     (folder / "several.py").write_text(SEVERAL)
     words = json.dumps([[str(word) for word in script] for script in scripts])
     return More(folder, prior, launch(folder / "several.py", words, BLOCK))
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_two_processes_really_ran(two: Path) -> None:
@@ -237,8 +235,8 @@ def test_two_processes_learn_what_one_learns(one: Path, two: Path) -> None:
 
 
 def test_two_processes_log_once_and_the_same(one: Path, two: Path) -> None:
-    assert [row["step"] for row in rows(two)] == [row["step"] for row in rows(one)] == [1, 2, 3, 3]
-    for expected, found in zip(rows(one), rows(two), strict=True):
+    assert [row["step"] for row in rows_of(two)] == [row["step"] for row in rows_of(one)] == [1, 2, 3, 3]
+    for expected, found in zip(rows_of(one), rows_of(two), strict=True):
         assert found == {key: pytest.approx(value, abs=1e-3, rel=1e-3) for key, value in expected.items()}
 
 
@@ -284,7 +282,7 @@ def test_a_step_that_one_process_cannot_take_is_left_out_by_both(
     more: More, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "step 2: the loss commitment, " in more.finished.err and "left out" in more.finished.err
-    assert rows(more.folder / "left-out")[-1]["step"] == 3
+    assert rows_of(more.folder / "left-out")[-1]["step"] == 3
     monkeypatch.setattr(train_tokenizer, "losses_of", spoilt(train_tokenizer.losses_of))
     with without_plots():
         script("train_tokenizer", *TRAIN, "--output", tmp_path, "--skip-non-finite", 1)
@@ -324,4 +322,12 @@ def test_mistakes_end_both_processes(more: More) -> None:
         "encode_dataset ended with 2": 4,
         "train_tokenizer ended with 2": 12,
         "train_prior ended with 2": 2,
+        "sample ended with 2": 2,
     }
+
+
+def test_several_processes_do_not_draw_the_same_samples(more: More) -> None:
+    for who in ("Error", "Error (process 1)"):
+        assert f"{who}: samples are drawn by one process" in more.finished.err
+    assert "start it by python pipelines/sample.py" in more.finished.err
+    assert not (more.folder / "samples").exists()

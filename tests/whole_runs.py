@@ -10,9 +10,14 @@ from typing import Any
 
 from pipelines.checkpoints import list_checkpoints
 
+# What differs between equal runs: they take other times.
+SPEED = "train/items_per_second"
+
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The rows of a run's log, without `SPEED`."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != SPEED} for row in rows]
 
 
 def stopped_at(step: int, whole: Path, folder: Path) -> Path:
@@ -52,5 +57,6 @@ def _files(folder: Path) -> dict[str, bytes]:
     found = {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.name != ".lock"}
     for name in found.keys() & {"README.md", "command.txt"}:
         found[name] = found[name].replace(str(folder).encode(), b"FOLDER")
+    found["metrics.jsonl"] = json.dumps(rows_of(folder)).encode()
     found["run.json"] = b""  # of the last life, which may have had other words
     return found
