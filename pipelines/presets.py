@@ -64,6 +64,7 @@ def _digits_small() -> TokenizerTraining:
     return TokenizerTraining(
         max_steps=400,
         warmup_steps=30,
+        checkpoint_every=200,
         data=DataConfig(path="embedded:digits"),
         model=TokenizerConfig(
             modality=ImageConfig(

@@ -178,9 +178,7 @@ def require_same_data(folder: Path, resumed: bool, record: Mapping[str, Any]) ->
             )
         return
     if resumed:
-        logger.warning(
-            "%s does not know its data, as it is of an older release: nothing compares them", folder
-        )
+        logger.warning("%s is of an older release and does not know its data: nothing compares them", folder)
     text = json.dumps(record, indent=2) + "\n"
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 

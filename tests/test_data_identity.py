@@ -12,16 +12,7 @@ import pytest
 from pictures_on_disk import load, write
 from running import TINY_TOKENIZER, Script, assert_refused, read, without_plots
 
-WORDS = (
-    "emoji",
-    *TINY_TOKENIZER,
-    "--batch-size",
-    4,
-    "--model.bottleneck.kmeans-steps",
-    1,
-    "--tracker",
-    "none",
-)
+WORDS = ("emoji", *TINY_TOKENIZER, "--batch-size", 4, "--model.bottleneck.kmeans-steps", 1)
 
 
 @pytest.fixture
@@ -33,10 +24,8 @@ def plotless() -> Iterator[None]:
 @pytest.fixture
 def run(script: Script, tmp_path: Path, plotless: None) -> tuple[Path, Path]:
     """Pictures, and a run of two steps on them."""
-    data, output = (
-        write(tmp_path / "zoo", [f"{c}/{i}.png" for c in ("a", "b") for i in range(6)]),
-        tmp_path / "run",
-    )
+    data = write(tmp_path / "zoo", [f"{c}/{i}.png" for c in ("a", "b") for i in range(6)])
+    output = tmp_path / "run"
     script("train_tokenizer", *WORDS, "--max-steps", 2, "--data.path", data, "--output", output)
     return data, output
 
