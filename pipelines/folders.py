@@ -29,12 +29,19 @@ from pipelines.sources import (
     warn_ignored,
     wrong_kind,
 )
-from pipelines.table_sources import EMBEDDED, read_embedded, read_hub, read_parquet
+from pipelines.table_sources import EMBEDDED, is_saved, read_embedded, read_hub, read_parquet, read_saved
 
 logger = logging.getLogger(__name__)
 
 # So many files that are left out are named; of more only their number is said.
 FEW = 3
+_UNPACK = "unpack it into a folder, as by `mkdir DIR && {} FILE{}`, and give that"
+# Archives, such as those of WebDataset, are not looked into.
+ARCHIVES = {
+    **dict.fromkeys((".tar", ".tgz", ".gz", ".bz2", ".xz"), _UNPACK.format("tar -xf", " -C DIR")),
+    ".zip": _UNPACK.format("unzip -d DIR", ""),
+    **dict.fromkeys((".7z", ".rar"), _UNPACK.format("7z x -oDIR", "")),
+}
 
 
 def find_sources(config: DataConfig, kind: Kind) -> Found:
@@ -46,6 +53,8 @@ def find_sources(config: DataConfig, kind: Kind) -> Found:
         return read_embedded(config, kind)
     path = Path(config.path).expanduser()
     if path.is_dir():
+        if is_saved(path):
+            return read_saved(config, kind, path)
         names = walk(path)
         items = [n for n in names if n.lower().endswith(kind.suffixes)]
         tables = [n for n in names if n.lower().endswith(".parquet")]
@@ -67,7 +76,8 @@ def find_sources(config: DataConfig, kind: Kind) -> Found:
         return read_folder(config, kind, path, items, [n for n in names if n not in taken])
     if path.is_file():
         if path.suffix.lower() != ".parquet":
-            raise ValueError(f"{path}: is one file, expected a folder or a .parquet file; give its folder")
+            fix = ARCHIVES.get(path.suffix.lower(), "give its folder")
+            raise ValueError(f"{path}: is one file, expected a folder or a .parquet file; {fix}")
         return read_parquet(config, kind, path.parent, [path.name])
     if target := broken_link(path):
         raise ValueError(f"{path}: is a link to {target}, which is not there; check --data.path")
@@ -222,8 +232,8 @@ def left_out(
     rest = [n for n in others if n not in read]
     suffixes = Counter(os.path.splitext(n)[1].lower() for n in rest)
     for suffix, count in suffixes.most_common():
-        if suffix in kind.unreadable:
-            words.append(f"{count} {suffix} ({kind.unreadable[suffix]})")
+        if fix := (kind.unreadable.get(suffix) or ARCHIVES.get(suffix)):
+            words.append(f"{count} {suffix} ({fix})")
         elif count <= FEW:
             words += [shown(n) for n in rest if os.path.splitext(n)[1].lower() == suffix]
         else:

@@ -52,7 +52,8 @@ class SampleOptions:
     num: int = 16
     """Samples, per label if there are labels."""
     label: Annotated[tuple[str, ...], NOTHING] = ()
-    """Class names (or numbers), each a row of the sheet; `all` is every class. Left out: no class."""
+    """Class names (or numbers), each a row of the sheet; `all` is every class, or the one of that name if there
+    is one; "*" is every class in any case. Left out: no class."""
     interpolate: Annotated[tuple[str, ...], NOTHING] = ()
     """Two classes: each of --num rows goes from one to the other, all of a row with the same chance."""
     temperature: float = 1.0
@@ -143,9 +144,7 @@ def main() -> None:
 
 def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[Drawn]:
     """`num` samples of each label."""
-    labels = prior.config.class_names if options.label == ("all",) else options.label
-    if options.label == ("all",) and not labels:
-        raise ValueError("--label all: this prior has no classes")
+    labels = wanted_labels(options.label, prior.config.class_names)
     indices = [label_number(prior, label) for label in labels] or [-1]
     unnamed = "no class" if prior.config.class_names else "samples"
     names = [prior.config.class_names[i] if i >= 0 else unnamed for i in indices]
@@ -210,6 +209,15 @@ def draw_codes(
 def decoded(tok: Tokenizer, codes: Tensor) -> Tensor:
     """codes (B, K, *grid) → (B, C, *size): pictures of the size trained on, sound of the codes' length."""
     return tok.decode(codes, None if tok.modality.sample_rate else tok.modality.size)
+
+
+def wanted_labels(label: tuple[str, ...], class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes that --label names. `ValueError` for every class of none."""
+    if label == ("*",) or (label == ("all",) and "all" not in class_names):
+        if not class_names:
+            raise ValueError(f"--label {label[0]}: this prior has no classes")
+        return class_names
+    return label
 
 
 def label_number(prior: Prior, label: str) -> int:

@@ -3,9 +3,11 @@
 Left out: pictures and sound stored as nested lists of numbers.
 """
 
+import errno
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -35,6 +37,9 @@ from pipelines.table_rows import Rows
 EMBEDDED = "embedded:"
 CREDIT = " The data and their licence: pipelines/embedded/LICENSES.md of tokenloom."
 LABEL_NAMES = ("label", "labels")
+# Parquet files of so many bytes, uncompressed, are read into memory; `datasets` copies larger ones to its
+# cache once, and maps them from there.
+IN_MEMORY = 1 << 30
 
 
 def credit(path: str) -> str:
@@ -73,13 +78,58 @@ def read_parquet(config: DataConfig, kind: Kind, root: Path, names: list[str]) -
         chosen = _files_of_splits(config, root, names)
     paths = {k: [str(root / n) for n in v] for k, v in chosen.items()}
     problem = f"{config.path}: cannot be read as Parquet files with the same columns"
-    splits = _load_dataset(problem, "parquet", data_files=paths)
-    tables = {k: _to_table(v, config.limit, config.path) for k, v in splits.items()}
+    if _bytes_of(paths, problem) <= IN_MEMORY:
+        tables = {k: _read_tables(v, problem) for k, v in paths.items()}
+    else:
+        splits = _load_dataset(problem, "parquet", data_files=paths)
+        tables = {k: _to_table(v, config.limit, config.path) for k, v in splits.items()}
     name = Path(names[0]).stem if len(names) == 1 else root.resolve().name
     folder = Path(os.path.abspath(root))
     found = _from_tables(config, kind, name, tables["train"], tables.get("test"), (folder,))
     taken = {n for some in chosen.values() for n in some}
     return replace(found, left_out=tuple(n for n in names if n not in taken))
+
+
+def _bytes_of(paths: Mapping[str, Sequence[str]], problem: str) -> int:
+    """What Parquet files take in memory, by what they say themselves."""
+    try:
+        files = [pq.read_metadata(path) for some in paths.values() for path in some]
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{problem} ({error})") from error
+    return sum(f.row_group(i).total_byte_size for f in files for i in range(f.num_row_groups))
+
+
+def _read_tables(paths: Sequence[str], problem: str) -> pa.Table:
+    try:
+        # partitioning: a folder called a=1 makes no column. A column that a file lacks is empty there, as
+        # `datasets` has it.
+        tables = [pq.read_table(path, partitioning=None) for path in paths]
+        return pa.concat_tables(tables, promote_options="default")
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{problem} ({error})") from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote a folder."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def read_saved(config: DataConfig, kind: Kind, root: Path) -> Found:
+    """A folder that `save_to_disk` of `datasets` wrote, of one split or of several."""
+    import datasets
+
+    warn_ignored(config, "a saved data set", "config", "streaming")
+    try:
+        loaded = datasets.load_from_disk(str(root))
+    except Exception as error:  # as in _load_dataset
+        raise ValueError(
+            f"{config.path}: cannot be read as what save_to_disk wrote ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(loaded, datasets.DatasetDict):
+        warn_ignored(config, "a saved data set of one split", "split", "test_split")
+        table = _to_table(loaded, config.limit, config.path)
+        return _from_tables(config, kind, root.resolve().name, table, None, (root.resolve(),))
+    return _from_splits(config, kind, root.resolve().name, loaded, (root.resolve(),))
 
 
 def _files_of_splits(config: DataConfig, root: Path, names: list[str]) -> dict[str, list[str]]:
@@ -104,14 +154,25 @@ def read_hub(config: DataConfig, kind: Kind) -> Found:
         "check the name, --data.config and the network"
     )
     splits = _load_dataset(problem, config.path, name=config.config, streaming=config.streaming)
+    return _from_splits(config, kind, config.path, splits, _folders_of_hub(config), remote=True)
+
+
+def _from_splits(
+    config: DataConfig,
+    kind: Kind,
+    name: str,
+    splits: Mapping[str, Any],
+    folders: tuple[Path, ...],
+    remote: bool = False,
+) -> Found:
+    """Those of the splits of `datasets` that are to be trained on and held out."""
     split, held_out = choose_splits(config, splits, config.path)
     if split is None:
         known = ", ".join(sorted(splits))
         raise ValueError(f"{config.path}: no split {config.split!r}; there are: {known} (--data.split)")
     tables = [_to_table(splits[s], config.limit, config.path) if s else None for s in (split, held_out)]
-    folders = _folders_of_hub(config)
-    found = _from_tables(config, kind, config.path, tables[0], tables[1], folders, remote=True)
-    left = tuple(f"split {name}" for name in splits if name not in (split, held_out))
+    found = _from_tables(config, kind, name, tables[0], tables[1], folders, remote)
+    left = tuple(f"split {other}" for other in splits if other not in (split, held_out))
     return replace(found, held_out_from=f"split {held_out}" if held_out else "", left_out=left)
 
 
@@ -143,7 +204,11 @@ def _load_dataset(problem: str, path: str, **options: Any) -> dict[str, Any]:
                 f"{path}: `datasets` cannot copy loose sound files without torchcodec; add --data.streaming "
                 "--data.limit N, or download the data set and give its folder"
             ) from error
-        raise ValueError(f"{problem} ({type(cause).__name__}: {cause})") from error
+        place = " `datasets` copies it to its cache: set HF_HOME to a folder that can be written to."
+        unwritable = isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC)
+        raise ValueError(
+            f"{problem} ({type(cause).__name__}: {cause}){'.' + place if unwritable else ''}"
+        ) from error
 
 
 def _to_table(split: Any, limit: int | None, where: str) -> pa.Table:

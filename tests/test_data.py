@@ -15,6 +15,7 @@ import torch
 from pictures_on_disk import ANY_SIZE, FIT, contents, folder_of, load, png, write
 from PIL import Image
 
+from pipelines import table_sources
 from pipelines.data import (
     DataConfig,
     batches,
@@ -151,7 +152,7 @@ def test_parquet_file_of_another_writer(tmp_path: Path) -> None:
     assert splits.class_names == ("a", "b") and splits.name == "x-test"
     np.testing.assert_array_equal(splits.train.labels, [1, 0, -1, 1, 0, 0])
     assert splits.train.x(3).numpy().tobytes() == FIT(Image.open(BytesIO(png(3)))).tobytes()
-    assert set(tmp_path.iterdir()) == {path, tmp_path / "cache"}
+    assert set(tmp_path.iterdir()) == {path}
     assert len(load(path, limit=2, valid_fraction=0).train) == 2
 
 
@@ -180,6 +181,69 @@ def test_tables_of_splits_in_any_case_and_of_those_that_are_not_taken(
     assert (
         "3 pictures to train on, 3 held out (a split of its own); left out: dev-00000.parquet" in caplog.text
     )
+
+
+def test_parquet_files_are_not_copied_into_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    path = write_table(tmp_path / "set" / "train-0.parquet", range(5), label=[*"abaab"])
+    write_table(tmp_path / "set" / "test-0.parquet", range(5, 8), label=[*"aba"])
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "a file")
+    splits = load(path.parent)
+    assert (len(splits.train), len(splits.held_out), splits.class_names) == (5, 3, ("a", "b"))
+    monkeypatch.setattr(table_sources, "IN_MEMORY", 10)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert load(path.parent).digest() == splits.digest()
+    assert (tmp_path / "cache").is_dir()
+    write_table(tmp_path / "set" / "train-1.parquet", range(8, 10))
+    for limit in (10, 1 << 30):  # a column that one of the files lacks
+        monkeypatch.setattr(table_sources, "IN_MEMORY", limit)
+        labels = load(path.parent).train.labels
+        assert labels is not None and labels.tolist() == [0, 1, 0, 0, 1, -1, -1]
+    write_table(tmp_path / "set" / "train-2.parquet", range(10, 12), label=[[1], [2]])
+    for limit in (10, 1 << 30):
+        monkeypatch.setattr(table_sources, "IN_MEMORY", limit)
+        with pytest.raises(ValueError, match="set: cannot be read as Parquet files with the same columns"):
+            load(path.parent)
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/cache")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr(table_sources, "IN_MEMORY", 10)
+    with pytest.raises(ValueError, match=r"Permission denied.*set HF_HOME to a folder"):
+        load(write_table(tmp_path / "a.parquet", range(3)))
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_data_sets_saved_to_disk(several: bool, tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(4)], "label": [0, 1, 0, 1]}
+    one = datasets.Dataset.from_dict(rows, features=features)
+    saved = datasets.DatasetDict(train=one, dev=one.select([0])) if several else one
+    saved.save_to_disk(tmp_path / "saved")
+    splits = load(tmp_path / "saved", **({} if several else {"valid_fraction": 0}))
+    assert splits.class_names == ("x", "y") and splits.name == "saved"
+    assert (len(splits.train), len(splits.held_out)) == (4, int(several))
+    (tmp_path / "saved" / ("dataset_dict.json" if several else "state.json")).write_text("{")
+    with pytest.raises(ValueError, match="saved: cannot be read as what save_to_disk wrote"):
+        load(tmp_path / "saved")
+
+
+def test_archives_are_named_with_the_way_to_unpack_them(tmp_path: Path) -> None:
+    (tmp_path / "0001.tar").touch()
+    (tmp_path / "more.zip").touch()
+    with pytest.raises(ValueError, match=r"it holds 1 \.tar \(unpack it .*tar -xf.*1 \.zip \(.*unzip"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"0001\.tar: is one file.*unpack it into a folder"):
+        load(tmp_path / "0001.tar")
 
 
 @pytest.mark.usefixtures("hub_cache")

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from running import EMOJI, Script, assert_refused, names_in, size_of
 
+from pipelines.sample import wanted_labels
 from prior import Prior
 
 
@@ -27,6 +28,14 @@ def samples(script: Script, tiny_prior: Path, workspace: Path) -> Path:
 def pixels(path: Path) -> bytes:
     with Image.open(path) as image:
         return image.tobytes()
+
+
+def test_a_class_called_all_can_be_drawn() -> None:
+    assert wanted_labels(("all",), ("a", "b")) == wanted_labels(("*",), ("a", "b")) == ("a", "b")
+    assert wanted_labels(("all",), ("all", "b")) == ("all",)
+    assert wanted_labels(("*",), ("all", "b")) == ("all", "b") and wanted_labels((), ("a",)) == ()
+    with pytest.raises(ValueError, match=r"--label \*: this prior has no classes"):
+        wanted_labels(("*",), ())
 
 
 def test_all_labels_give_a_row_each(samples: Path) -> None:
