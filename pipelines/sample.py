@@ -52,8 +52,8 @@ class SampleOptions:
     num: int = 16
     """Samples, per label if there are labels."""
     label: Annotated[tuple[str, ...], NOTHING] = ()
-    """Class names (or numbers), each a row of the sheet; `all` is every class, or the one of that name if there
-    is one; "*" is every class in any case. Left out: no class."""
+    """Class names (or numbers), each a row of the sheet; `all` is every class, or the one of that name if
+    there is one; "*" is every class in any case. Left out: no class."""
     interpolate: Annotated[tuple[str, ...], NOTHING] = ()
     """Two classes: each of --num rows goes from one to the other, all of a row with the same chance."""
     temperature: float = 1.0
