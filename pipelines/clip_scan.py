@@ -4,11 +4,16 @@ Left out: what is done with clips afterwards (clips.py).
 """
 
 import logging
+from collections.abc import Mapping
+from importlib.metadata import version
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.clips import ClipScan
+from pipelines.decoded import Decoded, keys_of
 from pipelines.scanning import digest, listed, look_at_all, reason
 from pipelines.sources import SOUND, Source
 from tokenizer.modalities import Modality
@@ -17,13 +22,44 @@ from tokenizer.modalities.files.sounds import Sound
 logger = logging.getLogger(__name__)
 
 
-def scan_clips(source: Source, modality: Modality, cache_bytes: int) -> ClipScan:
+def scan_clips(
+    source: Source, modality: Modality, cache_bytes: int, place: str = "", rules: str = ""
+) -> ClipScan:
     """Look at every clip once: hash its bytes, look at its header and end, and decode all if they fit into
-    `cache_bytes`.
+    `cache_bytes`. The next start finds what was seen (`decoded.py`), by `place`, which says where the data
+    lie, and `rules`, which say how they are decoded.
 
     modality: has the `sample_rate`, the channels and the crop (its size). Raises `ValueError` if not one clip
     is readable.
     """
+    keys = keys_of(source, "looking for sound")
+    before = Decoded(place, f"{version('soundfile')} {cache_bytes} {rules}", keys)
+    found = before.find()
+    tables, reasons = found or _look_at(source, modality, cache_bytes)
+    if found is None:
+        before.keep(tables, reasons, always="x" not in tables)
+    rows = np.delete(np.arange(len(source)), list(reasons))
+    _report(source, rows, reasons, tables["peaks"].numpy(), tables["loudest"].numpy())
+    lengths, digests = tables["lengths"].numpy(), tables["digests"].numpy().view(np.uint64)
+    skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
+    return ClipScan(
+        *(source, modality.sample_rate, modality.channels, modality.size[0]),
+        *(lengths, _starts(lengths, modality.channels), tables.get("x")),
+        *(rows, digests[rows], skipped),
+    )
+
+
+def _starts(lengths: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
+    """Where clips of these `lengths` (n,) begin, end to end."""
+    starts: NDArray[np.int64] = np.cumsum(lengths * channels) - lengths * channels
+    return starts
+
+
+def _look_at(
+    source: Source, modality: Modality, cache_bytes: int
+) -> tuple[dict[str, Tensor], dict[int, str]]:
+    """Of every clip, (n,): `lengths` in samples, `digests`, the `loudest` value of its file, and the peak of
+    what was decoded; `x`, all samples end to end, if they fit. And why some cannot be read."""
     count, rate, channels = len(source), modality.sample_rate, modality.channels
     lengths, digests = np.zeros(count, np.int64), np.zeros(count, np.uint64)
     reasons: dict[int, str] = {}
@@ -40,8 +76,7 @@ def scan_clips(source: Source, modality: Modality, cache_bytes: int) -> ClipScan
             reasons[i] = reason(source.id(i), error)
 
     look_at_all(look, range(count), "looking at sound")
-    starts = np.cumsum(lengths * channels) - lengths * channels
-    total = int(lengths.sum()) * channels
+    starts, total = _starts(lengths, channels), int(lengths.sum()) * channels
     cache = torch.empty(total) if total * 4 <= cache_bytes else None
 
     def decode(i: int) -> None:
@@ -57,8 +92,20 @@ def scan_clips(source: Source, modality: Modality, cache_bytes: int) -> ClipScan
 
     if cache is not None:
         look_at_all(decode, [i for i in range(count) if i not in reasons], "reading sound")
-    rows = np.delete(np.arange(count), list(reasons))
-    skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
+    arrays = {"lengths": lengths, "digests": digests.view(np.int64), "peaks": peaks, "loudest": loudest}
+    tables = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return tables if cache is None else tables | {"x": cache}, reasons
+
+
+def _report(
+    source: Source,
+    rows: NDArray[np.int64],
+    reasons: Mapping[int, str],
+    peaks: NDArray[np.float32],
+    loudest: NDArray[np.float32],
+) -> None:
+    """Say what is skipped, silent or too loud; `ValueError` if no clip is left."""
+    count, skipped = len(source), [(source.id(i), reasons[i]) for i in sorted(reasons)]
     if not len(rows):
         raise ValueError(
             f"no sound can be read; {listed(skipped, count, SOUND)}"
@@ -74,6 +121,3 @@ def scan_clips(source: Source, modality: Modality, cache_bytes: int) -> ClipScan
         most = int(rows[loudest[rows].argmax()])
         text = "%d of %d sound files hold values beyond [-1, 1], which are clamped; the largest is %g, in %s"
         logger.warning(text, clamped, len(rows), loudest[most], source.id(most))
-    return ClipScan(
-        source, rate, channels, modality.size[0], lengths, starts, cache, rows, digests[rows], skipped
-    )

@@ -116,12 +116,14 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
         raise ValueError(f"there are no data for modality {modality.name!r}; known: {', '.join(KINDS)}")
 
     def look(source: Source) -> Scan | ClipScan:
-        if kind is SOUND:
-            warn_ignored(config, "sound", "max_megapixels")
-            return scan_clips(source, modality, cache_bytes)
         path = os.path.abspath(os.path.expanduser(config.path))
         place = path if os.path.exists(path) else config.path  # the name of embedded data, or of the Hub's
-        return scan(source, modality.fit, cache_bytes, place, config.max_megapixels)
+        place += "" if source is found.train else " (held out)"
+        rules = f"{type(modality).__qualname__} {modality.preprocessor_config()}"
+        if kind is SOUND:
+            warn_ignored(config, "sound", "max_megapixels")
+            return scan_clips(source, modality, cache_bytes, place, rules)
+        return scan(source, modality.fit, cache_bytes, place, rules, config.max_megapixels)
 
     found = find_sources(config, kind)
     by_content = found.held_out is None and config.valid_fraction > 0

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipelines.decoded import Decoded, keys_of
 from pipelines.examples import Examples, Fit, Open, fitted
 from pipelines.named_warnings import named_warnings
 from pipelines.scanning import Skip, digest, listed, look_at_all, reason
 from pipelines.sources import PICTURES, Source
-from pipelines.verdicts import NO_KEY, Verdicts, key_of_file, verdicts_of
+from pipelines.verdicts import NO_KEY, Verdicts, verdicts_of
 from tokenizer.modalities.files.pictures import READER, open_picture
 
 logger = logging.getLogger(__name__)
@@ -49,14 +50,16 @@ def scan(
     fit: Fit,
     cache_bytes: int,
     place: str = "",
+    rules: str = "",
     max_megapixels: float | None = None,
 ) -> Scan:
     """Decode every example once, and keep all if they fit into `cache_bytes`: what can be decoded is
     readable, however large the set is.
 
-    A larger set is not decoded again at the next start: what was found of it is kept (`verdicts.py`) by
-    `place`, which says where the data lie. max_megapixels: as `open_picture` takes it. Raises `ValueError`
-    if not one example is readable, or if `fit` gives them different shapes.
+    Nothing is decoded again at the next start: pixels (`decoded.py`), or of a larger set what was found of it
+    (`verdicts.py`), are kept by `place`, which says where the data lie, and `rules`, which say what `fit`
+    does. max_megapixels: as `open_picture` takes it. Raises `ValueError` if not one example is readable, or
+    if `fit` gives them different shapes.
     """
     open_ = partial(open_picture, max_megapixels=max_megapixels)
     # Pillow finds its formats on first use, and two threads that do so at once can miss some.
@@ -64,13 +67,15 @@ def scan(
     count = len(source)
     with named_warnings(open_) as open_named:
         shape = _first_shape(source, fit, open_named)
-        cached = count * int(np.prod(shape)) <= cache_bytes
-        cache = torch.empty((count, *shape), dtype=torch.uint8) if cached else None
-        if cache is None:
-            reader = f"{READER} {PIL.__version__} {max_megapixels or Image.MAX_IMAGE_PIXELS}"
-            digests, reasons = _look_through(source, open_named, verdicts_of(place, reader))
+        reader = f"{READER} {PIL.__version__} {max_megapixels or Image.MAX_IMAGE_PIXELS}"
+        keys = keys_of(source, "looking for pictures")
+        cache: Tensor | None = None
+        if count * int(np.prod(shape)) > cache_bytes:
+            digests, reasons = _look_through(source, keys, open_named, verdicts_of(place, reader))
         else:
-            digests, reasons = _decode_all(source, fit, open_named, cache)
+            cache, digests, reasons = _decoded(
+                source, fit, open_named, shape, Decoded(place, f"{reader} {rules}", keys)
+            )
     rows = np.delete(np.arange(count), list(reasons))
     skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
     if skipped:
@@ -78,6 +83,19 @@ def scan(
     if not len(rows):
         raise ValueError(f"no picture can be read; {listed(skipped, count, PICTURES)}")
     return Scan(source, fit, shape, cache, rows, digests[rows], skipped, open_)
+
+
+def _decoded(
+    source: Source, fit: Fit, open_: Open, shape: tuple[int, ...], before: Decoded
+) -> tuple[Tensor, NDArray[np.uint64], dict[int, str]]:
+    """Pixels (n, C, H, W) uint8, digests (n,), and why rows were left out: as decoded before, or anew."""
+    if (found := before.find()) is not None:
+        tables, reasons = found
+        return tables["x"], tables["digests"].numpy().view(np.uint64), reasons
+    cache = torch.empty((len(source), *shape), dtype=torch.uint8)
+    digests, reasons = _decode_all(source, fit, open_, cache)
+    before.keep({"x": cache, "digests": torch.from_numpy(digests.view(np.int64))}, reasons)
+    return cache, digests, reasons
 
 
 def _decode_all(
@@ -102,19 +120,9 @@ def _decode_all(
 
 
 def _look_through(
-    source: Source, open_: Open, verdicts: Verdicts
+    source: Source, keys: NDArray[np.uint64], open_: Open, verdicts: Verdicts
 ) -> tuple[NDArray[np.uint64], dict[int, str]]:
     """Decode each row of which nothing is known yet; digests (n,), and why rows were left out."""
-    keys = np.zeros(len(source), np.uint64)
-
-    def see(i: int) -> None:
-        try:
-            raw = source.raw(i)
-            keys[i] = digest(raw) if isinstance(raw, bytes) else key_of_file(raw)
-        except (ValueError, OSError):
-            keys[i] = NO_KEY  # looked at again, which tells what is wrong
-
-    look_at_all(see, range(len(source)), "looking for pictures")
     known, digests, reasons = verdicts.find(keys)
     if known.any():
         logger.info("%d of %d pictures were looked at before", known.sum(), len(source))
