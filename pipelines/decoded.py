@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 # Bytes: what is smaller is decoded anew in a second or so, and all sets together take at most so much, of
 # which the oldest go.
 WORTH, MOST = 1 << 24, 4 << 30
+# What is being written, by path.
+_writing: dict[Path, Thread] = {}
 
 
 def keys_of(source: Source, title: str) -> NDArray[np.uint64]:
@@ -59,7 +62,11 @@ class Decoded:
 
     def find(self) -> tuple[dict[str, Tensor], dict[int, str]] | None:
         """What was kept, if it is of these very examples."""
-        if self._path is None or not self._path.exists():
+        if self._path is None:
+            return None
+        if (writing := _writing.pop(self._path, None)) is not None:
+            writing.join()
+        if not self._path.exists():
             return None
         try:
             tables = load_file(self._path)
@@ -72,20 +79,27 @@ class Decoded:
             return None
 
     def keep(self, tables: Mapping[str, Tensor], reasons: Mapping[int, str], always: bool = False) -> None:
-        """Keep what was decoded, if it is so much that this is worth it, or `always`; one log line if it
-        cannot be written."""
+        """Keep what was decoded, if it is so much that this is worth it, or `always`. It is written while the
+        caller goes on, who must not change it; one log line if it cannot be."""
         size = sum(table.nbytes for table in tables.values())
         is_main = not dist.is_initialized() or dist.get_rank() == 0
         if self._path is None or not is_main or not (size >= WORTH or always) or size > MOST:
             return
         text = np.frombuffer(json.dumps(dict(reasons)).encode(), np.uint8)
         own = {"keys": torch.from_numpy(self._keys.view(np.int64)), "reasons": torch.from_numpy(text.copy())}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _make_room(self._path, size)
-            write_atomically(self._path, lambda path: save_file({**tables, **own}, path))
-        except (OSError, SafetensorError) as error:
-            logger.info("%s: cannot be written (%s); the next start decodes all again", self._path, error)
+        # The process waits for the thread when it ends.
+        thread = Thread(target=_write, args=(self._path, {**tables, **own}, size), name="keep decoded data")
+        _writing[self._path] = thread
+        thread.start()
+
+
+def _write(path: Path, tables: dict[str, Tensor], size: int) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(path, size)
+        write_atomically(path, lambda beside: save_file(tables, beside))
+    except (OSError, SafetensorError) as error:
+        logger.info("%s: cannot be written (%s); the next start decodes all again", path, error)
 
 
 def _make_room(path: Path, size: int) -> None:
