@@ -94,7 +94,7 @@ def make_broken_parquet(folder: Path) -> Path:
 BAD_DATA: list[tuple[Callable[[Path], Path], tuple[str, ...]]] = [
     (make_missing, ("no such file or folder", "--data.path")),
     (make_empty, ("no pictures", "--data.path")),
-    (make_texts, ("no pictures", "1 other files")),
+    (make_texts, ("no pictures", "it holds notes.txt")),
     (make_unreadable, ("no picture can be read", "lie.png", "skipped 1 of 1")),
     (make_file, ("is one file", "give its folder")),
     (make_sound, ("holds 1 sound files", "expected pictures", "preset")),

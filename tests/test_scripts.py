@@ -30,7 +30,7 @@ RUN = {"run.json", "command.txt", "metrics.jsonl", "loss.png", "checkpoints", "l
 
 def test_a_trained_tokenizer_is_a_folder_for_the_hub(tiny_tokenizer: Path) -> None:
     pictures = {"reconstructions.png", "codebook.png", "sample.png"}
-    assert names_in(tiny_tokenizer) == MODEL | RUN | pictures
+    assert names_in(tiny_tokenizer) == MODEL | RUN | {"data.json"} | pictures
     assert all(min(size_of(tiny_tokenizer / name)) > 50 for name in (*pictures, "loss.png"))
     assert list((tiny_tokenizer / "logs").glob("**/events.out.tfevents*"))
     tok = Tokenizer.from_pretrained(tiny_tokenizer)
@@ -107,7 +107,7 @@ def test_training_beats_its_beginning(tiny_prior: Path) -> None:
 
 
 def test_a_vae_measures_its_elbo(tiny_vae: Path) -> None:
-    assert names_in(tiny_vae) == MODEL | RUN | {"reconstructions.png", "sample.png"}
+    assert names_in(tiny_vae) == MODEL | RUN | {"data.json", "reconstructions.png", "sample.png"}
     metrics = read(tiny_vae / "metrics.json")
     names = {"psnr", "ssim", "l1", "l2", "negative_elbo_nats", "bits_per_dim", "kl_nats"}
     assert metrics.keys() == names and all(math.isfinite(value) for value in metrics.values())

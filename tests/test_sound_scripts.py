@@ -47,7 +47,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_leaves_a_model_and_things_to_hear(tiny_codec: Path) -> None:
-    run = {"run.json", "command.txt", "metrics.jsonl", "loss.png", "checkpoints", "logs"}
+    run = {"run.json", "command.txt", "data.json", "metrics.jsonl", "loss.png", "checkpoints", "logs"}
     assert names_in(tiny_codec) == MODEL | SHOWN | RATES | run | {"sample.png", "sample.wav"}
     metrics, rows = read(tiny_codec / "metrics.json"), read(tiny_codec / "rate_distortion.json")
     assert {"bitrate", "l1", "mel_distance", "stft_distance", "si_sdr", "usage", "perplexity"} < set(metrics)

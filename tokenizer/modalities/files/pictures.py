@@ -50,8 +50,8 @@ FORMATS = {
 PICTURE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 _MAGICK = "convert it, as by `magick mogrify -format png *{}` of ImageMagick"
-_HEIF = "convert it, as by `pip install pillow-heif` and its `register_heif_opener`, or by `heif-convert`"
-_RAW = "develop it to TIFF or JPEG, as by `dcraw -T`, `darktable-cli` or `pip install rawpy`"
+_HEIF = "convert it, as by `heif-convert IN.heic OUT.png` of libheif"
+_RAW = "develop it to TIFF or JPEG, as by `dcraw -T` or `darktable-cli`"
 _VECTOR = "draw it in pixels, as by `rsvg-convert IN -o OUT.png` or `inkscape --export-type=png IN`"
 _PAGES = "draw its pages in pixels, as by `pdftoppm -png IN OUT` or `gs -sDEVICE=png16m`"
 _LAYERS = "export it as one picture from the program that made it, or by `magick 'IN[0]' OUT.png`"
