@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 def scan_clips(
     source: Source, modality: Modality, cache_bytes: int, place: str = "", rules: str = ""
 ) -> ClipScan:
-    """Look at every clip once: hash its bytes, look at its header and end, and decode all if they fit into
-    `cache_bytes`. The next start finds what was seen (`decoded.py`), by `place`, which says where the data
-    lie, and `rules`, which say how they are decoded.
+    """Decode every clip once, and keep all if they fit into `cache_bytes`: what can be decoded to its end is
+    readable, however large the set is. The next start finds what was seen (`decoded.py`), by `place`, which
+    says where the data lie, and `rules`, which say how they are decoded.
 
     modality: has the `sample_rate`, the channels and the crop (its size). Raises `ValueError` if not one clip
     is readable.
@@ -90,8 +90,16 @@ def _look_at(
         except (ValueError, OSError) as error:
             reasons[i] = reason(source.id(i), error)
 
-    if cache is not None:
-        look_at_all(decode, [i for i in range(count) if i not in reasons], "reading sound")
+    def listen(i: int) -> None:
+        try:
+            with Sound(source.raw(i), rate, channels, source.id(i), report=False) as sound:
+                sound.check(whole=True)
+        except (ValueError, OSError) as error:
+            reasons[i] = reason(source.id(i), error)
+
+    # What cannot be decoded to its end is left out, whether or not the samples are kept.
+    readable = [i for i in range(count) if i not in reasons]
+    look_at_all(listen if cache is None else decode, readable, "reading sound")
     arrays = {"lengths": lengths, "digests": digests.view(np.int64), "peaks": peaks, "loudest": loudest}
     tables = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return tables if cache is None else tables | {"x": cache}, reasons

@@ -112,6 +112,21 @@ def test_sounds_are_looked_at_once(cache_bytes: int, tmp_path: Path, decodings: 
     assert len(decodings) == 2 * len(seen)
 
 
+def test_a_sound_damaged_in_its_middle_is_left_out_however_large_the_set_is(tmp_path: Path) -> None:
+    root, config = tmp_path / "sounds", AudioConfig(size=(400,))
+    root.mkdir()
+    for i in range(4):
+        noise = np.random.default_rng(i).uniform(-0.5, 0.5, 60_000)
+        soundfile.write(root / f"{i}.flac", noise, 16000)
+    data = bytearray((root / "2.flac").read_bytes())
+    data[40_000:50_000] = bytes(10_000)
+    (root / "2.flac").write_bytes(data)
+    loads = [clips(config, root, cache_bytes).train for cache_bytes in (1 << 30, 0)]
+    assert [name for name, _ in loads[0].skipped] == [name for name, _ in loads[1].skipped] == ["2.flac"]
+    ids = [[split.id(i) for i in range(len(split))] for split in loads]
+    assert ids[0] == ids[1] and "2.flac" not in ids[0]
+
+
 @pytest.mark.parametrize("spoil", ["cut", "nothing", "folder"])
 def test_a_cache_that_cannot_be_used_is_done_without(
     spoil: str, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture

@@ -110,9 +110,10 @@ class Sound:
         """The largest magnitude read so far, before clamping; 0 for formats whose values cannot exceed 1."""
         return self._decoder.peak if self._decoder.measured else 0.0
 
-    def check(self) -> None:
-        """Raise what header and last samples show; where any value may be written (floats), what all show."""
-        if not self._decoder.measured:
+    def check(self, whole: bool = False) -> None:
+        """Raise what header and last samples show; `whole`, and where any value may be written (floats), what
+        all samples show, in bounded memory and without resampling."""
+        if not (whole or self._decoder.measured):
             self.read(self.length - 1)
             return
         for start in range(0, self._decoder.frames, PIECE):
