@@ -52,6 +52,8 @@ def main() -> None:
     check_run_folder(accelerator, options)
     check_push(accelerator, options, resumed=bool(options.resume))
     info, splits = load_alike(accelerator, "the tokens", lambda: load_tokens(options), digest_of)
+    if accelerator.is_main_process:
+        logger.info("%s", found_in(options, info, splits))
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     if options.activation_checkpointing:
@@ -80,6 +82,16 @@ def load_tokens(options: PriorTraining) -> tuple[TokenInfo, dict[str, Rows]]:
     info = window_info(info, options.seconds)
     seeds = {"train": options.seed, "held_out": 0}
     return info, {name: Windows(clips, info.grid[0], seeds[name]) for name, clips in splits.items()}
+
+
+def found_in(options: PriorTraining, info: TokenInfo, splits: dict[str, Rows]) -> str:
+    """What the tokens are, in one line."""
+    train, held_out = (len(splits[name]) for name in ("train", "held_out"))
+    unit = "windows" if info.is_sound else "items"
+    classes = f" of {len(info.class_names)} classes" if info.class_names else ""
+    held = f"{held_out} held out" if held_out else "none held out"
+    codes = f"{info.codes_per_item} codes each, of {info.codebook_size} entries"
+    return f"{options.tokens}: {train} {unit}{classes} to train on, {held}; {codes}"
 
 
 def digest_of(tokens: tuple[TokenInfo, dict[str, Rows]]) -> str:
