@@ -108,8 +108,8 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
 
     A split that fits decoded into `cache_bytes` is kept so, a larger one is decoded on access; which examples
     there are does not depend on that. Held out is the test split if there is one, else
-    `config.valid_fraction` by the bytes of files. What cannot be read is skipped and reported. Raises
-    `ValueError` with the fix for data that cannot be found or used.
+    `config.valid_fraction` by content. What cannot be read is skipped and reported, and one line of the log
+    says what was found. Raises `ValueError` with the fix for data that cannot be found or used.
     """
     kind = KINDS.get(modality.name)
     if kind is None:
