@@ -76,7 +76,7 @@ TOURS = {
         results=_pictures("digits"),
     ),
     "emoji": Tour(
-        what="emoji, 6 to 15 minutes",
+        what="emoji, 4 to 15 minutes",
         folder=Path("runs/quickstart-emoji"),
         # 512 entries, not the preset's 1024: in so little time the prior gains more than the tokenizer loses.
         tokenizer=("emoji", "--model.bottleneck.codebook-size", "512"),
@@ -88,7 +88,7 @@ TOURS = {
         results=_pictures("emoji"),
     ),
     "speech": Tour(
-        what="English speech, 15 to 30 minutes",
+        what="English speech, 10 to 30 minutes",
         folder=Path("runs/quickstart-audio"),
         tokenizer=("audio-small",),
         tokenizer_steps=800,
@@ -115,8 +115,8 @@ class QuickstartOptions:
     """Options of quickstart.py."""
 
     preset: Literal["digits", "emoji", "speech"] | None = None
-    """What to learn and to draw, on 2 CPU cores: handwritten digits (2 to 4 minutes), emoji (6 to 15), or
-    English speech (15 to 30). Left out: digits."""
+    """What to learn and to draw, on 2 CPU cores: handwritten digits (2 to 4 minutes), emoji (4 to 15), or
+    English speech (10 to 30). Left out: digits."""
     modality: Literal["image", "audio"] = "image"
     """audio: the same as --preset speech."""
     output: Path | None = None
