@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,7 +193,8 @@ def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str], ot
     labels: list[NDArray[np.int64] | None] = [None] * len(groups)
     class_names: tuple[str, ...] = ()
     if config.label_column != NO_LABELS:
-        given = (metadata is not None and metadata.column is not None) and metadata.labels
+        given = metadata.labels if metadata is not None else {}
+        _report_unmatched(root, given, names)
         classes = [
             [given.get(n) for n in group] if given else [_class_of(n, start) for n in group]
             for group, start in zip(groups, prefixes, strict=True)
@@ -214,6 +215,17 @@ def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str], ot
         from_where(layout.held_out),
         left_out(kind, layout.base, left, others, metadata),
     )
+
+
+def _report_unmatched(root: Path, labels: Mapping[str, str], names: Sequence[str]) -> None:
+    """Say which labels of metadata are of no file, and how many of the files have none."""
+    if not labels:
+        return
+    if lost := sorted(labels.keys() - set(names)):
+        text = "%s: %d labels of metadata are of files that are not there, the first is %s"
+        logger.warning(text, root, len(lost), shown(lost[0]))
+    if bare := sum(name not in labels for name in names):
+        logger.warning("%s: %d of %d files have no label in metadata", root, bare, len(names))
 
 
 def from_where(folders: Sequence[str]) -> str:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources import DataConfig
+from pipelines.sources import LABEL_NAMES, DataConfig
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
-LABEL_NAMES = ("label", "labels")
 
 
 @dataclass(frozen=True)

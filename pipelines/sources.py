@@ -23,6 +23,8 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing")
 VALID_NAMES = ("validation", "valid", "val", "dev", "development", "eval", "evaluation")
 NO_LABELS = "none"
+# Columns that hold labels, where none is named.
+LABEL_NAMES = ("label", "labels")
 MAX_CLASSES = 1_000_000
 
 

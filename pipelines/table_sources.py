@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines.sources import (
     KINDS,
+    LABEL_NAMES,
     NO_LABELS,
     TEST_NAMES,
     TRAIN_NAMES,
@@ -36,7 +37,6 @@ from pipelines.table_rows import Rows
 
 EMBEDDED = "embedded:"
 CREDIT = " The data and their licence: pipelines/embedded/LICENSES.md of tokenloom."
-LABEL_NAMES = ("label", "labels")
 # Parquet files of so many bytes, uncompressed, are read into memory; `datasets` copies larger ones to its
 # cache once, and maps them from there.
 IN_MEMORY = 1 << 30

@@ -139,6 +139,17 @@ def test_labels_of_metadata(kind: str, tmp_path: Path, caplog: pytest.LogCapture
         load(root)
 
 
+def test_labels_without_files_and_files_without_labels_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write(tmp_path / "data", ["0.png", "1.png", "2.png"])
+    (root / "metadata.csv").write_text("file_name,label\n0.png,a\nimages/1.png,b\n")
+    splits = load(root, valid_fraction=0)
+    assert splits.class_names == ("a",)
+    assert "1 labels of metadata are of files that are not there, the first is images/1.png" in caplog.text
+    assert "2 of 3 files have no label in metadata" in caplog.text
+
+
 def test_metadata_of_each_split(tmp_path: Path) -> None:
     root = folders(tmp_path / "data", "train", "test")
     for split, label in {"train": "b", "test": "c"}.items():
