@@ -7,6 +7,7 @@ commit: users can then not resume theirs.
 """
 
 import contextlib
+import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def options() -> dict[str, dict[str, Any]]:
     first preset of its script."""
     found = {name: flatten(options_to_dict(options_of(name, []))) for name in SCRIPTS}
     for name, presets in {"train_tokenizer": TOKENIZERS, "train_prior": PRIORS}.items():
+        importlib.import_module(f"pipelines.{name}")  # which enters its presets
         first: dict[str, Any] = {}
         for preset in presets:
             values = flatten(options_to_dict(options_of(name, [preset])))
