@@ -1,6 +1,6 @@
 """Measure ours against a peer in one run, in turns: `python pipelines/benchmark.py NAME [flags]`.
 
-Left out: the benchmarks themselves (`benchmark_NAME.py`) and what they share (`benchmarking.py`).
+Left out: the benchmarks themselves, each in its room `benchmarks/NAME/`, and what they share.
 """
 
 if __name__ == "__main__":  # before anything imports torch
@@ -14,14 +14,13 @@ import pkgutil
 import sys
 from pathlib import Path
 
-import pipelines
-from pipelines.benchmarking import BENCHMARKS
+from pipelines import benchmarks
+from pipelines.benchmarks.registry import BENCHMARKS
 from pipelines.cli import parse, run
 from tokenizer.files import write_atomically
 
-for _module in pkgutil.iter_modules(pipelines.__path__, "pipelines."):
-    if _module.name.startswith("pipelines.benchmark_"):
-        importlib.import_module(_module.name)
+for _module in pkgutil.walk_packages(benchmarks.__path__, "pipelines.benchmarks."):
+    importlib.import_module(_module.name)  # which enters its benchmark
 
 
 def main() -> None:

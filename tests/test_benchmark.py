@@ -13,11 +13,11 @@ import pytest
 import torch
 from running import assert_refused, environment, read, run_script
 
-from pipelines import benchmark_audio
-from pipelines.audio_codecs import encodec, load_tokenizer, ours
-from pipelines.benchmark_audio import AudioBenchmark, compare
-from pipelines.benchmarking import BENCHMARKS, Spread, in_turns, machine, print_table, ratios, spread
-from pipelines.encoding_memory import chunks, measure, measure_in_a_process
+from pipelines.benchmarks.audio import speed as benchmark_audio
+from pipelines.benchmarks.audio.codecs import encodec, load_tokenizer, ours
+from pipelines.benchmarks.audio.memory import chunks, measure, measure_in_a_process
+from pipelines.benchmarks.audio.speed import AudioBenchmark, compare
+from pipelines.benchmarks.registry import BENCHMARKS, Spread, in_turns, machine, print_table, ratios, spread
 from tests.tiny import codec, tokenizer
 from tokenizer.installation import install_extra
 

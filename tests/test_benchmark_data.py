@@ -14,14 +14,15 @@ import pytest
 import torch
 from running import assert_refused, read, run_script
 
-from pipelines import benchmark_data, training_waits
-from pipelines.benchmark_data import DataBenchmark, loading, pace, training
-from pipelines.benchmarking import Spread
+from pipelines.benchmarks.data import speed as benchmark_data
+from pipelines.benchmarks.data import waits as training_waits
+from pipelines.benchmarks.data.speed import DataBenchmark, loading, pace, training
+from pipelines.benchmarks.data.waits import Run, random_tokens
+from pipelines.benchmarks.registry import Spread
 from pipelines.cli import Preset
 from pipelines.data import DataConfig, load_splits
 from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
 from pipelines.presets import PRIORS, TOKENIZERS
-from pipelines.training_waits import Run, random_tokens
 from pipelines.windows import Windows
 from tests.tiny import audio_config, bottleneck_config, codec, image_config, tokenizer
 from tokenizer import TokenizerConfig

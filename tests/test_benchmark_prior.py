@@ -12,9 +12,15 @@ import pytest
 import torch
 from running import assert_refused, read, run_script
 
-from pipelines import benchmark_prior
-from pipelines.benchmark_prior import READING, PriorBenchmark, differing, ready_priors, sampling_jobs
-from pipelines.prior_training_speed import OURS, PEER, PRECISIONS, build, learner, llama_like, walks
+from pipelines.benchmarks.prior import sampling as benchmark_prior
+from pipelines.benchmarks.prior.sampling import (
+    READING,
+    PriorBenchmark,
+    differing,
+    ready_priors,
+    sampling_jobs,
+)
+from pipelines.benchmarks.prior.training import OURS, PEER, PRECISIONS, build, learner, llama_like, walks
 from prior import Prior
 from prior.numba_products import installed
 from tokenizer.installation import install_extra

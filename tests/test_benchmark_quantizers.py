@@ -15,11 +15,18 @@ import torch
 from PIL import Image
 from running import Finished, assert_refused, environment, read, run_script, size_of
 
-from pipelines import bake_off, benchmark_quantizers, bottleneck_memory
-from pipelines.bake_off_recipe import Recipe, build_tokenizer, channels
-from pipelines.bake_off_report import OverSeeds, over_seeds, plot, spaced
-from pipelines.contestants import Contestant, contestants, levels, shares
-from pipelines.peer_quantizers import DiffusersVQConfig, PeerConfig, PeerFSQConfig, VectorQuantizeConfig
+from pipelines.benchmarks.quantizers import main as benchmark_quantizers
+from pipelines.benchmarks.quantizers import memory as bottleneck_memory
+from pipelines.benchmarks.quantizers import training as bake_off
+from pipelines.benchmarks.quantizers.contestants import Contestant, contestants, levels, shares
+from pipelines.benchmarks.quantizers.peers import (
+    DiffusersVQConfig,
+    PeerConfig,
+    PeerFSQConfig,
+    VectorQuantizeConfig,
+)
+from pipelines.benchmarks.quantizers.report import OverSeeds, over_seeds, plot, spaced
+from pipelines.benchmarks.quantizers.training import Recipe, build_tokenizer, channels
 from tokenizer.bottlenecks import BottleneckConfig, kinds
 from tokenizer.distributed import Step
 from tokenizer.installation import install_extra
@@ -261,7 +268,9 @@ def test_the_memory_of_a_step_is_that_of_its_tensors(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     # 4096 vectors and 4096 entries: a matrix of distances would take 64 MiB.
     assert 0.1 < bottleneck_memory.measure_in_a_process("vq", 12, 8, 64, (8, 8)) < 40
-    with pytest.raises(ValueError, match=r"exit code 1: python -m pipelines.bottleneck_memory nope"):
+    with pytest.raises(
+        ValueError, match=r"exit code 1: python -m pipelines.benchmarks.quantizers.memory nope"
+    ):
         bottleneck_memory.measure_in_a_process("nope", 9, 8, 2, (2, 2))
 
 

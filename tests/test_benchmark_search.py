@@ -11,8 +11,9 @@ import pytest
 import torch
 from running import assert_refused, environment, read, run_script
 
-from pipelines import benchmark_search, search_memory
-from pipelines.benchmark_search import PEERS, SearchBenchmark, jobs, parse_shape
+from pipelines.benchmarks.search import memory as search_memory
+from pipelines.benchmarks.search import speed as benchmark_search
+from pipelines.benchmarks.search.speed import PEERS, SearchBenchmark, jobs, parse_shape
 from tokenizer.bottlenecks import Bottlenecked
 from tokenizer.installation import install_extra
 from tokenizer.search import nearest

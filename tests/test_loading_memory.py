@@ -13,11 +13,12 @@ import pytest
 import soundfile
 from running import environment
 
-from pipelines import loading_memory, made_data
+from pipelines.benchmarks.data import made as made_data
+from pipelines.benchmarks.data import memory as loading_memory
+from pipelines.benchmarks.data.made import MAKERS, SECONDS
+from pipelines.benchmarks.data.memory import measure_in_a_process, slope
+from pipelines.benchmarks.own_process import MIB, own_memory
 from pipelines.data import DataConfig, load_splits
-from pipelines.loading_memory import measure_in_a_process, slope
-from pipelines.made_data import MAKERS, SECONDS
-from pipelines.own_process import MIB, own_memory
 from tests.tiny import audio_config, image_config
 
 

@@ -13,8 +13,8 @@ import torch
 from pictures_on_disk import load, write
 
 from pipelines.augment import Augment
+from pipelines.benchmarks.data.peers import endless, peer_of_tokens, peers_of
 from pipelines.data import DataConfig, batches, load_splits
-from pipelines.peer_loaders import endless, peer_of_tokens, peers_of
 from pipelines.token_clips import CodeClips
 from pipelines.tokens import TokenSplit
 from pipelines.windows import Windows

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from running import WHOLE_TOKENIZER, Script, as_a_new_process, assert_refused, whole_prior
 
 from pipelines import train_prior, train_tokenizer
+from pipelines.benchmarks.data.made import picture_files
 from pipelines.interruption import LAUNCHED
-from pipelines.made_data import picture_files
 from pipelines.option_values import flatten, options_to_dict
 from pipelines.options import TokenizerTraining
 from pipelines.run_folder import MetricsLog, command_line, read_metrics, run_folder

@@ -25,7 +25,7 @@ from torch import nn
 from whole_runs import rows_of
 
 from pipelines import token_plan, train_tokenizer
-from pipelines.made_data import picture_table
+from pipelines.benchmarks.data.made import picture_table
 from pipelines.tokens import read_tokens
 from tokenizer.distributed import Step
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipelines.audio_codecs import load_tokenizer
-from pipelines.own_process import MIB, peak, run_module
+from pipelines.benchmarks.audio.codecs import load_tokenizer
+from pipelines.benchmarks.own_process import MIB, peak, run_module
 from tokenizer import Tokenizer
 
 # encode: the waveform is in memory and goes to `encode`, which takes it in chunks; encode_stream: chunks of
@@ -21,7 +21,9 @@ WAYS = ("encode", "encode_stream")
 
 def measure_in_a_process(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
     """`measure` in a process of its own, with as many threads as here: a peak never falls again."""
-    values: dict[str, float] = run_module("pipelines.encoding_memory", preset, tokenizer, repr(seconds), way)
+    values: dict[str, float] = run_module(
+        "pipelines.benchmarks.audio.memory", preset, tokenizer, repr(seconds), way
+    )
     return values
 
 

@@ -1,7 +1,7 @@
 """Training steps of a prior beside those of transformers' Llama with the same weights and batches: their
 time, their losses, and the memory they take.
 
-Left out: sampling (`benchmark_prior.py`), and the memory of GPUs.
+Left out: sampling (`sampling.py`), and the memory of GPUs.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.benchmarking import in_turns, ratios, spread, synchronizer
-from pipelines.own_process import MIB, peak, run_module, status
+from pipelines.benchmarks.own_process import MIB, peak, run_module, status
+from pipelines.benchmarks.registry import in_turns, ratios, spread, synchronizer
 from prior import Prior, PriorConfig
 from tokenizer.distributed import keyed_generator
 
@@ -126,7 +126,7 @@ def training(
 def memory(config: PriorConfig, batch: int) -> dict[str, dict[str, float]]:
     """By precision and name, MiB that training takes at most on a CPU: weights, optimizer, activations."""
     sizes = (config.num_codes, config.codebook_size, config.dim, config.depth, config.heads, batch)
-    module = "pipelines.prior_training_speed"
+    module = "pipelines.benchmarks.prior.training"
     return {
         precision: {name: run_module(module, name, precision, *sizes) for name in (OURS, PEER)}
         for precision in PRECISIONS

@@ -1,6 +1,6 @@
 """Who takes part in `benchmark.py quantizers`: every bottleneck with codes and the peers, at equal bits.
 
-Left out: training and measuring them (`bake_off.py`), and the peers' wrappers (`peer_quantizers.py`).
+Left out: training and measuring them (`training.py`), and the peers' wrappers (`peers.py`).
 """
 
 import itertools
@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.peer_quantizers import (
+from pipelines.benchmarks.quantizers.peers import (
     INSTALL,
     DiffusersVQConfig,
     PeerConfig,

@@ -1,7 +1,7 @@
 """The benchmark `data`: how long training waits for its data, the loader beside others, and memory for much.
 
-Left out: steps and their waits (`training_waits.py`), the other loaders (`peer_loaders.py`), and what memory
-is (`loading_memory.py`).
+Left out: steps and their waits (`waits.py`), the other loaders (`peers.py`), and what memory
+is (`memory.py`).
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from typing import Annotated, Any
 import tyro
 from accelerate import Accelerator
 
-from pipelines.benchmarking import alternately, benchmark, machine, plain, print_table, ratios, spread
+from pipelines.benchmarks.data.memory import measure_all
+from pipelines.benchmarks.data.peers import endless, peer_of_tokens, peers_of
+from pipelines.benchmarks.data.waits import Run, Waits, prior_run, random_tokens, tokenizer_run
+from pipelines.benchmarks.registry import alternately, benchmark, machine, plain, print_table, ratios, spread
 from pipelines.data import Batch, load_splits
-from pipelines.loading_memory import measure_all
 from pipelines.options import TokenizerTraining
-from pipelines.peer_loaders import endless, peer_of_tokens, peers_of
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.training import start_accelerator
-from pipelines.training_waits import Run, Waits, prior_run, random_tokens, tokenizer_run
 from tokenizer import Tokenizer
 from tokenizer.config import require
 

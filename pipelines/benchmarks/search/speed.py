@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipelines.benchmarking import (
+from pipelines.benchmarks.registry import (
     benchmark,
     chosen_device,
     in_turns,
@@ -23,7 +23,7 @@ from pipelines.benchmarking import (
     spread,
     synchronizer,
 )
-from pipelines.search_memory import measure_in_a_process
+from pipelines.benchmarks.search.memory import measure_in_a_process
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.config import require
 from tokenizer.distributed import keyed_generator

@@ -1,7 +1,6 @@
 """Measuring memory in a process of its own, whose peak nothing else has raised.
 
-Left out: what is measured (`encoding_memory.py`, `search_memory.py`, `bottleneck_memory.py`,
-`loading_memory.py`), and GPUs.
+Left out: what is measured (`memory.py` in the rooms), and GPUs.
 """
 
 import json

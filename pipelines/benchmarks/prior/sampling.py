@@ -1,6 +1,6 @@
 """The benchmark `prior`: speed of sampling and of training beside transformers' Llama with the same weights.
 
-Left out: steps of training (`prior_training_speed.py`), and quality: both have the same logits, and
+Left out: steps of training (`training.py`), and quality: both have the same logits, and
 `evaluate.py` measures a prior.
 """
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pipelines.benchmarking import (
+from pipelines.benchmarks.prior.training import PEER, build, llama_like, memory, training
+from pipelines.benchmarks.registry import (
     Spread,
     benchmark,
     chosen_device,
@@ -26,7 +27,6 @@ from pipelines.benchmarking import (
     spread,
     synchronizer,
 )
-from pipelines.prior_training_speed import PEER, build, llama_like, memory, training
 from prior import Prior
 from prior.numba_products import installed
 from prior.prepared import WEIGHTS

@@ -1,8 +1,8 @@
 """What benchmarks share: their registry, timing in turns, ratios with their spread, and the machine they
 ran on.
 
-Left out: the benchmarks themselves. Each is one file `benchmark_NAME.py` beside this one; a new file is
-found without touching others.
+Left out: the benchmarks themselves. Each has a room beside this file; a new one is found without touching
+others.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Real training steps of a tokenizer or a prior, and how long each of them waits for its batch.
 
 Left out: evaluation and checkpoints, which a step in a few hundred has, and what is printed
-(`benchmark_data.py`).
+(`speed.py`).
 """
 
 import time
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from pipelines.benchmarking import synchronizer
+from pipelines.benchmarks.registry import synchronizer
 from pipelines.course import Course
 from pipelines.data import Clips, Splits, batches, to_float
 from pipelines.optimizers import build_optimizers

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.contestants import contestants
-from pipelines.own_process import MIB, run_module, status
+from pipelines.benchmarks.own_process import MIB, run_module, status
+from pipelines.benchmarks.quantizers.contestants import contestants
 from tokenizer.distributed import Step
 
 CLEAR = Path("/proc/self/clear_refs")
@@ -28,7 +28,7 @@ def measure_in_a_process(name: str, bits: int, dim: int, batch_size: int, grid: 
     # Freed tensors go back to the system (mallopt(3)), instead of being kept for the step that is measured.
     environment = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
     words = (name, bits, dim, batch_size, *grid)
-    value: float = run_module("pipelines.bottleneck_memory", *words, environment=environment)
+    value: float = run_module("pipelines.benchmarks.quantizers.memory", *words, environment=environment)
     return value
 
 

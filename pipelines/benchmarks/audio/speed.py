@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from pipelines.audio_codecs import DEFAULT_PRESET, Codec, encodec, load_tokenizer, ours
-from pipelines.benchmarking import (
+from pipelines.benchmarks.audio.codecs import DEFAULT_PRESET, Codec, encodec, load_tokenizer, ours
+from pipelines.benchmarks.audio.memory import measure_in_a_process
+from pipelines.benchmarks.registry import (
     benchmark,
     chosen_device,
     in_turns,
@@ -22,7 +23,6 @@ from pipelines.benchmarking import (
     spread,
     synchronizer,
 )
-from pipelines.encoding_memory import measure_in_a_process
 from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra

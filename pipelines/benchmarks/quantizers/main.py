@@ -1,6 +1,6 @@
 """The benchmark `quantizers`: all bottlenecks and the peers' in one encoder and decoder, at equal bits.
 
-Left out: a training (`bake_off.py`), who takes part (`contestants.py`), and the search alone.
+Left out: a training (`training.py`), who takes part (`contestants.py`), and the search alone.
 """
 
 import contextlib
@@ -13,16 +13,15 @@ from typing import Annotated, Any
 
 import torch
 
-from pipelines import bottleneck_memory
-from pipelines.bake_off import step_seconds, train_contestant
-from pipelines.bake_off_recipe import Recipe, channels
-from pipelines.bake_off_report import plot, result, show
-from pipelines.benchmarking import benchmark, machine
+from pipelines.benchmarks.quantizers import memory as bottleneck_memory
+from pipelines.benchmarks.quantizers.contestants import REFERENCE, Contestant, contestants
+from pipelines.benchmarks.quantizers.peers import PACKAGES
+from pipelines.benchmarks.quantizers.report import plot, result, show
+from pipelines.benchmarks.quantizers.training import Recipe, channels, step_seconds, train_contestant
+from pipelines.benchmarks.registry import benchmark, machine
 from pipelines.cli import NOTHING
-from pipelines.contestants import REFERENCE, Contestant, contestants
 from pipelines.data import DataConfig, Splits, load_splits
 from pipelines.option_values import flatten, options_to_dict
-from pipelines.peer_quantizers import PACKAGES
 from pipelines.report import progress
 from tokenizer.config import config_to_dict, require
 from tokenizer.files import write_atomically

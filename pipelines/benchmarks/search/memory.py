@@ -8,13 +8,13 @@ import sys
 
 import torch
 
-from pipelines.own_process import MIB, peak, run_module
+from pipelines.benchmarks.own_process import MIB, peak, run_module
 from tokenizer.search import nearest
 
 
 def measure_in_a_process(shape: tuple[int, int, int]) -> dict[str, float]:
     """`measure` in a process of its own, with as many threads as here: a peak never falls again."""
-    values: dict[str, float] = run_module("pipelines.search_memory", *shape)
+    values: dict[str, float] = run_module("pipelines.benchmarks.search.memory", *shape)
     return values
 
 

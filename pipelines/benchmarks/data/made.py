@@ -1,6 +1,6 @@
 """Pictures and sound made by numpy, each file its own: what loading much of either is measured with.
 
-Left out: anything to learn from them, and loading them (`loading_memory.py`).
+Left out: anything to learn from them, and loading them (`memory.py`).
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 """Codecs of sound that benchmarks compare: a tokenizer of ours, and EnCodec as a peer.
 
-Left out: measuring them (`benchmark_audio.py`).
+Left out: measuring them (`speed.py`).
 """
 
 import dataclasses

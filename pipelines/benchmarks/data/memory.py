@@ -1,6 +1,6 @@
 """The memory that loading much data takes: what each example costs once, and what each one that is read adds.
 
-Left out: making the data (`made_data.py`), time (`benchmark_data.py`), and decoded data kept in memory: all
+Left out: making the data (`made.py`), time (`speed.py`), and decoded data kept in memory: all
 are read on access, as are those larger than `load_splits` keeps.
 """
 
@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipelines.benchmarking import print_table
+from pipelines.benchmarks.data.made import MAKERS, SECONDS
+from pipelines.benchmarks.own_process import MIB, own_memory, peak, run_module
+from pipelines.benchmarks.registry import print_table
 from pipelines.data import Clips, DataConfig, Examples, batches, load_splits
 from pipelines.heap import keep_freed_memory
-from pipelines.made_data import MAKERS, SECONDS
 from pipelines.options import TokenizerTraining
-from pipelines.own_process import MIB, own_memory, peak, run_module
 from pipelines.presets import TOKENIZERS
 
 EPOCHS = 2
@@ -80,7 +80,7 @@ def measure_in_a_process(kind: str, count: int, workers: int) -> dict[str, Any]:
         caches = dict.fromkeys(("XDG_CACHE_HOME", "HF_DATASETS_CACHE"), f"{folder}/cache")
         cache = {**caches, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         values: dict[str, Any] = run_module(
-            "pipelines.loading_memory", kind, folder, workers, environment=cache
+            "pipelines.benchmarks.data.memory", kind, folder, workers, environment=cache
         )
         return values
 

@@ -1,6 +1,6 @@
 """What `benchmark.py quantizers` shows: its rows over seeds, a table for each number of bits, and the plot.
 
-Left out: measuring (`bake_off.py`).
+Left out: measuring (`training.py`).
 """
 
 import statistics
@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.benchmarking import print_table, ratios, spread
-from pipelines.contestants import REFERENCE, Contestant
+from pipelines.benchmarks.quantizers.contestants import REFERENCE, Contestant
+from pipelines.benchmarks.registry import print_table, ratios, spread
 from pipelines.plots import BLUE, ORANGE, panel_figure, save_figure
 
 if TYPE_CHECKING:

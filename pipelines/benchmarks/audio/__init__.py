@@ -1,0 +1,1 @@
+"""Encoding and decoding of sound against other codecs, in time and memory."""

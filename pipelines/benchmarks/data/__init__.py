@@ -1,0 +1,1 @@
+"""Loading data against other loaders: rates, waits of training, and memory."""

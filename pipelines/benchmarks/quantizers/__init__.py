@@ -1,0 +1,1 @@
+"""The bake-off of quantizers: the same tokenizer with ours and with peers' bottlenecks."""

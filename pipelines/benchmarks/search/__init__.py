@@ -1,0 +1,1 @@
+"""The search for nearest codebook entries against other ways to search, in time and memory."""
