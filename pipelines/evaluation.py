@@ -16,11 +16,15 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.data import Clips, Examples, Splits, held_out_batches, to_float
-from pipelines.report import codebook_plot, loss_plot, reconstruction_sheet
+from pipelines.clips import Clips
+from pipelines.data import Splits, held_out_batches, to_float
+from pipelines.examples import Examples
+from pipelines.plots import codebook_plot, loss_plot
+from pipelines.report import reconstruction_sheet
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline
 from pipelines.sound_results import SOUNDS, write_sound_results, write_sound_sample
-from pipelines.tokens import Rows, TokenInfo
+from pipelines.token_info import TokenInfo
+from pipelines.tokens import Rows
 from pipelines.training import sum_over_processes
 from prior import Prior
 from tokenizer import Tokenizer

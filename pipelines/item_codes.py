@@ -13,7 +13,9 @@ from einops import rearrange
 from torch import Tensor
 
 from pipelines.augment import Augment
-from pipelines.data import NO_VIEWS, Clips, Examples, to_float
+from pipelines.clips import Clips
+from pipelines.data import NO_VIEWS, to_float
+from pipelines.examples import Examples
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
 

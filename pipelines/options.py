@@ -2,7 +2,7 @@
 help.
 
 Left out: the options of scripts that do not train, which stand in those scripts, and the presets
-(`presets.py`).
+(`presets/pictures.py`).
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pipelines.augment import Augment
-from pipelines.data import DataConfig
+from pipelines.sources import DataConfig
 from prior.patterns import PATTERNS
 from tokenizer import TokenizerConfig
 from tokenizer.config import require

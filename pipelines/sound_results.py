@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pipelines.clips import Clips
+from pipelines.plots import codebook_plot
 from pipelines.rate_distortion import rate_distortion_plot, rate_distortion_rows
-from pipelines.report import codebook_plot
 from pipelines.sound_evaluation import Measured, readable_blocks
-from pipelines.sound_report import listening_page, mel_sheet, write_wav, write_wavs
+from pipelines.sound_report import listening_page, write_wav, write_wavs
+from pipelines.spectrograms import mel_sheet
 from tokenizer import Tokenizer
 from tokenizer.files import write_atomically
 

@@ -23,13 +23,13 @@ from pipelines.evaluation import evaluate_prior
 from pipelines.models import public_name, write_prior_sample
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorSize, PriorTraining
+from pipelines.plots import loss_plot
 from pipelines.presets import PRIORS
 from pipelines.publishing import check_push, push
-from pipelines.report import loss_plot
 from pipelines.run_folder import check_run_folder, command_line, run_folder
 from pipelines.table_sources import credit
-from pipelines.token_info import require_same_tokens, write_info
-from pipelines.tokens import Rows, TokenInfo, read_tokens, token_batches
+from pipelines.token_info import TokenInfo, require_same_tokens, write_info
+from pipelines.tokens import Rows, read_tokens, token_batches
 from pipelines.training import start_accelerator
 from pipelines.windows import Windows, window_info
 from prior import Prior, PriorConfig

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.token_clips import CodeClips, offsets_of
-from pipelines.tokens import TokenInfo, view_phases
+from pipelines.token_info import TokenInfo
+from pipelines.tokens import view_phases
 from tokenizer.distributed import keyed_generator
 
 # A prior of single frames would learn nothing of time.

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tiny import audio_config, bottleneck_config, image_config
 from torch import Tensor, nn
 
-from pipelines.data import DataConfig, load_splits
+from pipelines.data import load_splits
+from pipelines.sources import DataConfig
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import kinds

@@ -7,7 +7,6 @@ commit: users can then not resume theirs.
 """
 
 import contextlib
-import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any
 from running import TINY_CODEC, TINY_PRIOR, TINY_TOKENIZER, TINY_VAE, options_of, run_script, without_plots
 
 from pipelines.option_values import flatten, options_to_dict
-from pipelines.preset_registry import PRIORS, TOKENIZERS
+from pipelines.presets import PRIORS, TOKENIZERS
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = ("--max-steps", 5, "--checkpoint-every", 3, "--eval-every", 3, "--tracker", "none")
@@ -70,7 +69,6 @@ def options() -> dict[str, dict[str, Any]]:
     first preset of its script."""
     found = {name: flatten(options_to_dict(options_of(name, []))) for name in SCRIPTS}
     for name, presets in {"train_tokenizer": TOKENIZERS, "train_prior": PRIORS}.items():
-        importlib.import_module(f"pipelines.{name}")  # which enters its presets
         first: dict[str, Any] = {}
         for preset in presets:
             values = flatten(options_to_dict(options_of(name, [preset])))

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.data import (
-    DataConfig,
-    Examples,
-    load_splits,
-)
+from pipelines.data import load_splits
+from pipelines.examples import Examples
+from pipelines.sources import DataConfig
 from tokenizer.modalities.files.pictures import fit_picture
 from tokenizer.modalities.image import ImageConfig, ImageModality
 

@@ -14,7 +14,8 @@ import torch
 
 from pipelines.augment import Augment
 from pipelines.clips import Clips
-from pipelines.data import Batch, DataConfig, Splits, batches, load_splits, order, to_float
+from pipelines.data import Batch, Splits, batches, load_splits, order, to_float
+from pipelines.sources import DataConfig
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.files.sounds import open_sound
 

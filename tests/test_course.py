@@ -14,7 +14,8 @@ from whole_runs import rows_of
 
 from pipelines import train_prior, train_tokenizer
 from pipelines.checkpoints import list_checkpoints
-from pipelines.data import DataConfig, load_splits, order
+from pipelines.data import load_splits, order
+from pipelines.sources import DataConfig
 from tokenizer.distributed import Step
 from tokenizer.modalities.image import ImageConfig
 

@@ -16,14 +16,10 @@ from pictures_on_disk import ANY_SIZE, FIT, contents, folder_of, load, png, writ
 from PIL import Image
 
 from pipelines import table_sources
-from pipelines.data import (
-    DataConfig,
-    batches,
-    held_out_batches,
-    load_splits,
-)
-from pipelines.sources import PICTURES
-from pipelines.table_sources import Rows, read_hub
+from pipelines.data import batches, held_out_batches, load_splits
+from pipelines.sources import PICTURES, DataConfig
+from pipelines.table_rows import Rows
+from pipelines.table_sources import read_hub
 
 # Where examples come from
 

@@ -12,17 +12,10 @@ from PIL import Image
 
 from pipelines import picture_scan, verdicts
 from pipelines.augment import Augment
-from pipelines.data import (
-    Batch,
-    DataConfig,
-    Examples,
-    batches,
-    held_out_batches,
-    load_splits,
-    order,
-    to_float,
-)
+from pipelines.data import Batch, batches, held_out_batches, load_splits, order, to_float
+from pipelines.examples import Examples
 from pipelines.scanning import held_out_mask
+from pipelines.sources import DataConfig
 from pipelines.verdicts import cache_folder as CACHE_FOLDER
 from tokenizer.modalities.files.pictures import open_picture
 

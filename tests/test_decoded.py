@@ -13,7 +13,8 @@ import torch
 from pictures_on_disk import load, png, write
 
 from pipelines import clip_scan, decoded, picture_scan, verdicts
-from pipelines.data import DataConfig, Splits, load_splits
+from pipelines.data import Splits, load_splits
+from pipelines.sources import DataConfig
 from tokenizer.modalities.audio import AudioConfig
 
 

@@ -17,7 +17,8 @@ from running import TINY_PRIOR, Finished, Script, assert_refused, names_in, read
 
 from pipelines import encode_dataset, token_plan
 from pipelines.augment import Augment
-from pipelines.data import DataConfig, load_splits, to_float
+from pipelines.data import load_splits, to_float
+from pipelines.sources import DataConfig
 from pipelines.tokens import TokenSplit, read_tokens
 from tokenizer import Tokenizer
 

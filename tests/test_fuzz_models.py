@@ -22,7 +22,8 @@ from torch import Tensor
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 from tokenizer.config import config_to_dict
-from tokenizer.hub import CONFIG, WEIGHTS, HubModel
+from tokenizer.files import CONFIG, WEIGHTS
+from tokenizer.hub import HubModel
 
 NAMED = (CONFIG, WEIGHTS)
 # Of the fingerprint's refusal, which comes last of all.

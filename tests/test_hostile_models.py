@@ -19,8 +19,7 @@ from torch import Tensor
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer, TokenizerConfig, outline
 from tokenizer.config import config_from_dict
-from tokenizer.files import MAX_JSON, read_json
-from tokenizer.hub import CONFIG, WEIGHTS
+from tokenizer.files import CONFIG, MAX_JSON, WEIGHTS, read_json
 
 TOO_MANY = r"config\.bottleneck: 1280 quantizers in all, expected at most 1024"
 

@@ -13,9 +13,11 @@ from pictures_on_disk import write
 from tiny import tokenizer
 
 from pipelines.augment import Augment
-from pipelines.data import DataConfig, Examples, load_splits, to_float
+from pipelines.data import load_splits, to_float
 from pipelines.evaluation import evaluate_tokenizer, some_pictures
+from pipelines.examples import Examples
 from pipelines.item_codes import picture_codes
+from pipelines.sources import DataConfig
 from tokenizer import Tokenizer
 
 LOST = ["01.png", "04.png", "05.png"]

@@ -14,7 +14,8 @@ from pictures_on_disk import load, write
 
 from pipelines.augment import Augment
 from pipelines.benchmarks.data.peers import endless, peer_of_tokens, peers_of
-from pipelines.data import DataConfig, batches, load_splits
+from pipelines.data import batches, load_splits
+from pipelines.sources import DataConfig
 from pipelines.token_clips import CodeClips
 from pipelines.tokens import TokenSplit
 from pipelines.windows import Windows

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenizer.installation import install_extra
-from tokenizer.losses import Perceptual, load_perceptual
+from tokenizer.perceptual import Perceptual, load_perceptual
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:

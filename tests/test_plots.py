@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.report import codebook_plot, loss_plot
+from pipelines.plots import codebook_plot, loss_plot
 
 
 def png(path: Path) -> bytes:

@@ -24,8 +24,9 @@ from running import (
     read,
 )
 
-from pipelines.data import DataConfig, load_splits, to_float
+from pipelines.data import load_splits, to_float
 from pipelines.quantize_vae import chosen_size, in_words, kl_bits
+from pipelines.sources import DataConfig
 from tokenizer import Tokenizer
 
 DIGITS = ("--data.path", "embedded:digits", "--data.limit", 40)

@@ -16,7 +16,9 @@ from whole_runs import rows_of
 
 from pipelines.evaluation import evaluate_prior
 from pipelines.options import PriorSize, PriorTraining
-from pipelines.tokens import TokenInfo, read_tokens, write_info, write_shard
+from pipelines.token_info import TokenInfo, write_info
+from pipelines.token_shards import write_shard
+from pipelines.tokens import read_tokens
 from pipelines.train_prior import prior_config
 from pipelines.windows import Windows, window_info
 from prior import Prior

@@ -15,7 +15,8 @@ import torch
 from test_tokens import INFO, write
 from torch import Tensor
 
-from pipelines.tokens import TOKENS_FILE, TokenInfo, read_info, read_tokens, write_info
+from pipelines.token_info import TOKENS_FILE, TokenInfo, read_info, write_info
+from pipelines.tokens import read_tokens
 from tokenizer.distributed import keyed_generator
 
 SOUND = TokenInfo(

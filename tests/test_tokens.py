@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from pipelines.data import order
-from pipelines.tokens import TokenInfo, TokenSplit, read_tokens, token_batches, write_info, write_shard
+from pipelines.token_info import TokenInfo, write_info
+from pipelines.token_shards import write_shard
+from pipelines.tokens import TokenSplit, read_tokens, token_batches
 from tokenizer.distributed import keyed_generator
 
 INFO = TokenInfo(

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.token_clips import CodeClips
-from pipelines.tokens import TokenInfo, token_batches
+from pipelines.token_info import TokenInfo
+from pipelines.tokens import token_batches
 from pipelines.windows import Windows, window_info
 
 INFO = TokenInfo(

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchaudio.functional import resample
 
 from pipelines.augment import Augment
-from pipelines.data import Clips, Examples
+from pipelines.clips import Clips
+from pipelines.examples import Examples
 from pipelines.tokens import Rows, TokenSplit
 from pipelines.windows import Windows
 

@@ -15,12 +15,14 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.benchmarks.registry import synchronizer
+from pipelines.clips import Clips
 from pipelines.course import Course
-from pipelines.data import Clips, Splits, batches, to_float
+from pipelines.data import Splits, batches, to_float
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorTraining, TokenizerTraining
 from pipelines.token_clips import CodeClips
-from pipelines.tokens import Rows, TokenBatch, TokenInfo, TokenSplit, token_batches
+from pipelines.token_info import TokenInfo
+from pipelines.tokens import Rows, TokenBatch, TokenSplit, token_batches
 from pipelines.train_prior import losses_of as prior_losses
 from pipelines.train_prior import prior_config
 from pipelines.train_tokenizer import losses_of as tokenizer_losses

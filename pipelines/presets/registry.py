@@ -1,6 +1,6 @@
 """The registries of presets: named sets of options that the first word of a command line chooses.
 
-Left out: the presets themselves, which enter themselves (`presets.py`, `sound_presets.py`).
+Left out: the presets themselves, which enter themselves (the other files here).
 """
 
 from collections.abc import Callable

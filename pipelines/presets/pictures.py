@@ -1,20 +1,17 @@
-"""The training presets of pictures, and of priors over any codes.
+"""The training presets of pictures. A new preset is one decorated function.
 
-Left out: those of sound (`sound_presets.py`) and of other bottlenecks (`quantizer_presets.py`), and the
-options themselves (`options.py`). A new preset is one decorated function.
+Left out: those of other bottlenecks (`quantizers.py`), and the options themselves (`options.py`).
 """
 
 from pipelines.augment import Augment
-from pipelines.data import DataConfig
-from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
-from pipelines.preset_registry import PRIORS, TOKENIZERS, preset
+from pipelines.options import TokenizerTraining
+from pipelines.presets.registry import TOKENIZERS, preset
+from pipelines.sources import DataConfig
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.losses import default_weights
 from tokenizer.modalities.image import ImageConfig
-
-__all__ = ["PRIORS", "TOKENIZERS", "preset"]
 
 
 @preset(
@@ -147,54 +144,3 @@ def _image_256() -> TokenizerTraining:
             losses={**default_weights(), "l1": 1.0, "l2": 1.0, "ms_ssim": 0.1},
         ),
     )
-
-
-@preset(
-    PRIORS,
-    "small",
-    "Tokens of small pictures (up to some hundred codes).",
-    "About 2 minutes on 2 CPU cores; 1 M parameters.",
-)
-def _small() -> PriorTraining:
-    return PriorTraining(max_steps=450, weight_decay=0.1, eval_every=150)
-
-
-@preset(
-    PRIORS,
-    "llama",
-    "The preset small as a plain Llama, for `Prior.to_transformers`.",
-    "About 2 minutes on 2 CPU cores; 1 M parameters.",
-)
-def _llama() -> PriorTraining:
-    return PriorTraining(
-        max_steps=450,
-        weight_decay=0.1,
-        model=PriorSize(pattern="flatten", rotary="sequence", qk_norm=False, target_embedding=False),
-    )
-
-
-@preset(
-    PRIORS,
-    "base",
-    "Tokens of larger sets, 1024 codes per picture.",
-    "Estimate: a day on one data-centre GPU for 1 M pictures; 98 M parameters.",
-)
-def _base() -> PriorTraining:
-    return PriorTraining(
-        max_steps=200_000,
-        batch_size=256,
-        mixed_precision="bf16",
-        optimizer="adamw",
-        learning_rate=6e-4,
-        warmup_steps=2000,
-        weight_decay=0.05,
-        checkpoint_every=5000,
-        eval_every=5000,
-        ema_decay=0.9995,
-        model=PriorSize(dim=768, depth=12, heads=12, dropout=0.1),
-    )
-
-
-# These enter their own presets, which follow those above in the lists of --help.
-from pipelines import quantizer_presets as quantizer_presets  # noqa: E402
-from pipelines import sound_presets as sound_presets  # noqa: E402

@@ -1,11 +1,11 @@
-"""The training presets of sound: its tokenizers, and the prior of the embedded speech.
+"""The training presets of sound.
 
-Left out: pictures (`presets.py`), and the options themselves (`options.py`).
+Left out: the options themselves (`options.py`).
 """
 
-from pipelines.data import DataConfig
-from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
-from pipelines.preset_registry import PRIORS, TOKENIZERS, preset
+from pipelines.options import TokenizerTraining
+from pipelines.presets.registry import TOKENIZERS, preset
+from pipelines.sources import DataConfig
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.rvq import RVQConfig
 from tokenizer.bottlenecks.vq import VQConfig
@@ -80,20 +80,3 @@ def _audio_16k() -> TokenizerTraining:
 )
 def _audio_24k() -> TokenizerTraining:
     return _audio(24000, (64, 128, 320, 704), 8)
-
-
-@preset(
-    PRIORS,
-    "speech",
-    "Tokens of sound in windows of 4 seconds, all codebooks of a frame delayed against each other.",
-    "About 3 minutes on 2 CPU cores; 3 M parameters.",
-)
-def _speech() -> PriorTraining:
-    return PriorTraining(
-        # Held-out speech is likeliest there; beyond, the prior learns the 20 minutes by heart.
-        max_steps=300,
-        batch_size=16,
-        weight_decay=0.1,
-        eval_every=100,
-        model=PriorSize(dim=192, depth=4, heads=4, dropout=0.3),
-    )
