@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from pipelines.agreement import load_alike, on_main
-from pipelines.augment import Augment
 from pipelines.cli import parse, run
-from pipelines.clips import Clips
-from pipelines.data import NO_VIEWS, Splits, load_splits, to_float
-from pipelines.examples import Examples
+from pipelines.data.augment import Augment
+from pipelines.data.batches import NO_VIEWS, Splits, load_splits, to_float
+from pipelines.data.config import DataConfig
+from pipelines.data.pictures import Examples
+from pipelines.data.sounds import Clips
 from pipelines.item_codes import picture_codes, sound_codes
 from pipelines.report import progress
 from pipelines.run_folder import claimed_folder, require_writable
-from pipelines.sources import DataConfig
 from pipelines.token_info import MAX_VIEWS, TokenInfo, write_info
 from pipelines.token_plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
 from pipelines.token_shards import write_shard

@@ -21,10 +21,11 @@ from accelerate import Accelerator
 
 from pipelines.agreement import load_alike, on_main
 from pipelines.cli import parse, run
-from pipelines.clips import Clips
-from pipelines.data import Splits, held_out_batches, load_splits, to_float
+from pipelines.data.batches import Splits, held_out_batches, load_splits, to_float
+from pipelines.data.config import DataConfig
+from pipelines.data.pictures import Examples
+from pipelines.data.sounds import Clips
 from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
-from pipelines.examples import Examples
 from pipelines.item_codes import sound_codes
 from pipelines.kid import evaluate_kid, load_features
 from pipelines.models import load_models
@@ -34,7 +35,6 @@ from pipelines.rate_distortion import rate_distortion_table
 from pipelines.run_folder import RUN_FILE, require_writable
 from pipelines.sound_evaluation import Measured, evaluate_sound
 from pipelines.sound_results import curve, write_sound_results
-from pipelines.sources import DataConfig
 from pipelines.token_clips import CodeClips
 from pipelines.token_info import TokenInfo
 from pipelines.tokens import Rows, TokenSplit

@@ -16,9 +16,9 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.clips import Clips
-from pipelines.data import Splits, held_out_batches, to_float
-from pipelines.examples import Examples
+from pipelines.data.batches import Splits, held_out_batches, to_float
+from pipelines.data.pictures import Examples
+from pipelines.data.sounds import Clips
 from pipelines.plots import codebook_plot, loss_plot
 from pipelines.report import reconstruction_sheet
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline

@@ -12,10 +12,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pipelines.augment import Augment
-from pipelines.clips import Clips
-from pipelines.data import NO_VIEWS, to_float
-from pipelines.examples import Examples
+from pipelines.data.augment import Augment
+from pipelines.data.batches import NO_VIEWS, to_float
+from pipelines.data.pictures import Examples
+from pipelines.data.sounds import Clips
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
 

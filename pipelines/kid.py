@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.data import held_out_batches, to_float
-from pipelines.examples import Examples
+from pipelines.data.batches import held_out_batches, to_float
+from pipelines.data.pictures import Examples
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator

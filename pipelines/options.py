@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipelines.augment import Augment
-from pipelines.sources import DataConfig
+from pipelines.data.augment import Augment
+from pipelines.data.config import DataConfig
 from prior.patterns import PATTERNS
 from tokenizer import TokenizerConfig
 from tokenizer.config import require

@@ -24,15 +24,15 @@ from torch import Tensor
 
 from pipelines.agreement import load_alike, on_main
 from pipelines.cli import parse, run
-from pipelines.clips import Clips
-from pipelines.data import Splits, held_out_batches, load_splits, to_float
+from pipelines.data.batches import Splits, held_out_batches, load_splits, to_float
+from pipelines.data.config import DataConfig
+from pipelines.data.pictures import Examples
+from pipelines.data.sounds import Clips
+from pipelines.data.tables import EMBEDDED
 from pipelines.evaluation import evaluate_tokenizer, write_results
-from pipelines.examples import Examples
 from pipelines.publishing import check_push, push
 from pipelines.run_folder import require_writable
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline, readable_blocks
-from pipelines.sources import DataConfig
-from pipelines.table_sources import EMBEDDED
 from pipelines.training import patient_accelerator, sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.config import require

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipelines.clips import Clips
+from pipelines.data.sounds import Clips
 from pipelines.report import progress
 from pipelines.speech_scores import SpeechScores, helper_count
 from tokenizer import Tokenizer

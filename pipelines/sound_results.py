@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.clips import Clips
+from pipelines.data.sounds import Clips
 from pipelines.plots import codebook_plot
 from pipelines.rate_distortion import rate_distortion_plot, rate_distortion_rows
 from pipelines.sound_evaluation import Measured, readable_blocks

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.clips import Clips
-from pipelines.data import Splits
-from pipelines.examples import Examples
+from pipelines.data.batches import Splits
+from pipelines.data.pictures import Examples
+from pipelines.data.sounds import Clips
 from pipelines.token_info import SPLITS, TOKENS_FILE, TokenInfo
 from pipelines.token_shards import read_shard, shard_path
 from tokenizer.config import config_from_dict, config_to_dict

@@ -17,26 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.data import order
+from pipelines.data.batches import order
 from pipelines.token_clips import CodeClips
-from pipelines.token_info import SPLITS, TOKENS_FILE, TokenInfo, read_info, write_info
-from pipelines.token_shards import write_shard
+from pipelines.token_info import SPLITS, TokenInfo, read_info
 from pipelines.token_table import load_table
 from tokenizer.distributed import keyed_generator
-
-__all__ = [
-    "TOKENS_FILE",
-    "Rows",
-    "TokenBatch",
-    "TokenInfo",
-    "TokenSplit",
-    "read_info",
-    "read_tokens",
-    "token_batches",
-    "view_phases",
-    "write_info",
-    "write_shard",
-]
 
 
 class Rows(Protocol):
@@ -171,7 +156,7 @@ def token_batches(
     start_step: int,
     stop_step: int,
 ) -> Iterator[TokenBatch]:
-    """Batches in the endless order of `pipelines.data.order`; see `pipelines.data.batches` for who gets
+    """Batches in the endless order of `data.batches.order`; see `data.batches.batches` for who gets
     which rows."""
     per_micro, share = batch_size // micro_batches, batch_size // micro_batches // world
     for step in range(start_step, stop_step):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipelines.agreement import load_alike
 from pipelines.cli import parse, run
 from pipelines.course import Course
+from pipelines.data.tables import credit
 from pipelines.evaluation import evaluate_prior
 from pipelines.models import public_name, write_prior_sample
 from pipelines.optimizers import build_optimizers
@@ -27,7 +28,6 @@ from pipelines.plots import loss_plot
 from pipelines.presets import PRIORS
 from pipelines.publishing import check_push, push
 from pipelines.run_folder import check_run_folder, command_line, run_folder
-from pipelines.table_sources import credit
 from pipelines.token_info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens import Rows, read_tokens, token_batches
 from pipelines.training import start_accelerator

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from pipelines.agreement import load_alike, on_main
 from pipelines.cli import parse, run
-from pipelines.clips import Clips
 from pipelines.course import Course
-from pipelines.data import Splits, batches, load_splits, to_float
+from pipelines.data.batches import Splits, batches, load_splits, to_float
+from pipelines.data.sounds import Clips
+from pipelines.data.tables import EMBEDDED, credit
 from pipelines.evaluation import evaluate_tokenizer, write_tokenizer_report
 from pipelines.optimizers import build_optimizers
 from pipelines.options import TokenizerTraining
@@ -28,7 +29,6 @@ from pipelines.presets import TOKENIZERS
 from pipelines.publishing import check_push, push
 from pipelines.run_folder import check_run_folder, command_line, require_same_data, run_folder, write_skipped
 from pipelines.sound_evaluation import evaluate_sound, headline
-from pipelines.table_sources import EMBEDDED, credit
 from pipelines.training import short_run, start_accelerator
 from tokenizer import Tokenizer
 from tokenizer.distributed import Step

@@ -1,7 +1,7 @@
 """Windows of one length, which a prior learns, over tokens of sound whose items have any length.
 
 Left out: reading the tokens (tokens.py), and the order in which windows are learnt
-(`pipelines.data.order`).
+(`pipelines.data.batches.order`).
 """
 
 import dataclasses

@@ -31,7 +31,7 @@ from running import (
     without_plots,
 )
 
-from pipelines import verdicts
+from pipelines.data import cache
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     look through all fonts again.)"""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdicts, "cache_folder", lambda: folder)
+        patch.setattr(cache, "cache_folder", lambda: folder)
         yield
 
 

@@ -27,7 +27,14 @@ LIMIT, MEMORY = 20, 4 << 30
 # Memory that may be taken at any time; a transparent picture just under Pillow's limit takes 1.8 GiB.
 RESIDENT = 2 << 30
 # What is imported once for all processes that read.
-PRELOAD = ("accelerate", "prior", "pipelines.checkpoints", "pipelines.data", "pipelines.tokens", "tokenizer")
+PRELOAD = (
+    "accelerate",
+    "prior",
+    "pipelines.checkpoints",
+    "pipelines.data.batches",
+    "pipelines.tokens",
+    "tokenizer",
+)
 # Failures after which a run is not worth going on with.
 ENOUGH = 5
 

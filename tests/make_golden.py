@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from tiny import audio_config, bottleneck_config, image_config
 from torch import Tensor, nn
 
-from pipelines.data import load_splits
-from pipelines.sources import DataConfig
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import kinds

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.data import load_splits
-from pipelines.examples import Examples
-from pipelines.sources import DataConfig
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
+from pipelines.data.pictures import Examples
 from tokenizer.modalities.files.pictures import fit_picture
 from tokenizer.modalities.image import ImageConfig, ImageModality
 

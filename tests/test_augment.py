@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.augment import Augment
+from pipelines.data.augment import Augment
 
 
 def pictures(count: int = 6) -> torch.Tensor:

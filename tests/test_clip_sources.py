@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_clips import RATE, load, ramp, wav, write
 
-from pipelines.data import load_splits
-from pipelines.sources import SOUND, DataConfig
-from pipelines.table_sources import read_hub
+from pipelines.data.batches import load_splits
+from pipelines.data.config import SOUND, DataConfig
+from pipelines.data.tables import read_hub
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.image import ImageConfig
 

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import torch
 
-from pipelines.augment import Augment
-from pipelines.clips import Clips
-from pipelines.data import Batch, Splits, batches, load_splits, order, to_float
-from pipelines.sources import DataConfig
+from pipelines.data.augment import Augment
+from pipelines.data.batches import Batch, Splits, batches, load_splits, order, to_float
+from pipelines.data.config import DataConfig
+from pipelines.data.sounds import Clips
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.files.sounds import open_sound
 

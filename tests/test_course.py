@@ -14,8 +14,8 @@ from whole_runs import rows_of
 
 from pipelines import train_prior, train_tokenizer
 from pipelines.checkpoints import list_checkpoints
-from pipelines.data import load_splits, order
-from pipelines.sources import DataConfig
+from pipelines.data.batches import load_splits, order
+from pipelines.data.config import DataConfig
 from tokenizer.distributed import Step
 from tokenizer.modalities.image import ImageConfig
 

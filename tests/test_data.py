@@ -15,11 +15,10 @@ import torch
 from pictures_on_disk import ANY_SIZE, FIT, contents, folder_of, load, png, write
 from PIL import Image
 
-from pipelines import table_sources
-from pipelines.data import batches, held_out_batches, load_splits
-from pipelines.sources import PICTURES, DataConfig
-from pipelines.table_rows import Rows
-from pipelines.table_sources import read_hub
+from pipelines.data import tables as table_sources
+from pipelines.data.batches import batches, held_out_batches, load_splits
+from pipelines.data.config import PICTURES, DataConfig
+from pipelines.data.tables import Rows, read_hub
 
 # Where examples come from
 

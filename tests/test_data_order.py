@@ -10,13 +10,21 @@ import torch
 from pictures_on_disk import ANY_SIZE, contents, folder_of, load, png, write
 from PIL import Image
 
-from pipelines import picture_scan, verdicts
-from pipelines.augment import Augment
-from pipelines.data import Batch, batches, held_out_batches, load_splits, order, to_float
-from pipelines.examples import Examples
-from pipelines.scanning import held_out_mask
-from pipelines.sources import DataConfig
-from pipelines.verdicts import cache_folder as CACHE_FOLDER
+from pipelines.data import cache as cache_of_scans
+from pipelines.data import pictures
+from pipelines.data.augment import Augment
+from pipelines.data.batches import (
+    Batch,
+    batches,
+    held_out_batches,
+    load_splits,
+    order,
+    to_float,
+)
+from pipelines.data.cache import cache_folder as CACHE_FOLDER
+from pipelines.data.config import DataConfig
+from pipelines.data.pictures import Examples
+from pipelines.data.scan import held_out_mask
 from tokenizer.modalities.files.pictures import open_picture
 
 # What is skipped
@@ -93,7 +101,7 @@ def test_a_large_set_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.
         decoded.append(name)
         return open_picture(source, name)
 
-    monkeypatch.setattr(picture_scan, "open_picture", counted)
+    monkeypatch.setattr(pictures, "open_picture", counted)
     first = load(root, 0, valid_fraction=0.3)
     assert decoded == ["000.png", *(f"{i:03}.png" for i in range(8))]  # the first one for its shape
     for change, again in (
@@ -133,7 +141,7 @@ def test_a_cache_that_cannot_be_used_is_done_without(
     spoil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, cache = folder_of(tmp_path, 6), tmp_path / "cache"
-    monkeypatch.setattr(verdicts, "cache_folder", lambda: cache)
+    monkeypatch.setattr(cache_of_scans, "cache_folder", lambda: cache)
     caplog.set_level(logging.INFO)
     if spoil == "unwritable":
         cache.touch()

@@ -12,16 +12,17 @@ import soundfile
 import torch
 from pictures_on_disk import load, png, write
 
-from pipelines import clip_scan, decoded, picture_scan, verdicts
-from pipelines.data import Splits, load_splits
-from pipelines.sources import DataConfig
+from pipelines.data import cache as decoded
+from pipelines.data import pictures, sounds
+from pipelines.data.batches import Splits, load_splits
+from pipelines.data.config import DataConfig
 from tokenizer.modalities.audio import AudioConfig
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache folder, into which small sets go too."""
-    monkeypatch.setattr(verdicts, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(decoded, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(decoded, "WORTH", 0)
     return tmp_path / "cache"
 
@@ -30,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Titles of the looks at data that decode them."""
     titles: list[str] = []
-    for module in (picture_scan, clip_scan):
+    for module in (pictures, sounds):
         real = module.look_at_all
 
         def look(see: object, rows: object, title: str, real: object = real) -> None:

@@ -16,9 +16,9 @@ import torch
 from running import TINY_PRIOR, Finished, Script, assert_refused, names_in, read
 
 from pipelines import encode_dataset, token_plan
-from pipelines.augment import Augment
-from pipelines.data import load_splits, to_float
-from pipelines.sources import DataConfig
+from pipelines.data.augment import Augment
+from pipelines.data.batches import load_splits, to_float
+from pipelines.data.config import DataConfig
 from pipelines.tokens import TokenSplit, read_tokens
 from tokenizer import Tokenizer
 

@@ -13,9 +13,9 @@ import torch
 from running import TINY_PRIOR, Script, names_in
 
 from pipelines import token_plan
-from pipelines.data import load_splits
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
 from pipelines.item_codes import skipped_samples, sound_codes
-from pipelines.sources import DataConfig
 from pipelines.token_clips import CodeClips
 from pipelines.tokens import read_tokens, view_phases
 from pipelines.windows import Windows

@@ -30,10 +30,10 @@ from running import (
 )
 from test_scripts import picture_of
 
-from pipelines.data import load_splits
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
 from pipelines.evaluation import code_batches, evaluate_prior, picture_batches
 from pipelines.kid import evaluate_kid
-from pipelines.sources import DataConfig
 from pipelines.tokens import read_tokens
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pictures_on_disk import load, write
 
-from pipelines.folders import Names
+from pipelines.data.folders import Names
 
 
 def test_names_take_little_memory() -> None:

@@ -18,8 +18,8 @@ from fuzzing import ERROR, RESULT, Make, Subject, fuzz
 from mutators import broken_bytes
 from PIL import Image
 
-from pipelines.data import load_splits
-from pipelines.sources import DataConfig
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.files.pictures import fit_picture, open_picture
 from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pictures_on_disk import load, write
 
-from pipelines.data import Splits
-from pipelines.sources import DataConfig, number_labels
+from pipelines.data.batches import Splits
+from pipelines.data.config import DataConfig, number_labels
 
 
 def folders(root: Path, *names: str) -> Path:

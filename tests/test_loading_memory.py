@@ -18,8 +18,8 @@ from pipelines.benchmarks.data import memory as loading_memory
 from pipelines.benchmarks.data.made import MAKERS, SECONDS
 from pipelines.benchmarks.data.memory import measure_in_a_process, slope
 from pipelines.benchmarks.own_process import MIB, own_memory
-from pipelines.data import load_splits
-from pipelines.sources import DataConfig
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
 from tests.tiny import audio_config, image_config
 
 

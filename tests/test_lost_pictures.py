@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from pictures_on_disk import write
 from tiny import tokenizer
 
-from pipelines.augment import Augment
-from pipelines.data import load_splits, to_float
+from pipelines.data.augment import Augment
+from pipelines.data.batches import load_splits, to_float
+from pipelines.data.config import DataConfig
+from pipelines.data.pictures import Examples
 from pipelines.evaluation import evaluate_tokenizer, some_pictures
-from pipelines.examples import Examples
 from pipelines.item_codes import picture_codes
-from pipelines.sources import DataConfig
 from tokenizer import Tokenizer
 
 LOST = ["01.png", "04.png", "05.png"]

@@ -12,10 +12,10 @@ import soundfile
 import torch
 from pictures_on_disk import load, write
 
-from pipelines.augment import Augment
 from pipelines.benchmarks.data.peers import endless, peer_of_tokens, peers_of
-from pipelines.data import batches, load_splits
-from pipelines.sources import DataConfig
+from pipelines.data.augment import Augment
+from pipelines.data.batches import batches, load_splits
+from pipelines.data.config import DataConfig
 from pipelines.token_clips import CodeClips
 from pipelines.tokens import TokenSplit
 from pipelines.windows import Windows

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.folders import find_sources
-from pipelines.sources import PICTURES, DataConfig
+from pipelines.data.config import PICTURES, DataConfig
+from pipelines.data.folders import find_sources
 from tokenizer.modalities.files.pictures import (
     FORMATS,
     PICTURE_SUFFIXES,

@@ -24,9 +24,9 @@ from running import (
     read,
 )
 
-from pipelines.data import load_splits, to_float
+from pipelines.data.batches import load_splits, to_float
+from pipelines.data.config import DataConfig
 from pipelines.quantize_vae import chosen_size, in_words, kl_bits
-from pipelines.sources import DataConfig
 from tokenizer import Tokenizer
 
 DIGITS = ("--data.path", "embedded:digits", "--data.limit", 40)

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from test_two_processes import launch
 from whole_runs import rows_of
 
-from pipelines.data import load_splits
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
 from pipelines.sound_evaluation import PIECE_SECONDS, readable_blocks
-from pipelines.sources import DataConfig
 from pipelines.tokens import read_tokens
 from prior import Prior
 from tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import soundfile
 from test_sound_lengths import silent_frames
 from test_sounds import tone
 
-from pipelines.sources import SOUND
+from pipelines.data.config import SOUND
 from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES, SOUND_UNREADABLE
 from tokenizer.modalities.files.sounds import open_sound
 

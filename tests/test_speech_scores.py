@@ -20,10 +20,10 @@ from tiny import codec
 from torch import Tensor
 
 from pipelines import sound_evaluation
-from pipelines.clips import Clips
-from pipelines.data import load_splits
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
+from pipelines.data.sounds import Clips
 from pipelines.sound_evaluation import Measured, evaluate_sound
-from pipelines.sources import DataConfig
 from pipelines.speech_scores import MOST, SECONDS_EACH, SpeechScores, helper_count
 from tokenizer import Tokenizer
 from tokenizer.sound_metrics import available, is_silent, pesq, si_sdr, stoi

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from pictures_on_disk import load, png
 
-from pipelines.sources import PICTURES
-from pipelines.table_rows import Rows
+from pipelines.data.config import PICTURES
+from pipelines.data.tables import Rows
 
 
 def rows(*paths: str | None, folders: tuple[Path, ...] = (), remote: bool = False) -> Rows:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.data import order
+from pipelines.data.batches import order
 from pipelines.token_info import TokenInfo, write_info
 from pipelines.token_shards import write_shard
 from pipelines.tokens import TokenSplit, read_tokens, token_batches

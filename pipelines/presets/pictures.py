@@ -3,10 +3,10 @@
 Left out: those of other bottlenecks (`quantizers.py`), and the options themselves (`options.py`).
 """
 
-from pipelines.augment import Augment
+from pipelines.data.augment import Augment
+from pipelines.data.config import DataConfig
 from pipelines.options import TokenizerTraining
 from pipelines.presets.registry import TOKENIZERS, preset
-from pipelines.sources import DataConfig
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig

@@ -3,9 +3,9 @@
 Left out: the options themselves (`options.py`).
 """
 
+from pipelines.data.config import DataConfig
 from pipelines.options import TokenizerTraining
 from pipelines.presets.registry import TOKENIZERS, preset
-from pipelines.sources import DataConfig
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.rvq import RVQConfig
 from tokenizer.bottlenecks.vq import VQConfig

@@ -20,13 +20,13 @@ import torch
 from pipelines.benchmarks.data.made import MAKERS, SECONDS
 from pipelines.benchmarks.own_process import MIB, own_memory, peak, run_module
 from pipelines.benchmarks.registry import print_table
-from pipelines.clips import Clips
-from pipelines.data import batches, load_splits
-from pipelines.examples import Examples
+from pipelines.data.batches import batches, load_splits
+from pipelines.data.config import DataConfig
+from pipelines.data.pictures import Examples
+from pipelines.data.sounds import Clips
 from pipelines.heap import keep_freed_memory
 from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
-from pipelines.sources import DataConfig
 
 EPOCHS = 2
 # Samples of memory in an epoch, and the part of it that a slope leaves out: what an epoch sets up once, such

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchaudio.functional import resample
 
-from pipelines.augment import Augment
-from pipelines.clips import Clips
-from pipelines.examples import Examples
+from pipelines.data.augment import Augment
+from pipelines.data.pictures import Examples
+from pipelines.data.sounds import Clips
 from pipelines.tokens import Rows, TokenSplit
 from pipelines.windows import Windows
 

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.benchmarks.registry import synchronizer
-from pipelines.clips import Clips
 from pipelines.course import Course
-from pipelines.data import Splits, batches, to_float
+from pipelines.data.batches import Splits, batches, to_float
+from pipelines.data.sounds import Clips
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorTraining, TokenizerTraining
 from pipelines.token_clips import CodeClips

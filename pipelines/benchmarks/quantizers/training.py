@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 
 from pipelines.benchmarks.quantizers.contestants import Contestant
 from pipelines.benchmarks.registry import in_turns
-from pipelines.data import Splits, batches, held_out_batches, to_float
+from pipelines.data.batches import Splits, batches, held_out_batches, to_float
+from pipelines.data.pictures import Examples
 from pipelines.evaluation import EVAL_BATCH
-from pipelines.examples import Examples
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorSize, PriorTraining, TokenizerTraining, TrainingOptions
 from pipelines.presets import PRIORS, TOKENIZERS

@@ -1,6 +1,6 @@
 """The options of data, the kinds of data, and the contract of a source: undecoded examples with labels.
 
-Left out: finding them (folders.py, table_sources.py), decoding them (examples.py, clips.py).
+Left out: finding them (folders.py, tables.py), decoding them (pictures.py, sounds.py).
 """
 
 import logging

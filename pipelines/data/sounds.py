@@ -1,22 +1,25 @@
-"""Clips of sound of any length, from memory or read on access: whole, in blocks, or as training segments.
+"""Clips of sound of any length, from memory or read on access: whole, in blocks, or as training segments; and
+a look at all of them before training.
 
-Left out: looking them through (clip_scan.py), their order and batches (data.py), decoding
-(tokenizer.modalities.files.sounds).
+Left out: their order and batches (batches.py), decoding (tokenizer.modalities.files.sounds).
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.scanning import Skip, reason
-from pipelines.sources import Source
+from pipelines.data.cache import Decoded, keys_of
+from pipelines.data.config import SOUND, Source
+from pipelines.data.scan import Skip, digest, listed, look_at_all, reason
 from tokenizer.distributed import keyed_generator
+from tokenizer.modalities import Modality
 from tokenizer.modalities.files.sounds import Sound
 
 logger = logging.getLogger(__name__)
@@ -193,3 +196,112 @@ class ClipScan:
         """The readable clips, or those of them that `mask` (n,) picks."""
         every = slice(None) if mask is None else mask
         return Clips(self, self.rows[every], self.digests[every])
+
+
+def scan_clips(
+    source: Source, modality: Modality, cache_bytes: int, place: str = "", rules: str = ""
+) -> ClipScan:
+    """Decode every clip once, and keep all if they fit into `cache_bytes`: what can be decoded to its end is
+    readable, however large the set is. The next start finds what was seen (`cache.py`), by `place`, which
+    says where the data lie, and `rules`, which say how they are decoded.
+
+    modality: has the `sample_rate`, the channels and the crop (its size). Raises `ValueError` if not one clip
+    is readable.
+    """
+    keys = keys_of(source, "looking for sound")
+    before = Decoded(place, f"{version('soundfile')} {cache_bytes} {rules}", keys)
+    found = before.find()
+    tables, reasons = found or _look_at(source, modality, cache_bytes)
+    if found is None:
+        before.keep(tables, reasons, always="x" not in tables)
+    rows = np.delete(np.arange(len(source)), list(reasons))
+    _report(source, rows, reasons, tables["peaks"].numpy(), tables["loudest"].numpy())
+    lengths, digests = tables["lengths"].numpy(), tables["digests"].numpy().view(np.uint64)
+    skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
+    return ClipScan(
+        *(source, modality.sample_rate, modality.channels, modality.size[0]),
+        *(lengths, _starts(lengths, modality.channels), tables.get("x")),
+        *(rows, digests[rows], skipped),
+    )
+
+
+def _starts(lengths: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
+    """Where clips of these `lengths` (n,) begin, end to end."""
+    starts: NDArray[np.int64] = np.cumsum(lengths * channels) - lengths * channels
+    return starts
+
+
+def _look_at(
+    source: Source, modality: Modality, cache_bytes: int
+) -> tuple[dict[str, Tensor], dict[int, str]]:
+    """Of every clip, (n,): `lengths` in samples, `digests`, the `loudest` value of its file, and the peak of
+    what was decoded; `x`, all samples end to end, if they fit. And why some cannot be read."""
+    count, rate, channels = len(source), modality.sample_rate, modality.channels
+    lengths, digests = np.zeros(count, np.int64), np.zeros(count, np.uint64)
+    reasons: dict[int, str] = {}
+    peaks, loudest = np.ones(count, np.float32), np.zeros(count, np.float32)
+
+    def look(i: int) -> None:
+        try:
+            raw = source.raw(i)
+            digests[i] = digest(raw)
+            with Sound(raw, rate, channels, source.id(i), report=False) as sound:
+                sound.check()
+                lengths[i], loudest[i] = sound.length, sound.peak
+        except (ValueError, OSError) as error:
+            reasons[i] = reason(source.id(i), error)
+
+    look_at_all(look, range(count), "looking at sound")
+    starts, total = _starts(lengths, channels), int(lengths.sum()) * channels
+    cache = torch.empty(total) if total * 4 <= cache_bytes else None
+
+    def decode(i: int) -> None:
+        try:
+            with Sound(source.raw(i), rate, channels, source.id(i), report=False) as sound:
+                x = torch.from_numpy(sound.read())
+            if x.shape[1] != lengths[i]:
+                raise ValueError("changed while it was looked at; leave the data alone while they are used")
+            cache[starts[i] : starts[i] + x.numel()] = x.flatten()
+            peaks[i] = x.abs().max()
+        except (ValueError, OSError) as error:
+            reasons[i] = reason(source.id(i), error)
+
+    def listen(i: int) -> None:
+        try:
+            with Sound(source.raw(i), rate, channels, source.id(i), report=False) as sound:
+                sound.check(whole=True)
+        except (ValueError, OSError) as error:
+            reasons[i] = reason(source.id(i), error)
+
+    # What cannot be decoded to its end is left out, whether or not the samples are kept.
+    readable = [i for i in range(count) if i not in reasons]
+    look_at_all(listen if cache is None else decode, readable, "reading sound")
+    arrays = {"lengths": lengths, "digests": digests.view(np.int64), "peaks": peaks, "loudest": loudest}
+    tables = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return tables if cache is None else tables | {"x": cache}, reasons
+
+
+def _report(
+    source: Source,
+    rows: NDArray[np.int64],
+    reasons: Mapping[int, str],
+    peaks: NDArray[np.float32],
+    loudest: NDArray[np.float32],
+) -> None:
+    """Say what is skipped, silent or too loud; `ValueError` if no clip is left."""
+    count, skipped = len(source), [(source.id(i), reasons[i]) for i in sorted(reasons)]
+    if not len(rows):
+        raise ValueError(
+            f"no sound can be read; {listed(skipped, count, SOUND)}"
+            if skipped
+            else "the split has no examples; check --data.split and --data.path"
+        )
+    if skipped:
+        logger.warning("%s", listed(skipped, count, SOUND))
+    if silent := int((peaks[rows] == 0).sum()):
+        first = source.id(int(rows[peaks[rows] == 0][0]))
+        logger.warning("%d of %d sound files are silent, the first is %s", silent, len(rows), first)
+    if clamped := int((loudest[rows] > 1).sum()):
+        most = int(rows[loudest[rows].argmax()])
+        text = "%d of %d sound files hold values beyond [-1, 1], which are clamped; the largest is %g, in %s"
+        logger.warning(text, clamped, len(rows), loudest[most], source.id(most))

@@ -1,26 +1,28 @@
-"""Where data lie: what --data.path says, looked up, and folders of picture or sound files.
+"""Where data lie: what --data.path says, looked up, and folders of picture or sound files, with labels in
+metadata.csv or metadata.jsonl beside them, as `datasets` reads those.
 
-Left out: Parquet, the Hub and embedded data (table_sources.py), and opening the files.
+Left out: Parquet, the Hub and embedded data (tables.py), and opening the files.
 """
 
+import csv
 import heapq
+import json
 import logging
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.layouts import class_of, layout_of
-from pipelines.metadata import Metadata, read_metadata
-from pipelines.scanning import broken_link
-from pipelines.sources import (
+from pipelines.data.config import (
     KINDS,
+    LABEL_NAMES,
     NO_LABELS,
     DataConfig,
     Found,
@@ -29,7 +31,9 @@ from pipelines.sources import (
     warn_ignored,
     wrong_kind,
 )
-from pipelines.table_sources import EMBEDDED, is_saved, read_embedded, read_hub, read_parquet, read_saved
+from pipelines.data.layouts import class_of, layout_of
+from pipelines.data.scan import broken_link
+from pipelines.data.tables import EMBEDDED, is_saved, read_embedded, read_hub, read_parquet, read_saved
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +238,7 @@ def from_where(folders: Sequence[str]) -> str:
 
 
 def left_out(
-    kind: Kind, base: str, items: Sequence[str], others: Sequence[str], metadata: Metadata | None = None
+    kind: Kind, base: str, items: Sequence[str], others: Sequence[str], metadata: "Metadata | None" = None
 ) -> tuple[str, ...]:
     """What of a folder is not taken, in words: `items` of the kind that lie in no split, and `others`."""
     tops = Counter(n[len(base) :].split("/", 1)[0] if "/" in n[len(base) :] else "" for n in items)
@@ -263,3 +267,65 @@ def _class_of(name: str, starts: Sequence[str]) -> str | None:
     start = next(s for s in starts if name.startswith(s))
     found = class_of(shown(name), shown(start))
     return None if found is None else sys.intern(found)
+
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+FILE_NAME = "file_name"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Labels by file; `column` is where they stand, None if the files have no column of labels."""
+
+    files: tuple[str, ...]
+    column: str | None
+    labels: dict[str, str]
+
+
+def read_metadata(config: DataConfig, root: Path, names: Sequence[str]) -> Metadata | None:
+    """What the metadata among the files `names` under `root` say; None if there are none.
+
+    Labels stand in `config.label_column`, or else in a column `label` or `labels`; numbers are taken as their
+    text. Raises `ValueError` with the file's name if it cannot be read, has no column `file_name` or not the
+    column that was asked for, or gives one file two labels.
+    """
+    found = tuple(name for name in names if name.rpartition("/")[2] in METADATA)
+    if not found:
+        return None
+    columns: set[str] = set()
+    labels: dict[str, str] = {}
+    for name in found:
+        folder = name.rpartition("/")[0]
+        for row in _rows(root / name):
+            if not isinstance(row.get(FILE_NAME), str):
+                raise ValueError(f"{root / name}: a row has no {FILE_NAME}; every row names its file so")
+            column = config.label_column or next((c for c in LABEL_NAMES if c in row), None)
+            if column is None:
+                continue
+            if column not in row:
+                raise ValueError(
+                    f"{root / name}: no column {column!r}; there are: {', '.join(map(str, row))} "
+                    "(--data.label-column)"
+                )
+            columns.add(column)
+            file = "/".join(filter(None, (folder, row[FILE_NAME].removeprefix("./"))))
+            label = "" if row[column] is None else str(row[column]).strip()
+            if labels.setdefault(file, label) != label:
+                raise ValueError(f"{root / name}: {file} has two labels, {labels[file]!r} and {label!r}")
+    known = {file: label for file, label in labels.items() if label}
+    return Metadata(found, min(columns, default=None), known)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                yield from csv.DictReader(file)
+                return
+            for line in filter(str.strip, file):
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("a line is no object")
+                yield row
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); correct it, or remove it") from error

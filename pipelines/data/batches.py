@@ -1,7 +1,7 @@
 """Batches of pictures or sound, split into training and held out, in an order of seed and epoch alone.
 
-Left out: finding data (folders.py, table_sources.py), looking it through (picture_scan.py, clip_scan.py),
-decoding (examples.py, clips.py), moving batches to devices.
+Left out: finding data (folders.py, tables.py), looking it through (pictures.py, sounds.py),
+decoding (pictures.py, sounds.py), moving batches to devices.
 """
 
 import hashlib
@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.augment import Augment
-from pipelines.clip_scan import scan_clips
-from pipelines.clips import Clips, ClipScan, Segments
-from pipelines.examples import Examples
-from pipelines.folders import find_sources
+from pipelines.data.augment import Augment
+from pipelines.data.config import KINDS, SOUND, DataConfig, Found, Kind, Source, default_of, warn_ignored
+from pipelines.data.folders import find_sources
+from pipelines.data.pictures import Examples, Scan, scan
+from pipelines.data.scan import held_out_mask
+from pipelines.data.sounds import Clips, ClipScan, Segments, scan_clips
 from pipelines.interruption import ignore_requests
-from pipelines.picture_scan import Scan, scan
-from pipelines.scanning import held_out_mask
-from pipelines.sources import KINDS, SOUND, DataConfig, Found, Kind, Source, default_of, warn_ignored
-from pipelines.table_sources import EMBEDDED
 from tokenizer.distributed import keyed_generator
 from tokenizer.modalities import Modality
 
@@ -36,21 +33,6 @@ logger = logging.getLogger(__name__)
 NO_VIEWS = Augment()
 # So many classes are named in the summary of the data.
 NAMED = 12
-
-__all__ = [
-    "EMBEDDED",
-    "Batch",
-    "Clips",
-    "DataConfig",
-    "Examples",
-    "Splits",
-    "batches",
-    "find_sources",
-    "held_out_batches",
-    "load_splits",
-    "order",
-    "to_float",
-]
 
 
 @dataclass(frozen=True)

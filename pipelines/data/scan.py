@@ -1,6 +1,6 @@
 """A look at every example before training: in threads, with what is skipped and the split by content.
 
-Left out: what is looked at (examples.py for pictures, clips.py for sound).
+Left out: what is looked at (pictures.py for pictures, sounds.py for sound).
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from pipelines.data.config import Kind
 from pipelines.report import progress
-from pipelines.sources import Kind
 
 # The name of what was left out, and why.
 Skip: TypeAlias = tuple[str, str]

@@ -1,6 +1,6 @@
 """What the sub-folders of a data set are: splits, classes, or wrappers around both, by their usual names.
 
-Left out: walking through folders (folders.py), and labels that stand in files (metadata.py).
+Left out: walking through folders (folders.py), and labels that stand in files (folders.py).
 """
 
 import re
@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipelines.sources import TEST_NAMES, TRAIN_NAMES, VALID_NAMES, DataConfig, default_of
+from pipelines.data.config import TEST_NAMES, TRAIN_NAMES, VALID_NAMES, DataConfig, default_of
 
 _LIBRISPEECH = re.compile(r"-(clean|other)(-\d+)?$")  # as in train-clean-100
 # Where all folders begin so, as train-2017 and val-2017 do, they are splits too.

@@ -1,0 +1,1 @@
+"""Data sets: what `--data.path` names, looked through, split and drawn from in batches."""
