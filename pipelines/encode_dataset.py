@@ -26,12 +26,12 @@ from pipelines.data.batches import NO_VIEWS, Splits, load_splits, to_float
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
-from pipelines.item_codes import picture_codes, sound_codes
 from pipelines.report import progress
 from pipelines.run_folder import claimed_folder, require_writable
-from pipelines.token_info import MAX_VIEWS, TokenInfo, write_info
-from pipelines.token_plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
-from pipelines.token_shards import write_shard
+from pipelines.tokens.encode import picture_codes, sound_codes
+from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
+from pipelines.tokens.plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
+from pipelines.tokens.shards import write_shard
 from pipelines.training import patient_accelerator
 from tokenizer import Tokenizer
 from tokenizer.config import require

@@ -26,7 +26,6 @@ from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
 from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
-from pipelines.item_codes import sound_codes
 from pipelines.kid import evaluate_kid, load_features
 from pipelines.models import load_models
 from pipelines.prior_positions import NAME as POSITIONS
@@ -35,11 +34,12 @@ from pipelines.rate_distortion import rate_distortion_table
 from pipelines.run_folder import RUN_FILE, require_writable
 from pipelines.sound_evaluation import Measured, evaluate_sound
 from pipelines.sound_results import curve, write_sound_results
-from pipelines.token_clips import CodeClips
-from pipelines.token_info import TokenInfo
-from pipelines.tokens import Rows, TokenSplit
+from pipelines.tokens.clips import CodeClips
+from pipelines.tokens.encode import sound_codes
+from pipelines.tokens.info import TokenInfo
+from pipelines.tokens.items import Rows, TokenSplit
+from pipelines.tokens.windows import Windows
 from pipelines.training import patient_accelerator
-from pipelines.windows import Windows
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.config import require

@@ -23,8 +23,8 @@ from pipelines.plots import codebook_plot, loss_plot
 from pipelines.report import reconstruction_sheet
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline
 from pipelines.sound_results import SOUNDS, write_sound_results, write_sound_sample
-from pipelines.token_info import TokenInfo
-from pipelines.tokens import Rows
+from pipelines.tokens.info import TokenInfo
+from pipelines.tokens.items import Rows
 from pipelines.training import sum_over_processes
 from prior import Prior
 from tokenizer import Tokenizer

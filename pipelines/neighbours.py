@@ -12,10 +12,10 @@ from torch import Tensor
 from pipelines.report import reconstruction_sheet
 from pipelines.sample_files import HEARD, Drawn
 from pipelines.sound_report import listening_page
-from pipelines.token_clips import CodeClips
-from pipelines.token_info import read_info
-from pipelines.tokens import Rows, read_tokens
-from pipelines.windows import Windows
+from pipelines.tokens.clips import CodeClips
+from pipelines.tokens.info import read_info
+from pipelines.tokens.items import Rows, read_tokens
+from pipelines.tokens.windows import Windows
 from tokenizer import Tokenizer
 from tokenizer.search import nearest
 

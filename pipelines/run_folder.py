@@ -21,7 +21,7 @@ from pipelines.checkpoints import find_checkpoint
 from pipelines.interruption import is_launched
 from pipelines.option_values import flag_of, flatten, options_to_dict
 from pipelines.options import MAY_CHANGE, TrainingOptions
-from pipelines.token_info import TOKENS_FILE
+from pipelines.tokens.info import TOKENS_FILE
 from tokenizer.config import shortened
 from tokenizer.files import CHECKPOINTS, read_json, remove_unfinished, write_atomically
 

@@ -28,10 +28,10 @@ from pipelines.plots import loss_plot
 from pipelines.presets import PRIORS
 from pipelines.publishing import check_push, push
 from pipelines.run_folder import check_run_folder, command_line, run_folder
-from pipelines.token_info import TokenInfo, require_same_tokens, write_info
-from pipelines.tokens import Rows, read_tokens, token_batches
+from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
+from pipelines.tokens.items import Rows, read_tokens, token_batches
+from pipelines.tokens.windows import Windows, window_info
 from pipelines.training import start_accelerator
-from pipelines.windows import Windows, window_info
 from prior import Prior, PriorConfig
 from prior.inputs import UNCONDITIONAL
 from prior.model import PriorOutput

@@ -32,7 +32,7 @@ PRELOAD = (
     "prior",
     "pipelines.checkpoints",
     "pipelines.data.batches",
-    "pipelines.tokens",
+    "pipelines.tokens.items",
     "tokenizer",
 )
 # Failures after which a run is not worth going on with.

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from running import MODEL, TINY_PRIOR, TINY_TOKENIZER, Script, assert_refused, noise, read
 
-from pipelines.tokens import read_tokens
+from pipelines.tokens.items import read_tokens
 
 # Pictures
 

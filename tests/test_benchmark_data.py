@@ -24,7 +24,7 @@ from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
 from pipelines.presets import PRIORS, TOKENIZERS
-from pipelines.windows import Windows
+from pipelines.tokens.windows import Windows
 from tests.tiny import audio_config, bottleneck_config, codec, image_config, tokenizer
 from tokenizer import TokenizerConfig
 

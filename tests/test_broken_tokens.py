@@ -14,9 +14,9 @@ import torch
 from test_sound_tokens import SOUND, some_clips
 from test_tokens import INFO, info_with, some_codes, write
 
-from pipelines.token_info import TOKENS_FILE, read_info, write_info
-from pipelines.token_shards import CODES, count_codes
-from pipelines.tokens import read_tokens
+from pipelines.tokens.info import TOKENS_FILE, read_info, write_info
+from pipelines.tokens.items import read_tokens
+from pipelines.tokens.shards import CODES, count_codes
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

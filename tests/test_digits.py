@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.neighbours import nearest_items, training_items
 from pipelines.quickstart import QuickstartOptions, commands
-from pipelines.tokens import TokenSplit
+from pipelines.tokens.items import TokenSplit
 from tokenizer import Tokenizer
 
 EACH = 100  # samples of a digit

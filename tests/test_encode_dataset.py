@@ -15,11 +15,12 @@ import pytest
 import torch
 from running import TINY_PRIOR, Finished, Script, assert_refused, names_in, read
 
-from pipelines import encode_dataset, token_plan
+from pipelines import encode_dataset
 from pipelines.data.augment import Augment
 from pipelines.data.batches import load_splits, to_float
 from pipelines.data.config import DataConfig
-from pipelines.tokens import TokenSplit, read_tokens
+from pipelines.tokens import plan as token_plan
+from pipelines.tokens.items import TokenSplit, read_tokens
 from tokenizer import Tokenizer
 
 SHARDS = [f"train-0000{i}-of-00003.parquet" for i in range(3)]

@@ -12,13 +12,13 @@ import soundfile
 import torch
 from running import TINY_PRIOR, Script, names_in
 
-from pipelines import token_plan
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
-from pipelines.item_codes import skipped_samples, sound_codes
-from pipelines.token_clips import CodeClips
-from pipelines.tokens import read_tokens, view_phases
-from pipelines.windows import Windows
+from pipelines.tokens import plan as token_plan
+from pipelines.tokens.clips import CodeClips
+from pipelines.tokens.encode import skipped_samples, sound_codes
+from pipelines.tokens.items import read_tokens, view_phases
+from pipelines.tokens.windows import Windows
 from tokenizer import Tokenizer
 
 # Seconds of the files: with blocks of one second, 0 to 2, 3, 4 and 5 begin in the same one.

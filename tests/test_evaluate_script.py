@@ -34,7 +34,7 @@ from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from pipelines.evaluation import code_batches, evaluate_prior, picture_batches
 from pipelines.kid import evaluate_kid
-from pipelines.tokens import read_tokens
+from pipelines.tokens.items import read_tokens
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 from tokenizer.modalities.image import ImageConfig

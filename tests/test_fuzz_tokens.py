@@ -23,11 +23,11 @@ from test_sound_tokens import SOUND
 from test_token_table import write
 from test_tokens import INFO
 
-from pipelines import token_table
-from pipelines.token_info import TOKENS_FILE
-from pipelines.token_shards import shard_path
-from pipelines.tokens import read_tokens
-from pipelines.windows import Windows, window_info
+from pipelines.tokens import table as token_table
+from pipelines.tokens.info import TOKENS_FILE
+from pipelines.tokens.items import read_tokens
+from pipelines.tokens.shards import shard_path
+from pipelines.tokens.windows import Windows, window_info
 
 NAMED = (TOKENS_FILE, ".parquet", "no training tokens")
 

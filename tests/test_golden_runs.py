@@ -16,7 +16,7 @@ from make_golden_runs import GOLDEN, RUNS, at, options
 from running import Script
 from whole_runs import rows_of
 
-from pipelines.tokens import read_tokens
+from pipelines.tokens.items import read_tokens
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.files import read_json

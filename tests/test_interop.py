@@ -14,7 +14,7 @@ from test_prior import PICTURE, SOUND, random_codes, random_prior, step_logits
 from torch import Tensor
 
 from pipelines.presets import PRIORS
-from pipelines.token_info import TokenInfo
+from pipelines.tokens.info import TokenInfo
 from pipelines.train_prior import prior_config
 from prior import Prior, PriorConfig
 from tokenizer.installation import PIP_INSTALL

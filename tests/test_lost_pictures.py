@@ -17,7 +17,7 @@ from pipelines.data.batches import load_splits, to_float
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.evaluation import evaluate_tokenizer, some_pictures
-from pipelines.item_codes import picture_codes
+from pipelines.tokens.encode import picture_codes
 from tokenizer import Tokenizer
 
 LOST = ["01.png", "04.png", "05.png"]

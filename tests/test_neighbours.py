@@ -11,7 +11,7 @@ from tiny import tokenizer
 
 from pipelines import neighbours
 from pipelines.neighbours import nearest_items
-from pipelines.tokens import TokenSplit
+from pipelines.tokens.items import TokenSplit
 
 
 def test_the_nearest_of_all_items_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

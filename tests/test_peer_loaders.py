@@ -16,9 +16,9 @@ from pipelines.benchmarks.data.peers import endless, peer_of_tokens, peers_of
 from pipelines.data.augment import Augment
 from pipelines.data.batches import batches, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.token_clips import CodeClips
-from pipelines.tokens import TokenSplit
-from pipelines.windows import Windows
+from pipelines.tokens.clips import CodeClips
+from pipelines.tokens.items import TokenSplit
+from pipelines.tokens.windows import Windows
 from tests.tiny import audio_config
 
 

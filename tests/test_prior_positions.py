@@ -15,8 +15,8 @@ from running import as_a_new_process, size_of
 from test_prior import PICTURE, SOUND, random_codes, random_prior
 
 from pipelines.prior_positions import Positions, measure_positions, write_positions
-from pipelines.token_info import TokenInfo
-from pipelines.tokens import TokenSplit
+from pipelines.tokens.info import TokenInfo
+from pipelines.tokens.items import TokenSplit
 from prior import PriorConfig
 
 

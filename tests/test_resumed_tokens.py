@@ -9,9 +9,9 @@ from pathlib import Path
 
 from running import TINY_PRIOR, Script, assert_refused
 
-from pipelines.token_info import write_info
-from pipelines.token_shards import write_shard
-from pipelines.tokens import read_tokens
+from pipelines.tokens.info import write_info
+from pipelines.tokens.items import read_tokens
+from pipelines.tokens.shards import write_shard
 
 
 def test_a_run_does_not_continue_with_tokens_of_another_tokenizer(

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from running import EMOJI, MODEL, ROOT, TINY_TOKENIZER, Script, assert_refused, names_in, read, size_of
 
-from pipelines.tokens import read_tokens
+from pipelines.tokens.items import read_tokens
 from pipelines.training import rate_scale
 from prior import Prior
 from tokenizer import Tokenizer

@@ -16,11 +16,11 @@ from whole_runs import rows_of
 
 from pipelines.evaluation import evaluate_prior
 from pipelines.options import PriorSize, PriorTraining
-from pipelines.token_info import TokenInfo, write_info
-from pipelines.token_shards import write_shard
-from pipelines.tokens import read_tokens
+from pipelines.tokens.info import TokenInfo, write_info
+from pipelines.tokens.items import read_tokens
+from pipelines.tokens.shards import write_shard
+from pipelines.tokens.windows import Windows, window_info
 from pipelines.train_prior import prior_config
-from pipelines.windows import Windows, window_info
 from prior import Prior
 from prior.continuation import continue_codes
 

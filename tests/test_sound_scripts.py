@@ -26,7 +26,7 @@ from whole_runs import rows_of
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from pipelines.sound_evaluation import PIECE_SECONDS, readable_blocks
-from pipelines.tokens import read_tokens
+from pipelines.tokens.items import read_tokens
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.sound_metrics import available

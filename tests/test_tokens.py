@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pipelines.data.batches import order
-from pipelines.token_info import TokenInfo, write_info
-from pipelines.token_shards import write_shard
-from pipelines.tokens import TokenSplit, read_tokens, token_batches
+from pipelines.tokens.info import TokenInfo, write_info
+from pipelines.tokens.items import TokenSplit, read_tokens, token_batches
+from pipelines.tokens.shards import write_shard
 from tokenizer.distributed import keyed_generator
 
 INFO = TokenInfo(

@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 from torch import nn
 from whole_runs import rows_of
 
-from pipelines import token_plan, train_tokenizer
+from pipelines import train_tokenizer
 from pipelines.benchmarks.data.made import picture_table
-from pipelines.tokens import read_tokens
+from pipelines.tokens import plan as token_plan
+from pipelines.tokens.items import read_tokens
 from tokenizer.distributed import Step
 
 # k-means after the second of three steps; a batch of 16 is 8 for each process.
@@ -91,7 +92,8 @@ def run(name, words):
         sys.stdout.flush()
 """
 SEVERAL = f"""{IN_ONE_LAUNCH}
-from pipelines import token_plan, train_tokenizer
+from pipelines import train_tokenizer
+from pipelines.tokens import plan as token_plan
 
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from test_two_processes import spoilt

@@ -10,10 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipelines.token_clips import CodeClips
-from pipelines.token_info import TokenInfo
-from pipelines.tokens import token_batches
-from pipelines.windows import Windows, window_info
+from pipelines.tokens.clips import CodeClips
+from pipelines.tokens.info import TokenInfo
+from pipelines.tokens.items import token_batches
+from pipelines.tokens.windows import Windows, window_info
 
 INFO = TokenInfo(
     tokenizer="runs/tok",

@@ -19,8 +19,8 @@ from torchaudio.functional import resample
 from pipelines.data.augment import Augment
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
-from pipelines.tokens import Rows, TokenSplit
-from pipelines.windows import Windows
+from pipelines.tokens.items import Rows, TokenSplit
+from pipelines.tokens.windows import Windows
 
 Item = tuple[Tensor, int]
 

@@ -20,13 +20,13 @@ from pipelines.data.batches import Splits, batches, to_float
 from pipelines.data.sounds import Clips
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorTraining, TokenizerTraining
-from pipelines.token_clips import CodeClips
-from pipelines.token_info import TokenInfo
-from pipelines.tokens import Rows, TokenBatch, TokenSplit, token_batches
+from pipelines.tokens.clips import CodeClips
+from pipelines.tokens.info import TokenInfo
+from pipelines.tokens.items import Rows, TokenBatch, TokenSplit, token_batches
+from pipelines.tokens.windows import Windows, window_info
 from pipelines.train_prior import losses_of as prior_losses
 from pipelines.train_prior import prior_config
 from pipelines.train_tokenizer import losses_of as tokenizer_losses
-from pipelines.windows import Windows, window_info
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator

@@ -25,7 +25,7 @@ from pipelines.evaluation import EVAL_BATCH
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorSize, PriorTraining, TokenizerTraining, TrainingOptions
 from pipelines.presets import PRIORS, TOKENIZERS
-from pipelines.tokens import TokenSplit, token_batches
+from pipelines.tokens.items import TokenSplit, token_batches
 from pipelines.training import WeightAverage, rate_scale, set_rates, short_run
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer

@@ -1,7 +1,7 @@
 """Data sets of tokens: the items of a folder by number, in their views, and batches of them.
 
-Left out: what the codes mean (tokens.json, `token_info.py`), their files (`token_shards.py`,
-`token_table.py`), items of sound of any length (`token_clips.py`), making codes (`encode_dataset.py`) and
+Left out: what the codes mean (tokens.json, `info.py`), their files (`shards.py`,
+`table.py`), items of sound of any length (`clips.py`), making codes (`encode_dataset.py`) and
 learning from them (`train_prior.py`).
 """
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.batches import order
-from pipelines.token_clips import CodeClips
-from pipelines.token_info import SPLITS, TokenInfo, read_info
-from pipelines.token_table import load_table
+from pipelines.tokens.clips import CodeClips
+from pipelines.tokens.info import SPLITS, TokenInfo, read_info
+from pipelines.tokens.table import load_table
 from tokenizer.distributed import keyed_generator
 
 

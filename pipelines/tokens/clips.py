@@ -1,6 +1,6 @@
 """Tokens of sound: items of any number of frames, one after the other, and as a Parquet column.
 
-Left out: the files and their checks against tokens.json (`token_shards.py`), and windows for a prior
+Left out: the files and their checks against tokens.json (`shards.py`), and windows for a prior
 (windows.py).
 """
 

@@ -1,6 +1,6 @@
 """What an encoding does, as encoding.json: blocks of items, a shard each, and which of them are still to do.
 
-Left out: encoding them (`encode_dataset.py`), and the shards themselves (`token_shards.py`).
+Left out: encoding them (`encode_dataset.py`), and the shards themselves (`shards.py`).
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ import numpy as np
 from pipelines.data.batches import Splits
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
-from pipelines.token_info import SPLITS, TOKENS_FILE, TokenInfo
-from pipelines.token_shards import read_shard, shard_path
+from pipelines.tokens.info import SPLITS, TOKENS_FILE, TokenInfo
+from pipelines.tokens.shards import read_shard, shard_path
 from tokenizer.config import config_from_dict, config_to_dict
 from tokenizer.files import read_json, write_atomically
 

@@ -1,6 +1,6 @@
 """Windows of one length, which a prior learns, over tokens of sound whose items have any length.
 
-Left out: reading the tokens (tokens.py), and the order in which windows are learnt
+Left out: reading the tokens (items.py), and the order in which windows are learnt
 (`pipelines.data.batches.order`).
 """
 
@@ -12,9 +12,9 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.token_clips import CodeClips, offsets_of
-from pipelines.token_info import TokenInfo
-from pipelines.tokens import view_phases
+from pipelines.tokens.clips import CodeClips, offsets_of
+from pipelines.tokens.info import TokenInfo
+from pipelines.tokens.items import view_phases
 from tokenizer.distributed import keyed_generator
 
 # A prior of single frames would learn nothing of time.

@@ -1,6 +1,6 @@
 """tokens.json: what every code of a data set of tokens means.
 
-Left out: the codes (`tokens.py`).
+Left out: the codes (`items.py`).
 """
 
 import dataclasses

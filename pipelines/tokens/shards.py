@@ -1,7 +1,7 @@
 """Shards of tokens: Parquet files of codes, labels, ids and views, one for each block of items.
 
-Left out: which items are in which shard (`token_plan.py`), and all shards of a split as one
-(`token_table.py`).
+Left out: which items are in which shard (`plan.py`), and all shards of a split as one
+(`table.py`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.token_clips import clips_column, flat_clips
-from pipelines.token_info import SPLITS, TOKENS_FILE, TokenInfo
+from pipelines.tokens.clips import clips_column, flat_clips
+from pipelines.tokens.info import SPLITS, TOKENS_FILE, TokenInfo
 from tokenizer.files import write_atomically
 
 # What a shard says of itself in its schema: whose codes it holds, of which encoding it is a part, and which.

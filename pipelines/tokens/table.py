@@ -3,7 +3,7 @@
 Parquet's pages are encoded, so they cannot be mapped themselves: a read decodes them, into several times
 their size of memory, and a random item would cost its whole page.
 
-Left out: what is in a shard (`token_shards.py`), and items by number (`tokens.py`, `token_clips.py`).
+Left out: what is in a shard (`shards.py`), and items by number (`items.py`, `clips.py`).
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pipelines.token_info import TokenInfo
-from pipelines.token_shards import Index, count_codes, find_shards, read_shard
+from pipelines.tokens.info import TokenInfo
+from pipelines.tokens.shards import Index, count_codes, find_shards, read_shard
 from tokenizer.files import remove_unfinished, write_atomically
 
 logger = logging.getLogger(__name__)
