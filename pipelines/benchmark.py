@@ -4,7 +4,7 @@ Left out: the benchmarks themselves, each in its room `benchmarks/NAME/`, and wh
 """
 
 if __name__ == "__main__":  # before anything imports torch
-    from pipelines.environment import prepare_environment
+    from pipelines.run.environment import prepare_environment
 
     prepare_environment()
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipelines import benchmarks
 from pipelines.benchmarks.registry import BENCHMARKS
-from pipelines.cli import parse, run
+from pipelines.run.command_line import parse, run
 from tokenizer.files import write_atomically
 
 for _module in pkgutil.walk_packages(benchmarks.__path__, "pipelines.benchmarks."):

@@ -18,14 +18,14 @@ from torch.optim import Optimizer
 
 from pipelines.checkpoints import Checkpoints
 from pipelines.diagnosis import Forward, blame, diagnosis, offending
-from pipelines.interruption import Stopped, StopRequests
 from pipelines.options import TrainingOptions
-from pipelines.report import progress
+from pipelines.run.processes import mean_over_processes
+from pipelines.run.progress import progress
+from pipelines.run.signals import Stopped, StopRequests
 from pipelines.run_folder import MetricsLog
 from pipelines.sharding import is_sharded, prepare
 from pipelines.training import (
     WeightAverage,
-    mean_over_processes,
     put_back,
     rate_scale,
     require_finite,

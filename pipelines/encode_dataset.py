@@ -5,7 +5,7 @@ Left out: VAEs, whose latents are not tokens; `quantize_vae.py` gives them codes
 """
 
 if __name__ == "__main__":  # before anything imports torch
-    from pipelines.environment import prepare_environment
+    from pipelines.run.environment import prepare_environment
 
     prepare_environment()
 
@@ -19,20 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.agreement import load_alike, on_main
-from pipelines.cli import parse, run
 from pipelines.data.augment import Augment
 from pipelines.data.batches import NO_VIEWS, Splits, load_splits, to_float
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
-from pipelines.report import progress
-from pipelines.run_folder import claimed_folder, require_writable
+from pipelines.run.accelerator import patient_accelerator
+from pipelines.run.command_line import parse, run
+from pipelines.run.folder import claimed_folder, require_writable
+from pipelines.run.processes import load_alike, on_main
+from pipelines.run.progress import progress
 from pipelines.tokens.encode import picture_codes, sound_codes
 from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
 from pipelines.tokens.plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
 from pipelines.tokens.shards import write_shard
-from pipelines.training import patient_accelerator
 from tokenizer import Tokenizer
 from tokenizer.config import require
 

@@ -5,7 +5,7 @@ Left out: training curves, which the training scripts write.
 """
 
 if __name__ == "__main__":  # before anything imports torch
-    from pipelines.environment import prepare_environment
+    from pipelines.run.environment import prepare_environment
 
     prepare_environment()
 
@@ -19,19 +19,21 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from pipelines.agreement import load_alike, on_main
-from pipelines.cli import parse, run
 from pipelines.data.batches import Splits, held_out_batches, load_splits, to_float
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
 from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
 from pipelines.kid import evaluate_kid, load_features
-from pipelines.models import load_models
 from pipelines.prior_positions import NAME as POSITIONS
 from pipelines.prior_positions import Positions, measure_positions, write_positions
 from pipelines.rate_distortion import rate_distortion_table
-from pipelines.run_folder import RUN_FILE, require_writable
+from pipelines.run.accelerator import patient_accelerator
+from pipelines.run.command_line import parse, run
+from pipelines.run.folder import require_writable
+from pipelines.run.models import load_models
+from pipelines.run.processes import load_alike, on_main
+from pipelines.run_folder import RUN_FILE
 from pipelines.sound_evaluation import Measured, evaluate_sound
 from pipelines.sound_results import curve, write_sound_results
 from pipelines.tokens.clips import CodeClips
@@ -39,7 +41,6 @@ from pipelines.tokens.encode import sound_codes
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows, TokenSplit
 from pipelines.tokens.windows import Windows
-from pipelines.training import patient_accelerator
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.config import require

@@ -21,11 +21,11 @@ from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
 from pipelines.plots import codebook_plot, loss_plot
 from pipelines.report import reconstruction_sheet
+from pipelines.run.processes import sum_over_processes
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline
 from pipelines.sound_results import SOUNDS, write_sound_results, write_sound_sample
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows
-from pipelines.training import sum_over_processes
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.gaussian import GaussianConfig

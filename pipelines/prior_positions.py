@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pipelines.evaluation import EVAL_BATCH, code_batches
 from pipelines.plots import BLUE, ORANGE, panel_figure, save_figure
+from pipelines.run.processes import sum_over_processes
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows
-from pipelines.training import sum_over_processes
 from prior import Prior
 from tokenizer.files import write_atomically
 

@@ -5,7 +5,7 @@ Left out: training a VAE for its codes, which is the bottleneck `gaussian_quant`
 """
 
 if __name__ == "__main__":  # before anything imports torch
-    from pipelines.environment import prepare_environment
+    from pipelines.run.environment import prepare_environment
 
     prepare_environment()
 
@@ -22,18 +22,18 @@ from accelerate import Accelerator
 from einops import reduce
 from torch import Tensor
 
-from pipelines.agreement import load_alike, on_main
-from pipelines.cli import parse, run
 from pipelines.data.batches import Splits, held_out_batches, load_splits, to_float
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
 from pipelines.data.tables import EMBEDDED
 from pipelines.evaluation import evaluate_tokenizer, write_results
-from pipelines.publishing import check_push, push
-from pipelines.run_folder import require_writable
+from pipelines.run.accelerator import patient_accelerator
+from pipelines.run.command_line import parse, run
+from pipelines.run.folder import require_writable
+from pipelines.run.processes import load_alike, on_main, sum_over_processes
+from pipelines.run.publishing import check_push, push
 from pipelines.sound_evaluation import Measured, evaluate_sound, headline, readable_blocks
-from pipelines.training import patient_accelerator, sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.config import require
 from tokenizer.hub import CardInfo

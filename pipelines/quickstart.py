@@ -5,7 +5,7 @@ Left out: options of the steps; each step is a command that is printed, to be ru
 """
 
 if __name__ == "__main__":  # before anything imports torch
-    from pipelines.environment import prepare_environment
+    from pipelines.run.environment import prepare_environment
 
     prepare_environment()
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipelines.cli import parse, run
+from pipelines.run.command_line import parse, run
 from tokenizer.config import require
 
 logger = logging.getLogger(__name__)

@@ -4,36 +4,33 @@ Left out: checkpoints (`pipelines.checkpoints`) and the model's own files (`toke
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any
 
 from accelerate import Accelerator
 
-from pipelines.agreement import on_main
 from pipelines.checkpoints import find_checkpoint
-from pipelines.interruption import is_launched
-from pipelines.option_values import flag_of, flatten, options_to_dict
 from pipelines.options import MAY_CHANGE, TrainingOptions
+from pipelines.run.command_line import flag_of, flatten, options_to_dict
+from pipelines.run.folder import LOCK, claimed_folder, locked, require_writable
+from pipelines.run.processes import on_main
+from pipelines.run.signals import is_launched
 from pipelines.tokens.info import TOKENS_FILE
 from tokenizer.config import shortened
-from tokenizer.files import CHECKPOINTS, read_json, remove_unfinished, write_atomically
+from tokenizer.files import CHECKPOINTS, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 RUN_FILE = "run.json"
 COMMAND_FILE = "command.txt"
 SKIPPED_FILE = "skipped.txt"
 DATA_FILE = "data.json"
-LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -54,45 +51,12 @@ def check_run_folder(accelerator: Accelerator, options: TrainingOptions) -> None
     on_main(accelerator, lambda: _check(options.output, options))
 
 
-@contextlib.contextmanager
-def claimed_folder(accelerator: Accelerator, folder: Path, claim: Callable[[], T]) -> Iterator[T]:
-    """`folder`, made if it is not there and locked; what `claim` returned on the main process, on every one.
-
-    The lock is the kernel's (`flock`), so it ends with the process however that ends. Raises `ValueError` on
-    every process if the folder is in use or cannot be written, or `claim` raised on the main one.
-    """
-    with contextlib.ExitStack() as stack:
-
-        def take() -> T:
-            stack.enter_context(_lock(folder))
-            claimed = claim()
-            remove_unfinished(folder)
-            return claimed
-
-        yield on_main(accelerator, take)
-
-
-def _lock(folder: Path) -> IO[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(
-            f"{folder}: another run is writing here; choose another --output or wait for it"
-        ) from None
-    # A worker that loads data holds it too, and may outlive a killed run by some seconds.
-    os.register_at_fork(after_in_child=file.close)
-    return file
-
-
 def _check(folder: Path, options: TrainingOptions) -> None:
     """`ValueError` for a folder that cannot be written, that another run uses, or whose run is not the one of
     `options`."""
     require_writable(folder)
     if (folder / LOCK).exists():
-        _lock(folder).close()
+        locked(folder).close()
     _check_run(folder, options)
     if options.resume:
         find_checkpoint(folder / CHECKPOINTS, options.resume)
@@ -109,15 +73,6 @@ def _check_run(folder: Path, options: TrainingOptions) -> None:
         raise ValueError(
             f"{folder} already holds a run; choose another --output, or continue it with --resume latest"
         )
-
-
-def require_writable(folder: Path) -> None:
-    """`ValueError` if `folder` is none, or neither it nor a new one in its place can be written to."""
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not place.is_dir():
-        raise ValueError(f"--output {folder}: {place} is a file, expected a folder; choose another")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {folder}: {place} cannot be written to; choose another")
 
 
 def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:

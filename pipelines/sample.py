@@ -4,7 +4,7 @@ Left out: measures of the samples (`evaluate.py`).
 """
 
 if __name__ == "__main__":  # before anything imports torch
-    from pipelines.environment import prepare_environment
+    from pipelines.run.environment import prepare_environment
 
     prepare_environment()
 
@@ -17,13 +17,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipelines.cli import NOTHING, parse, run
-from pipelines.models import load_models, require_models
 from pipelines.neighbours import training_items, write_neighbours
-from pipelines.report import progress
-from pipelines.run_folder import require_writable
+from pipelines.run.accelerator import quiet_logging
+from pipelines.run.command_line import NOTHING, parse, run
+from pipelines.run.folder import require_writable
+from pipelines.run.models import load_models, require_models
+from pipelines.run.progress import progress
 from pipelines.sample_files import SHEET, Drawn, write_samples
-from pipelines.training import quiet_logging
 from prior import Prior
 from prior.continuation import continue_codes
 from prior.prepared import Weights

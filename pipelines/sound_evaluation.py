@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipelines.data.sounds import Clips
-from pipelines.report import progress
+from pipelines.run.progress import progress
 from pipelines.speech_scores import SpeechScores, helper_count
 from tokenizer import Tokenizer
 from tokenizer.metrics import CodeUsage

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.interruption import ignore_requests
+from pipelines.run.signals import ignore_requests
 from tokenizer.sound_metrics import pesq, stoi
 
 # A helper takes 2 to 3 s to start, as long as it takes over some 70 s of sound.

@@ -4,7 +4,7 @@ Left out: making the tokens (`encode_dataset.py`) and drawing from the prior (`s
 """
 
 if __name__ == "__main__":  # before anything imports torch
-    from pipelines.environment import prepare_environment
+    from pipelines.run.environment import prepare_environment
 
     prepare_environment()
 
@@ -16,17 +16,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.agreement import load_alike
-from pipelines.cli import parse, run
 from pipelines.course import Course
 from pipelines.data.tables import credit
 from pipelines.evaluation import evaluate_prior
-from pipelines.models import public_name, write_prior_sample
 from pipelines.optimizers import build_optimizers
 from pipelines.options import PriorSize, PriorTraining
 from pipelines.plots import loss_plot
 from pipelines.presets import PRIORS
-from pipelines.publishing import check_push, push
+from pipelines.run.command_line import parse, run
+from pipelines.run.models import public_name, write_prior_sample
+from pipelines.run.processes import load_alike
+from pipelines.run.publishing import check_push, push
 from pipelines.run_folder import check_run_folder, command_line, run_folder
 from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import Rows, read_tokens, token_batches

@@ -5,7 +5,7 @@ Left out: the prior over its codes (`train_prior.py`), which needs tokens (`enco
 """
 
 if __name__ == "__main__":  # before anything imports torch
-    from pipelines.environment import prepare_environment
+    from pipelines.run.environment import prepare_environment
 
     prepare_environment()
 
@@ -16,8 +16,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.agreement import load_alike, on_main
-from pipelines.cli import parse, run
 from pipelines.course import Course
 from pipelines.data.batches import Splits, batches, load_splits, to_float
 from pipelines.data.sounds import Clips
@@ -26,7 +24,9 @@ from pipelines.evaluation import evaluate_tokenizer, write_tokenizer_report
 from pipelines.optimizers import build_optimizers
 from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
-from pipelines.publishing import check_push, push
+from pipelines.run.command_line import parse, run
+from pipelines.run.processes import load_alike, on_main
+from pipelines.run.publishing import check_push, push
 from pipelines.run_folder import check_run_folder, command_line, require_same_data, run_folder, write_skipped
 from pipelines.sound_evaluation import evaluate_sound, headline
 from pipelines.training import short_run, start_accelerator

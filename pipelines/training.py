@@ -6,19 +6,18 @@ Left out: the loops, which stand in the scripts themselves, run folders and chec
 import dataclasses
 import logging
 import math
-import sys
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipelines.agreement import require_same_options
 from pipelines.options import TrainingOptions
+from pipelines.run.accelerator import PATIENCE, quiet_logging
+from pipelines.run.processes import require_same_options
 from pipelines.sharding import check_sharding, sharded_like, whole_tensors
 from tokenizer.bottlenecks import Bottleneck
 from tokenizer.distributed import keyed_generator
@@ -28,18 +27,6 @@ from tokenizer.installation import PIP_INSTALL
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=HubModel)
-
-
-# Processes wait for one that measures a long sound, or writes a report; the launcher ends all if one dies.
-PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-
-
-def patient_accelerator(options: Any) -> Accelerator:
-    """An Accelerator, with its log lines, for scripts that do not train; `require_same_options`."""
-    accelerator = Accelerator(kwargs_handlers=[PATIENCE])
-    quiet_logging(accelerator)
-    require_same_options(accelerator, options)
-    return accelerator
 
 
 def start_accelerator(options: TrainingOptions) -> Accelerator:
@@ -73,14 +60,6 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     require_same_options(accelerator, options)
     set_seed(options.seed)
     return accelerator
-
-
-def quiet_logging(accelerator: Accelerator) -> None:
-    """Messages as plain lines on stderr, from the main process only; errors from all."""
-    level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("httpx", "httpx2", "torch.distributed", "accelerate", "matplotlib", "PIL"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def check_batch(batch_size: int, accumulation: int, world: int) -> None:
@@ -158,19 +137,6 @@ def put_back(model: nn.Module) -> Callable[[], None]:
         bottleneck.load_training_state(training)
 
     return restore
-
-
-def mean_over_processes(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars averaged over all processes, in one collective."""
-    stacked = torch.stack([v.detach().float().reshape(()) for v in values.values()])
-    reduced = accelerator.reduce(stacked, reduction="mean")
-    return dict(zip(values, (float(v) for v in reduced), strict=True))
-
-
-def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """`values`, on the CPU, summed over all processes."""
-    summed: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
-    return summed.cpu()
 
 
 def require_finite(values: Mapping[str, float], step: int) -> None:

@@ -3,7 +3,7 @@
 Left out: how the scripts are run (running.py), and data made for single tests.
 """
 
-from pipelines.environment import prepare_environment
+from pipelines.run.environment import prepare_environment
 
 prepare_environment()  # as the scripts do, before anything imports torch
 

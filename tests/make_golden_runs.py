@@ -15,8 +15,8 @@ from typing import Any
 
 from running import TINY_CODEC, TINY_PRIOR, TINY_TOKENIZER, TINY_VAE, options_of, run_script, without_plots
 
-from pipelines.option_values import flatten, options_to_dict
 from pipelines.presets import PRIORS, TOKENIZERS
+from pipelines.run.command_line import flatten, options_to_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = ("--max-steps", 5, "--checkpoint-every", 3, "--eval-every", 3, "--tracker", "none")

@@ -23,7 +23,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from pipelines.cli import parse, run
+from pipelines.run.command_line import parse, run
 
 ROOT = Path(__file__).resolve().parent.parent
 

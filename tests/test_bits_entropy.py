@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from vector_quantize_pytorch import LFQ as OtherLFQ
 
-from pipelines.cli import leave_group
+from pipelines.run.command_line import leave_group
 from tokenizer.bottlenecks.bits import MeanEntropy, mean_of_products
 from tokenizer.distributed import Step
 

@@ -17,7 +17,7 @@ from test_bottlenecks import KINDS, assert_same
 from tiny import bottleneck_config
 from torch import Tensor
 
-from pipelines.cli import leave_group
+from pipelines.run.command_line import leave_group
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig
 from tokenizer.distributed import Step, all_reduce_sum
 

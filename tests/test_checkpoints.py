@@ -111,7 +111,8 @@ def test_the_same_words_again_may_resume(
 # Kills its own process in the midst of writing the second checkpoint, whose files are the 6th to the 10th.
 KILL = """
 import itertools, os, signal
-from pipelines import checkpoints, cli, train_tokenizer
+from pipelines import checkpoints, train_tokenizer
+from pipelines.run import command_line as cli
 
 saved = itertools.count(1)
 save_file = checkpoints.save_file

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from running import ROOT, environment
 
-from pipelines.environment import TURNS
+from pipelines.run.environment import TURNS
 
 SCRIPTS = sorted(p.stem for p in (ROOT / "pipelines").glob("*.py") if "    run(main)\n" in p.read_text())
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")
@@ -40,7 +40,7 @@ print(json.dumps(seen))
 NOT_FOR_PICTURES = {"torchaudio", "soundfile", "datasets", "matplotlib"}
 LOADED = """
 import json, sys
-from pipelines import cli
+from pipelines.run import command_line as cli
 import pipelines.{script} as script
 cli.run(script.main)
 print(json.dumps([name for name in sys.modules if "." not in name]))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.heap import TUNED_BY
+from pipelines.run.environment import TUNED_BY
 
 # Pages that a process takes anew for 20 more tensors of 64 MiB, one after the other.
 PAGES = """
 import resource, sys
 import torch
-from pipelines import cli, heap
+from pipelines import heap
+from pipelines.run import command_line as cli
 
 kept = heap.keep_freed_memory() if sys.argv[1] == "keep" else False
 if sys.argv[1] == "script":
@@ -51,7 +52,7 @@ def test_every_script_does_so() -> None:
 HUGE = """
 import os
 from pathlib import Path
-from pipelines.environment import prepare_environment
+from pipelines.run.environment import prepare_environment
 
 prepare_environment()
 import torch

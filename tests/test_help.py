@@ -12,9 +12,9 @@ import sys
 import pytest
 from running import ROOT
 
-from pipelines.cli import parse
 from pipelines.options import TokenizerTraining, TrainingOptions
 from pipelines.presets import TOKENIZERS
+from pipelines.run.command_line import parse
 from tokenizer.losses import LOSSES
 
 

@@ -21,14 +21,15 @@ from running import ROOT, TINY_TOKENIZER, WHOLE_TOKENIZER, Script, environment, 
 from test_two_processes import free_port
 from whole_runs import assert_same_run, rows_of
 
-from pipelines import interruption
 from pipelines.checkpoints import list_checkpoints
-from pipelines.interruption import Stopped, StopRequests, end_with_launcher
+from pipelines.run import signals as interruption
+from pipelines.run.signals import Stopped, StopRequests, end_with_launcher
 
 # Does something in the midst of the fifth step, as the process of a rank.
 AT_STEP_5 = """
 import os, signal, sys, time
-from pipelines import cli, train_prior, train_tokenizer
+from pipelines import train_prior, train_tokenizer
+from pipelines.run import command_line as cli
 from pipelines.course import Course
 
 learn, (script, rank, what, *sys.argv[1:]) = Course.learn, sys.argv[1:]
@@ -177,7 +178,7 @@ def test_processes_end_with_their_launcher(tmp_path: Path) -> None:
 # What is stuck, as in a collective, answers no signal.
 STUCK = """
 import signal, time
-from pipelines import interruption
+from pipelines.run import signals as interruption
 
 interruption.GRACE = interruption.PAUSE = 0.2
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipelines.cli import leave_group
+from pipelines.run.command_line import leave_group
 from tokenizer.metrics import (
     CodeUsage,
     bernoulli_elbo,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from running import TINY_PRIOR, Script
 
-from pipelines.models import load_models, public_name, write_prior_sample
+from pipelines.run.models import load_models, public_name, write_prior_sample
 from prior import Prior
 
 CPU = torch.device("cpu")

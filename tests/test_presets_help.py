@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from test_cli import prior_options, tokenizer_options
 
-from pipelines.cli import parse
 from pipelines.encode_dataset import EncodeOptions
 from pipelines.evaluate import EvaluateOptions
-from pipelines.option_values import options_to_dict
 from pipelines.options import PriorTraining, TokenizerTraining
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.quantize_vae import QuantizeOptions
 from pipelines.quickstart import QuickstartOptions
+from pipelines.run.command_line import options_to_dict, parse
 from pipelines.sample import SampleOptions
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks import BottleneckConfig

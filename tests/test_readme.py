@@ -14,9 +14,9 @@ import soundfile
 from PIL import Image
 from running import ROOT, Script, read_command, without_plots
 
-from pipelines.option_values import options_to_dict
 from pipelines.presets import TOKENIZERS
 from pipelines.quickstart import QuickstartOptions, commands
+from pipelines.run.command_line import options_to_dict
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.modalities import ModalityConfig
 

@@ -77,7 +77,8 @@ def launch_as(how: Sequence[object], variables: Mapping[str, str], *words: objec
 IN_ONE_LAUNCH = """
 import importlib, json, os, sys
 from accelerate import Accelerator
-from pipelines import cli, train_prior
+from pipelines import train_prior
+from pipelines.run import command_line as cli
 
 Accelerator.end_training = lambda self: None
 leave_group, cli.leave_group = cli.leave_group, lambda: None

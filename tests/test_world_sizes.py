@@ -26,7 +26,8 @@ from tokenizer.config import config_to_dict
 IN_TURN = """
 import json, sys, torch
 from accelerate import Accelerator
-from pipelines import cli, train_tokenizer
+from pipelines import train_tokenizer
+from pipelines.run import command_line as cli
 
 # The processes stay connected until the last run is done.
 Accelerator.end_training = lambda self: None

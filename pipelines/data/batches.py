@@ -24,7 +24,7 @@ from pipelines.data.folders import find_sources
 from pipelines.data.pictures import Examples, Scan, scan
 from pipelines.data.scan import held_out_mask
 from pipelines.data.sounds import Clips, ClipScan, Segments, scan_clips
-from pipelines.interruption import ignore_requests
+from pipelines.run.signals import ignore_requests
 from tokenizer.distributed import keyed_generator
 from tokenizer.modalities import Modality
 

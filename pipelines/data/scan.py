@@ -15,7 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from pipelines.data.config import Kind
-from pipelines.report import progress
+from pipelines.run.progress import progress
 
 # The name of what was left out, and why.
 Skip: TypeAlias = tuple[str, str]

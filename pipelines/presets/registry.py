@@ -6,7 +6,7 @@ Left out: the presets themselves, which enter themselves (the other files here).
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipelines.cli import Preset
+from pipelines.run.command_line import Preset
 
 TOKENIZERS: dict[str, Preset] = {}
 PRIORS: dict[str, Preset] = {}

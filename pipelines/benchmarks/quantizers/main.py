@@ -19,11 +19,10 @@ from pipelines.benchmarks.quantizers.peers import PACKAGES
 from pipelines.benchmarks.quantizers.report import plot, result, show
 from pipelines.benchmarks.quantizers.training import Recipe, channels, step_seconds, train_contestant
 from pipelines.benchmarks.registry import benchmark, machine
-from pipelines.cli import NOTHING
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.option_values import flatten, options_to_dict
-from pipelines.report import progress
+from pipelines.run.command_line import NOTHING, flatten, options_to_dict
+from pipelines.run.progress import progress
 from tokenizer.config import config_to_dict, require
 from tokenizer.files import write_atomically
 from tokenizer.installation import install_extra

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from accelerate import Accelerator
 
-from pipelines.agreement import on_main
+from pipelines.run.processes import on_main
 from tokenizer.hub_client import prepare_push, push_folder
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,12 @@
 """Command lines: presets, --config and flags merged in that order, and mistakes reported without a
-traceback.
+traceback. Options as plain values: nested as JSON has them, flat by their names, and the flags that set them.
 
-Left out: the options themselves (`pipelines.options`, or the script that has them).
+Left out: the options themselves (`training/options.py`, or the script that has them).
 """
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import signal
@@ -20,11 +21,61 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 import tyro
 
-from pipelines.heap import keep_freed_memory
-from pipelines.interruption import Stopped, end_with_launcher
-from pipelines.messages import in_words, print_whole
-from tokenizer.config import config_from_dict
+from pipelines.run.environment import keep_freed_memory
+from pipelines.run.signals import Stopped, end_with_launcher
+from tokenizer.config import config_from_dict, config_to_dict
 from tokenizer.files import read_json
+
+
+def in_words(error: ValueError | OSError) -> str:
+    """What went wrong, and for what a disk refuses also what to do."""
+    if not isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}there is no room on the disk; make some, or choose another --output"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{where}{error.strerror}; change that, or choose another place"
+    return f"{where}{error.strerror}" if error.strerror else str(error)
+
+
+def print_whole(text: str) -> None:
+    """Print a line on stderr in one write, which those of other processes do not cut in two.
+
+    print writes the end of a line by itself if streams are not buffered (PYTHONUNBUFFERED).
+    """
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def options_to_dict(options: Any) -> dict[str, Any]:
+    """`config_to_dict`, with paths as strings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {k: plain(v) for k, v in config_to_dict(options).items()}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def flag_of(name: str) -> str:
+    """`data.valid_fraction` as a user gives it."""
+    return "--" + name.replace("_", "-")
+
 
 O = TypeVar("O")
 
@@ -127,7 +178,6 @@ def _peek(words: Sequence[str], flag: str) -> str | None:
 
 def _merge(cls: type[O], default: O, values: Mapping[str, Any], where: str) -> O:
     """`default` with the values of a (perhaps partial) run.json laid over it."""
-    from pipelines.option_values import options_to_dict
 
     return config_from_dict(cls, _overlay(options_to_dict(default), values), where)
 

@@ -1,16 +1,18 @@
-"""What the processes of a run must agree on: options, data, models, and what only one of them can find out.
+"""What the processes of a run must agree on: options, data, models, what only one of them can find out, and
+sums and means over all.
 
-Left out: numbers that they sum (`training.py`), and signals (`interruption.py`).
+Left out: signals (`signals.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
-from pipelines.messages import in_words
-from pipelines.option_values import flag_of, flatten, options_to_dict
+from pipelines.run.command_line import flag_of, flatten, in_words, options_to_dict
 
 T = TypeVar("T")
 
@@ -72,3 +74,16 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
         raise ValueError(answer[0])
     result: T = answer[1]
     return result
+
+
+def mean_over_processes(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars averaged over all processes, in one collective."""
+    stacked = torch.stack([v.detach().float().reshape(()) for v in values.values()])
+    reduced = accelerator.reduce(stacked, reduction="mean")
+    return dict(zip(values, (float(v) for v in reduced), strict=True))
+
+
+def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """`values`, on the CPU, summed over all processes."""
+    summed: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
+    return summed.cpu()
