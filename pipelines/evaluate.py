@@ -33,7 +33,6 @@ from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
 from pipelines.run.models import load_models
 from pipelines.run.processes import load_alike, on_main
-from pipelines.run_folder import RUN_FILE
 from pipelines.sound_evaluation import Measured, evaluate_sound
 from pipelines.sound_results import curve, write_sound_results
 from pipelines.tokens.clips import CodeClips
@@ -41,6 +40,7 @@ from pipelines.tokens.encode import sound_codes
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows, TokenSplit
 from pipelines.tokens.windows import Windows
+from pipelines.training.run_folder import RUN_FILE
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.config import require

@@ -16,22 +16,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.course import Course
 from pipelines.data.tables import credit
 from pipelines.evaluation import evaluate_prior
-from pipelines.optimizers import build_optimizers
-from pipelines.options import PriorSize, PriorTraining
 from pipelines.plots import loss_plot
 from pipelines.presets import PRIORS
 from pipelines.run.command_line import parse, run
 from pipelines.run.models import public_name, write_prior_sample
 from pipelines.run.processes import load_alike
 from pipelines.run.publishing import check_push, push
-from pipelines.run_folder import check_run_folder, command_line, run_folder
 from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import Rows, read_tokens, token_batches
 from pipelines.tokens.windows import Windows, window_info
-from pipelines.training import start_accelerator
+from pipelines.training.loop import Course
+from pipelines.training.optimizers import build_optimizers
+from pipelines.training.options import PriorSize, PriorTraining
+from pipelines.training.run_folder import check_run_folder, command_line, run_folder
+from pipelines.training.setup import start_accelerator
 from prior import Prior, PriorConfig
 from prior.inputs import UNCONDITIONAL
 from prior.model import PriorOutput

@@ -16,20 +16,26 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.course import Course
 from pipelines.data.batches import Splits, batches, load_splits, to_float
 from pipelines.data.sounds import Clips
 from pipelines.data.tables import EMBEDDED, credit
 from pipelines.evaluation import evaluate_tokenizer, write_tokenizer_report
-from pipelines.optimizers import build_optimizers
-from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
 from pipelines.run.command_line import parse, run
 from pipelines.run.processes import load_alike, on_main
 from pipelines.run.publishing import check_push, push
-from pipelines.run_folder import check_run_folder, command_line, require_same_data, run_folder, write_skipped
 from pipelines.sound_evaluation import evaluate_sound, headline
-from pipelines.training import short_run, start_accelerator
+from pipelines.training.loop import Course
+from pipelines.training.optimizers import build_optimizers
+from pipelines.training.options import TokenizerTraining
+from pipelines.training.run_folder import (
+    check_run_folder,
+    command_line,
+    require_same_data,
+    run_folder,
+    write_skipped,
+)
+from pipelines.training.setup import short_run, start_accelerator
 from tokenizer import Tokenizer
 from tokenizer.distributed import Step
 from tokenizer.hub import CardInfo, HubModel

@@ -30,7 +30,7 @@ RESIDENT = 2 << 30
 PRELOAD = (
     "accelerate",
     "prior",
-    "pipelines.checkpoints",
+    "pipelines.training.checkpoints",
     "pipelines.data.batches",
     "pipelines.tokens.items",
     "tokenizer",

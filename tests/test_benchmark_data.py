@@ -21,10 +21,10 @@ from pipelines.benchmarks.data.waits import Run, random_tokens
 from pipelines.benchmarks.registry import Spread
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
-from pipelines.options import PriorSize, PriorTraining, TokenizerTraining
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.run.command_line import Preset
 from pipelines.tokens.windows import Windows
+from pipelines.training.options import PriorSize, PriorTraining, TokenizerTraining
 from tests.tiny import audio_config, bottleneck_config, codec, image_config, tokenizer
 from tokenizer import TokenizerConfig
 

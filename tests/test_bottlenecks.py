@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import VARIANTS, bottleneck_config, latents, trained
 from torch import Tensor, nn
 
-from pipelines.training import put_back
+from pipelines.training.setup import put_back
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
 from tokenizer.bottlenecks.gaussian import Gaussian
 from tokenizer.checks import NotFinite

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pipelines import train_tokenizer
-from pipelines.checkpoints import find_checkpoint, list_checkpoints
+from pipelines.training.checkpoints import find_checkpoint, list_checkpoints
 from tokenizer import Tokenizer
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from whole_runs import assert_same_run, rows_of, stopped_at
 
-from pipelines.checkpoints import list_checkpoints
+from pipelines.training.checkpoints import list_checkpoints
 from tokenizer.files import SAVED
 
 Train = Callable[..., Finished]
@@ -111,7 +111,8 @@ def test_the_same_words_again_may_resume(
 # Kills its own process in the midst of writing the second checkpoint, whose files are the 6th to the 10th.
 KILL = """
 import itertools, os, signal
-from pipelines import checkpoints, train_tokenizer
+from pipelines import train_tokenizer
+from pipelines.training import checkpoints
 from pipelines.run import command_line as cli
 
 saved = itertools.count(1)

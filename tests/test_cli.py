@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from running import ROOT, environment
 
-from pipelines.options import PriorTraining, TokenizerTraining, TrainingOptions
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.run.command_line import options_to_dict, parse, run
+from pipelines.training.options import PriorTraining, TokenizerTraining, TrainingOptions
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
 

@@ -13,9 +13,9 @@ from torch import nn
 from whole_runs import rows_of
 
 from pipelines import train_prior, train_tokenizer
-from pipelines.checkpoints import list_checkpoints
 from pipelines.data.batches import load_splits, order
 from pipelines.data.config import DataConfig
+from pipelines.training.checkpoints import list_checkpoints
 from tokenizer.distributed import Step
 from tokenizer.modalities.image import ImageConfig
 

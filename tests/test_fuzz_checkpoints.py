@@ -17,9 +17,9 @@ from fuzzing import ERROR, RESULT, Subject, fuzz
 from mutators import broken_json
 from tiny import bottleneck_config, image_config, pictures
 
-from pipelines.checkpoints import STATE, Checkpoints
-from pipelines.optimizers import build_optimizers
-from pipelines.training import WeightAverage
+from pipelines.training.averaging import WeightAverage
+from pipelines.training.checkpoints import STATE, Checkpoints
+from pipelines.training.optimizers import build_optimizers
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.checks import NotFinite
 from tokenizer.distributed import Step

@@ -12,9 +12,9 @@ import sys
 import pytest
 from running import ROOT
 
-from pipelines.options import TokenizerTraining, TrainingOptions
 from pipelines.presets import TOKENIZERS
 from pipelines.run.command_line import parse
+from pipelines.training.options import TokenizerTraining, TrainingOptions
 from tokenizer.losses import LOSSES
 
 

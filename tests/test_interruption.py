@@ -21,16 +21,16 @@ from running import ROOT, TINY_TOKENIZER, WHOLE_TOKENIZER, Script, environment, 
 from test_two_processes import free_port
 from whole_runs import assert_same_run, rows_of
 
-from pipelines.checkpoints import list_checkpoints
 from pipelines.run import signals as interruption
 from pipelines.run.signals import Stopped, StopRequests, end_with_launcher
+from pipelines.training.checkpoints import list_checkpoints
 
 # Does something in the midst of the fifth step, as the process of a rank.
 AT_STEP_5 = """
 import os, signal, sys, time
 from pipelines import train_prior, train_tokenizer
 from pipelines.run import command_line as cli
-from pipelines.course import Course
+from pipelines.training.loop import Course
 
 learn, (script, rank, what, *sys.argv[1:]) = Course.learn, sys.argv[1:]
 

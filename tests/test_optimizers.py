@@ -11,7 +11,7 @@ import torch
 from test_training import PRIOR, tiny_tokenizer_model
 from torch import nn
 
-from pipelines.optimizers import Muon, build_optimizers, orthogonalise
+from pipelines.training.optimizers import Muon, build_optimizers, orthogonalise
 from prior import Prior
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks.vq import VQConfig

@@ -13,12 +13,12 @@ from test_cli import prior_options, tokenizer_options
 
 from pipelines.encode_dataset import EncodeOptions
 from pipelines.evaluate import EvaluateOptions
-from pipelines.options import PriorTraining, TokenizerTraining
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.quantize_vae import QuantizeOptions
 from pipelines.quickstart import QuickstartOptions
 from pipelines.run.command_line import options_to_dict, parse
 from pipelines.sample import SampleOptions
+from pipelines.training.options import PriorTraining, TokenizerTraining
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.config import config_from_dict

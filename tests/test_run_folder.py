@@ -17,10 +17,11 @@ from running import WHOLE_TOKENIZER, Script, as_a_new_process, assert_refused, w
 from pipelines import train_prior, train_tokenizer
 from pipelines.benchmarks.data.made import picture_files
 from pipelines.data.scan import LISTED
-from pipelines.options import TokenizerTraining
 from pipelines.run.command_line import flatten, options_to_dict
 from pipelines.run.signals import LAUNCHED
-from pipelines.run_folder import MetricsLog, command_line, read_metrics, run_folder
+from pipelines.training.log import MetricsLog, read_metrics
+from pipelines.training.options import TokenizerTraining
+from pipelines.training.run_folder import command_line, run_folder
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig

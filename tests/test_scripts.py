@@ -18,7 +18,7 @@ from PIL import Image
 from running import EMOJI, MODEL, ROOT, TINY_TOKENIZER, Script, assert_refused, names_in, read, size_of
 
 from pipelines.tokens.items import read_tokens
-from pipelines.training import rate_scale
+from pipelines.training.setup import rate_scale
 from prior import Prior
 from tokenizer import Tokenizer
 

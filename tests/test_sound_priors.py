@@ -15,12 +15,12 @@ from test_windows import INFO
 from whole_runs import rows_of
 
 from pipelines.evaluation import evaluate_prior
-from pipelines.options import PriorSize, PriorTraining
 from pipelines.tokens.info import TokenInfo, write_info
 from pipelines.tokens.items import read_tokens
 from pipelines.tokens.shards import write_shard
 from pipelines.tokens.windows import Windows, window_info
 from pipelines.train_prior import prior_config
+from pipelines.training.options import PriorSize, PriorTraining
 from prior import Prior
 from prior.continuation import continue_codes
 

@@ -13,10 +13,10 @@ import torch
 from running import as_a_new_process
 from torch import Tensor, nn
 
-from pipelines.optimizers import Muon
-from pipelines.options import PriorSize, TokenizerTraining
-from pipelines.training import (
-    WeightAverage,
+from pipelines.training.averaging import WeightAverage
+from pipelines.training.optimizers import Muon
+from pipelines.training.options import PriorSize, TokenizerTraining
+from pipelines.training.setup import (
     check_batch,
     rate_scale,
     require_finite,

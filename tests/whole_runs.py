@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipelines.checkpoints import list_checkpoints
+from pipelines.training.checkpoints import list_checkpoints
 
 # What differs between equal runs: they take other times.
 SPEED = "train/items_per_second"

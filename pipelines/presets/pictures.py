@@ -1,12 +1,12 @@
 """The training presets of pictures. A new preset is one decorated function.
 
-Left out: those of other bottlenecks (`quantizers.py`), and the options themselves (`options.py`).
+Left out: those of other bottlenecks (`quantizers.py`), and the options themselves (`training/options.py`).
 """
 
 from pipelines.data.augment import Augment
 from pipelines.data.config import DataConfig
-from pipelines.options import TokenizerTraining
 from pipelines.presets.registry import TOKENIZERS, preset
+from pipelines.training.options import TokenizerTraining
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig

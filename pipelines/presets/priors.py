@@ -1,10 +1,10 @@
 """The training presets of priors over any codes, and that of the embedded speech.
 
-Left out: the options themselves (`options.py`).
+Left out: the options themselves (`training/options.py`).
 """
 
-from pipelines.options import PriorSize, PriorTraining
 from pipelines.presets.registry import PRIORS, preset
+from pipelines.training.options import PriorSize, PriorTraining
 
 
 @preset(

@@ -5,8 +5,8 @@ Left out: which of them to choose (`benchmark.py quantizers` measures them), and
 
 import dataclasses
 
-from pipelines.options import TokenizerTraining
 from pipelines.presets.registry import TOKENIZERS, preset
+from pipelines.training.options import TokenizerTraining
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.bsq import BSQConfig
 from tokenizer.bottlenecks.fsq import FSQConfig

@@ -1,11 +1,11 @@
 """The training presets of sound.
 
-Left out: the options themselves (`options.py`).
+Left out: the options themselves (`training/options.py`).
 """
 
 from pipelines.data.config import DataConfig
-from pipelines.options import TokenizerTraining
 from pipelines.presets.registry import TOKENIZERS, preset
+from pipelines.training.options import TokenizerTraining
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.rvq import RVQConfig
 from tokenizer.bottlenecks.vq import VQConfig

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pipelines.report import sample_sheet
-from pipelines.run_folder import RUN_FILE
 from pipelines.sound_report import write_wav
 from pipelines.spectrograms import mel_sheet
 from pipelines.tokens.info import TOKENS_FILE, read_info
+from pipelines.training.run_folder import RUN_FILE
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator

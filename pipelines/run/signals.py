@@ -1,7 +1,7 @@
 """Requests to stop: signals, and the end of the launcher. A run answers them with a checkpoint between two
 steps; other scripts end at once.
 
-Left out: what a run then writes (`course.py`).
+Left out: what a run then writes (`training/loop.py`).
 """
 
 import os

@@ -24,9 +24,9 @@ from pipelines.data.batches import batches, load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
-from pipelines.options import TokenizerTraining
 from pipelines.presets import TOKENIZERS
 from pipelines.run.environment import keep_freed_memory
+from pipelines.training.options import TokenizerTraining
 
 EPOCHS = 2
 # Samples of memory in an epoch, and the part of it that a slope leaves out: what an epoch sets up once, such

@@ -22,9 +22,9 @@ from pipelines.benchmarks.data.peers import endless, peer_of_tokens, peers_of
 from pipelines.benchmarks.data.waits import Run, Waits, prior_run, random_tokens, tokenizer_run
 from pipelines.benchmarks.registry import alternately, benchmark, machine, plain, print_table, ratios, spread
 from pipelines.data.batches import Batch, load_splits
-from pipelines.options import TokenizerTraining
 from pipelines.presets import PRIORS, TOKENIZERS
-from pipelines.training import start_accelerator
+from pipelines.training.options import TokenizerTraining
+from pipelines.training.setup import start_accelerator
 from tokenizer import Tokenizer
 from tokenizer.config import require
 

@@ -15,11 +15,8 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.benchmarks.registry import synchronizer
-from pipelines.course import Course
 from pipelines.data.batches import Splits, batches, to_float
 from pipelines.data.sounds import Clips
-from pipelines.optimizers import build_optimizers
-from pipelines.options import PriorTraining, TokenizerTraining
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows, TokenBatch, TokenSplit, token_batches
@@ -27,6 +24,9 @@ from pipelines.tokens.windows import Windows, window_info
 from pipelines.train_prior import losses_of as prior_losses
 from pipelines.train_prior import prior_config
 from pipelines.train_tokenizer import losses_of as tokenizer_losses
+from pipelines.training.loop import Course
+from pipelines.training.optimizers import build_optimizers
+from pipelines.training.options import PriorTraining, TokenizerTraining
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator

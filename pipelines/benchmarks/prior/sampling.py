@@ -1,6 +1,6 @@
 """The benchmark `prior`: speed of sampling and of training beside transformers' Llama with the same weights.
 
-Left out: steps of training (`training.py`), and quality: both have the same logits, and
+Left out: steps of training (`training/setup.py`), and quality: both have the same logits, and
 `evaluate.py` measures a prior.
 """
 

@@ -1,6 +1,6 @@
 """Who takes part in `benchmark.py quantizers`: every bottleneck with codes and the peers, at equal bits.
 
-Left out: training and measuring them (`training.py`), and the peers' wrappers (`peers.py`).
+Left out: training and measuring them (`training/setup.py`), and the peers' wrappers (`peers.py`).
 """
 
 import itertools

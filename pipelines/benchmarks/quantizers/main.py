@@ -1,6 +1,6 @@
 """The benchmark `quantizers`: all bottlenecks and the peers' in one encoder and decoder, at equal bits.
 
-Left out: a training (`training.py`), who takes part (`contestants.py`), and the search alone.
+Left out: a training (`training/setup.py`), who takes part (`contestants.py`), and the search alone.
 """
 
 import contextlib

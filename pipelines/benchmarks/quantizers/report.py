@@ -1,6 +1,6 @@
 """What `benchmark.py quantizers` shows: its rows over seeds, a table for each number of bits, and the plot.
 
-Left out: measuring (`training.py`).
+Left out: measuring (`training/setup.py`).
 """
 
 import statistics

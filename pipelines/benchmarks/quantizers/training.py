@@ -22,11 +22,12 @@ from pipelines.benchmarks.registry import in_turns
 from pipelines.data.batches import Splits, batches, held_out_batches, to_float
 from pipelines.data.pictures import Examples
 from pipelines.evaluation import EVAL_BATCH
-from pipelines.optimizers import build_optimizers
-from pipelines.options import PriorSize, PriorTraining, TokenizerTraining, TrainingOptions
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.tokens.items import TokenSplit, token_batches
-from pipelines.training import WeightAverage, rate_scale, set_rates, short_run
+from pipelines.training.averaging import WeightAverage
+from pipelines.training.optimizers import build_optimizers
+from pipelines.training.options import PriorSize, PriorTraining, TokenizerTraining, TrainingOptions
+from pipelines.training.setup import rate_scale, set_rates, short_run
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.vq import VQConfig

@@ -1,7 +1,7 @@
 """The optimizers of training: AdamW, and Muon for the matrices inside a network with AdamW for the rest.
 
-Left out: schedules, which are functions of the step (`pipelines.training`), and sharded parameters: Muon
-needs whole matrices, so under FSDP choose AdamW.
+Left out: schedules, which are functions of the step (`setup.py`), and sharded parameters: Muon needs whole
+matrices, so under FSDP choose AdamW.
 """
 
 from collections.abc import Iterable

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipelines.options import TrainingOptions
+from pipelines.training.options import TrainingOptions
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 

@@ -13,8 +13,8 @@ from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from pipelines.optimizers import Muon
-from pipelines.sharding import sharded_like
+from pipelines.training.optimizers import Muon
+from pipelines.training.sharding import sharded_like
 from tokenizer.files import load_tensors
 
 # What they keep of a parameter, in its shape; AdamW its number of steps too, a scalar.

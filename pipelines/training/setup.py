@@ -1,32 +1,29 @@
-"""What the training scripts share: setting up a run, the schedule of rates, averaged weights.
+"""Setting up a training run: its processes, its schedule of rates, its seeds and trackers.
 
-Left out: the loops, which stand in the scripts themselves, run folders and checkpoints.
+Left out: the loop (`loop.py`), the run's folder and checkpoints.
 """
 
 import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from pipelines.options import TrainingOptions
 from pipelines.run.accelerator import PATIENCE, quiet_logging
 from pipelines.run.processes import require_same_options
-from pipelines.sharding import check_sharding, sharded_like, whole_tensors
+from pipelines.training.options import TrainingOptions
+from pipelines.training.sharding import check_sharding
 from tokenizer.bottlenecks import Bottleneck
 from tokenizer.distributed import keyed_generator
-from tokenizer.hub import HubModel
 from tokenizer.installation import PIP_INSTALL
 
 logger = logging.getLogger(__name__)
-
-M = TypeVar("M", bound=HubModel)
 
 
 def start_accelerator(options: TrainingOptions) -> Accelerator:
@@ -86,40 +83,6 @@ def set_rates(optimizers: list[Optimizer], scale: float) -> None:
         for group in optimizer.param_groups:
             group.setdefault("peak_lr", group["lr"])
             group["lr"] = group["peak_lr"] * scale
-
-
-class WeightAverage:
-    """Exponential moving average of a model's parameters; buffers such as codebooks are taken as they are."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow = {n: p.detach().clone() for n, p in model.named_parameters()} if decay else {}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """After optimizer step `step`. Early on the average is short, so that it forgets the initial
-        weights."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, p in model.named_parameters():
-            if name in self.shadow:
-                self.shadow[name].lerp_(p, 1 - decay)
-
-    @torch.no_grad()
-    def load(self, shadow: Mapping[str, Tensor]) -> None:
-        """Take over the averages of a checkpoint. `KeyError` if they are not this model's."""
-        if shadow.keys() != self.shadow.keys():
-            raise KeyError("the averaged weights are those of another model")
-        for name, value in self.shadow.items():
-            value.copy_(sharded_like(shadow[name], value))
-
-    def averaged(self, model: M) -> M:
-        """A copy of a `HubModel` with the averaged weights, whole and in eval mode. Every process must
-        call it."""
-        # The copy's first weights must not shift the noise of layer dropout.
-        with torch.random.fork_rng(devices=[]):
-            copy = type(model)(model.config)
-        copy.load_state_dict({**whole_tensors(model.state_dict()), **whole_tensors(self.shadow)})
-        return copy.to(next(model.parameters()).device).eval()
 
 
 def put_back(model: nn.Module) -> Callable[[], None]:

@@ -7,25 +7,24 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, Self, TypedDict
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipelines.checkpoints import Checkpoints
-from pipelines.diagnosis import Forward, blame, diagnosis, offending
-from pipelines.options import TrainingOptions
 from pipelines.run.processes import mean_over_processes
 from pipelines.run.progress import progress
 from pipelines.run.signals import Stopped, StopRequests
-from pipelines.run_folder import MetricsLog
-from pipelines.sharding import is_sharded, prepare
-from pipelines.training import (
-    WeightAverage,
+from pipelines.training.averaging import WeightAverage
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.log import MetricsLog
+from pipelines.training.options import TrainingOptions
+from pipelines.training.setup import (
     put_back,
     rate_scale,
     require_finite,
@@ -33,10 +32,58 @@ from pipelines.training import (
     set_rates,
     start_trackers,
 )
+from pipelines.training.sharding import is_sharded, prepare
 from tokenizer.bottlenecks.health import STANDING
 from tokenizer.checks import NotFinite
 from tokenizer.distributed import Step
 from tokenizer.hub import HubModel
+
+# Names of examples in a message.
+LISTED = 8
+
+# (network, some rows of the batch, where the pass stands) → losses and what else is logged. Without a place
+# in the run nothing may be learnt.
+Forward = Callable[[nn.Module, slice, Step | None], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
+
+
+@torch.no_grad()
+def offending(net: nn.Module, passes: Sequence[tuple[Forward, Sequence[str]]]) -> list[str]:
+    """The examples of a step's passes, each with the names of its own, that alone give a loss which is not
+    finite. Leaves `net` in training mode."""
+    found = []
+    net.eval()
+    for forward, names in passes:
+        for i, name in enumerate(names):
+            try:
+                losses, _ = forward(net, slice(i, i + 1), None)
+                finite = all(bool(torch.isfinite(v)) for v in losses.values())
+            except NotFinite:
+                finite = False
+            if not finite:
+                found.append(name)
+    net.train()
+    return found
+
+
+def blame(examples: Sequence[str], total: int) -> str:
+    """In words, which of a step's `total` examples give alone what is wrong with it."""
+    if not examples:
+        return "no example alone gives it"
+    if len(examples) == total:
+        return "every example gives it alone"
+    more = f" and {len(examples) - LISTED} more" if len(examples) > LISTED else ""
+    return f"of {total} examples these give it alone: {', '.join(examples[:LISTED])}{more}"
+
+
+def diagnosis(what: str, blame: str, last: Path | None) -> str:
+    """The message for a step with `what` wrong; `last` is the newest checkpoint."""
+    intact = "there is no checkpoint yet" if last is None else f"the last checkpoint, {last}, is intact"
+    return (
+        f"{what}: the training diverged; {blame}; {intact}. Start a new run with lower --learning-rate "
+        "and --muon-learning-rate, or in float32; or resume this one with --skip-non-finite 10, which "
+        "leaves out such steps"
+    )
+
 
 logger = logging.getLogger(__name__)
 

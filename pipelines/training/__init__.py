@@ -1,0 +1,1 @@
+"""Training: the loop that both training scripts share, its options, checkpoints, optimizers and folder."""
