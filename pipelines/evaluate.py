@@ -23,24 +23,25 @@ from pipelines.data.batches import Splits, held_out_batches, load_splits, to_flo
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
-from pipelines.evaluation import EVAL_BATCH, evaluate_prior, evaluate_tokenizer, write_picture_results
-from pipelines.kid import evaluate_kid, load_features
-from pipelines.prior_positions import NAME as POSITIONS
-from pipelines.prior_positions import Positions, measure_positions, write_positions
-from pipelines.rate_distortion import rate_distortion_table
+from pipelines.evaluation.kid import evaluate_kid, load_features
+from pipelines.evaluation.priors import NAME as POSITIONS
+from pipelines.evaluation.priors import Positions, evaluate_prior, measure_positions
+from pipelines.evaluation.sounds import Measured, evaluate_sound
+from pipelines.evaluation.tokenizers import EVAL_BATCH, evaluate_tokenizer
+from pipelines.reports.priors import write_positions
+from pipelines.reports.rate_distortion import rate_distortion_table
+from pipelines.reports.sounds import curve, write_sound_results
+from pipelines.reports.tokenizers import write_picture_results
 from pipelines.run.accelerator import patient_accelerator
 from pipelines.run.command_line import parse, run
-from pipelines.run.folder import require_writable
+from pipelines.run.folder import RUN_FILE, require_writable
 from pipelines.run.models import load_models
 from pipelines.run.processes import load_alike, on_main
-from pipelines.sound_evaluation import Measured, evaluate_sound
-from pipelines.sound_results import curve, write_sound_results
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.encode import sound_codes
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows, TokenSplit
 from pipelines.tokens.windows import Windows
-from pipelines.training.run_folder import RUN_FILE
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.config import require

@@ -27,13 +27,14 @@ from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
 from pipelines.data.tables import EMBEDDED
-from pipelines.evaluation import evaluate_tokenizer, write_results
+from pipelines.evaluation.sounds import Measured, evaluate_sound, headline, readable_blocks
+from pipelines.evaluation.tokenizers import evaluate_tokenizer
+from pipelines.reports.tokenizers import write_results
 from pipelines.run.accelerator import patient_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
 from pipelines.run.processes import load_alike, on_main, sum_over_processes
 from pipelines.run.publishing import check_push, push
-from pipelines.sound_evaluation import Measured, evaluate_sound, headline, readable_blocks
 from tokenizer import Tokenizer
 from tokenizer.config import require
 from tokenizer.hub import CardInfo

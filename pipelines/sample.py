@@ -17,13 +17,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipelines.neighbours import training_items, write_neighbours
+from pipelines.reports.neighbours import training_items, write_neighbours
+from pipelines.reports.samples import SHEET, Drawn, write_samples
 from pipelines.run.accelerator import quiet_logging
 from pipelines.run.command_line import NOTHING, parse, run
 from pipelines.run.folder import require_writable
 from pipelines.run.models import load_models, require_models
 from pipelines.run.progress import progress
-from pipelines.sample_files import SHEET, Drawn, write_samples
 from prior import Prior
 from prior.continuation import continue_codes
 from prior.prepared import Weights

@@ -17,11 +17,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipelines.data.tables import credit
-from pipelines.evaluation import evaluate_prior
-from pipelines.plots import loss_plot
+from pipelines.evaluation.priors import evaluate_prior
 from pipelines.presets import PRIORS
+from pipelines.reports.plots import loss_plot
+from pipelines.reports.priors import write_prior_sample
 from pipelines.run.command_line import parse, run
-from pipelines.run.models import public_name, write_prior_sample
+from pipelines.run.models import public_name
 from pipelines.run.processes import load_alike
 from pipelines.run.publishing import check_push, push
 from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info

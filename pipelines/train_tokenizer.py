@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from pipelines.data.batches import Splits, batches, load_splits, to_float
 from pipelines.data.sounds import Clips
 from pipelines.data.tables import EMBEDDED, credit
-from pipelines.evaluation import evaluate_tokenizer, write_tokenizer_report
+from pipelines.evaluation.sounds import evaluate_sound, headline
+from pipelines.evaluation.tokenizers import evaluate_tokenizer
 from pipelines.presets import TOKENIZERS
+from pipelines.reports.tokenizers import write_tokenizer_report
 from pipelines.run.command_line import parse, run
 from pipelines.run.processes import load_alike, on_main
 from pipelines.run.publishing import check_push, push
-from pipelines.sound_evaluation import evaluate_sound, headline
 from pipelines.training.loop import Course
 from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import TokenizerTraining

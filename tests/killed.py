@@ -132,12 +132,12 @@ def live_in_turn(path: Path) -> None:
     """Several lives, each in a process of its own that need not import anything. `path` holds their folders,
     instants (null: the run's end), scripts and words; in its place come, for each, the exit status and,
     relative to the folder, all files when it was over."""
-    import pipelines.evaluation
-    import pipelines.report
+    import pipelines.evaluation.tokenizers
+    import pipelines.reports.sheets
 
     # Pictures take ten times longer than tiny runs.
-    pipelines.evaluation.write_tokenizer_report = lambda *_: None
-    pipelines.report.loss_plot = lambda *_: None
+    pipelines.reports.tokenizers.write_tokenizer_report = lambda *_: None
+    pipelines.reports.sheets.loss_plot = lambda *_: None
     ends = []
     for folder, fields, script, words in json.loads(path.read_text()):
         Path(folder).mkdir(exist_ok=True)

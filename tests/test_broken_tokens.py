@@ -14,7 +14,8 @@ import torch
 from test_sound_tokens import SOUND, some_clips
 from test_tokens import INFO, info_with, some_codes, write
 
-from pipelines.tokens.info import TOKENS_FILE, read_info, write_info
+from pipelines.run.folder import TOKENS_FILE
+from pipelines.tokens.info import read_info, write_info
 from pipelines.tokens.items import read_tokens
 from pipelines.tokens.shards import CODES, count_codes
 

@@ -14,8 +14,8 @@ from einops import rearrange
 from running import Script, read, without_plots
 from torch import Tensor, nn
 
-from pipelines.neighbours import nearest_items, training_items
 from pipelines.quickstart import QuickstartOptions, commands
+from pipelines.reports.neighbours import nearest_items, training_items
 from pipelines.tokens.items import TokenSplit
 from tokenizer import Tokenizer
 

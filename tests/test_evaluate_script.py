@@ -32,8 +32,9 @@ from test_scripts import picture_of
 
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
-from pipelines.evaluation import code_batches, evaluate_prior, picture_batches
-from pipelines.kid import evaluate_kid
+from pipelines.evaluation.kid import evaluate_kid
+from pipelines.evaluation.priors import code_batches, evaluate_prior
+from pipelines.evaluation.tokenizers import picture_batches
 from pipelines.tokens.items import read_tokens
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer

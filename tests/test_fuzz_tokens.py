@@ -23,8 +23,8 @@ from test_sound_tokens import SOUND
 from test_token_table import write
 from test_tokens import INFO
 
+from pipelines.run.folder import TOKENS_FILE
 from pipelines.tokens import table as token_table
-from pipelines.tokens.info import TOKENS_FILE
 from pipelines.tokens.items import read_tokens
 from pipelines.tokens.shards import shard_path
 from pipelines.tokens.windows import Windows, window_info

@@ -14,7 +14,7 @@ from PIL import Image
 from speech import RATE, speech
 from test_sound_report import tone
 
-from pipelines.sound_report import listening_page
+from pipelines.reports.listening import listening_page
 
 
 class Page(HTMLParser):

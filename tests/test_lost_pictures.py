@@ -16,7 +16,8 @@ from pipelines.data.augment import Augment
 from pipelines.data.batches import load_splits, to_float
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
-from pipelines.evaluation import evaluate_tokenizer, some_pictures
+from pipelines.evaluation.tokenizers import evaluate_tokenizer
+from pipelines.reports.tokenizers import some_pictures
 from pipelines.tokens.encode import picture_codes
 from tokenizer import Tokenizer
 

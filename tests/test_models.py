@@ -9,7 +9,8 @@ import pytest
 import torch
 from running import TINY_PRIOR, Script
 
-from pipelines.run.models import load_models, public_name, write_prior_sample
+from pipelines.reports.priors import write_prior_sample
+from pipelines.run.models import load_models, public_name
 from prior import Prior
 
 CPU = torch.device("cpu")

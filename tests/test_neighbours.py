@@ -9,8 +9,8 @@ from PIL import Image
 from running import Script
 from tiny import tokenizer
 
-from pipelines import neighbours
-from pipelines.neighbours import nearest_items
+from pipelines.reports import neighbours
+from pipelines.reports.neighbours import nearest_items
 from pipelines.tokens.items import TokenSplit
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.plots import codebook_plot, loss_plot
+from pipelines.reports.plots import codebook_plot, loss_plot
 
 
 def png(path: Path) -> bytes:
@@ -46,7 +46,7 @@ def test_encoder_outputs_lie_behind_the_codebook_and_choose_the_axes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = []
-    monkeypatch.setattr("pipelines.plots.save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("pipelines.reports.plots.save_figure", lambda figure, path: figures.append(figure))
     generator = torch.Generator().manual_seed(0)
     counts, vectors = torch.full((1, 64), 10), torch.randn(64, 4, generator=generator)
     outputs = torch.randn(1, 300, 4, generator=generator) * torch.tensor([1.0, 9, 1, 1])
@@ -146,7 +146,7 @@ def test_values_that_no_line_joins_are_points(
 ) -> None:
     """One value alone, and in a long log one between steps that were not finite."""
     figures = []
-    monkeypatch.setattr("pipelines.plots.save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("pipelines.reports.plots.save_figure", lambda figure, path: figures.append(figure))
     rows = [{"step": s, "train/loss": 2.0 if s == 3 or s > 9 else math.nan} for s in range(3, 3 + points)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loss_plot(tmp_path / "log.jsonl", tmp_path / "plot.png")

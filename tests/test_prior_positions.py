@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from running import as_a_new_process, size_of
 from test_prior import PICTURE, SOUND, random_codes, random_prior
 
-from pipelines.prior_positions import Positions, measure_positions, write_positions
+from pipelines.evaluation.priors import Positions, measure_positions
+from pipelines.reports.priors import write_positions
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import TokenSplit
 from prior import PriorConfig
@@ -65,7 +66,7 @@ def test_numbers_and_plot_are_written(
     }
     assert min(size_of(tmp_path / "prior-positions.png")) > 300
     figures = []
-    monkeypatch.setattr("pipelines.prior_positions.save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("pipelines.reports.priors.save_figure", lambda figure, path: figures.append(figure))
     write_positions(Positions(bits, entropy), info(config, frame_rate), tmp_path)
     axes = [ax for ax in figures[0].axes if ax.get_title()]
     assert len(axes) == panels

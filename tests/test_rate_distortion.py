@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.rate_distortion import rate_distortion_plot, rate_distortion_rows, rate_distortion_table
+from pipelines.reports.rate_distortion import (
+    rate_distortion_plot,
+    rate_distortion_rows,
+    rate_distortion_table,
+)
 
 MEASURED = {
     4: {"bitrate": 1000.0, "si_sdr": 6.0, "mel_distance": 0.41234, "stoi": 0.9, "pesq": math.nan},

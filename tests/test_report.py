@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.report import image_grid, reconstruction_sheet, sample_sheet
+from pipelines.reports.sheets import image_grid, reconstruction_sheet, sample_sheet
 from pipelines.run.progress import PlainProgress, progress
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)

@@ -14,7 +14,7 @@ from running import MODEL, TINY_PRIOR, Script, as_a_new_process, assert_refused,
 from test_windows import INFO
 from whole_runs import rows_of
 
-from pipelines.evaluation import evaluate_prior
+from pipelines.evaluation.priors import evaluate_prior
 from pipelines.tokens.info import TokenInfo, write_info
 from pipelines.tokens.items import read_tokens
 from pipelines.tokens.shards import write_shard

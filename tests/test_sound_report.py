@@ -16,8 +16,8 @@ from PIL import Image
 from speech import RATE, speech
 from torch import Tensor
 
-from pipelines.sound_report import listening_page, write_wav, write_wavs
-from pipelines.spectrograms import mel_sheet, spectrogram_pngs
+from pipelines.reports.listening import listening_page, write_wav, write_wavs
+from pipelines.reports.spectrograms import mel_sheet, spectrogram_pngs
 
 
 def tone(hz: float, seconds: float = 1.0, level: float = 0.5, rate: int = RATE) -> Tensor:

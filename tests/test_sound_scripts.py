@@ -25,7 +25,7 @@ from whole_runs import rows_of
 
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
-from pipelines.sound_evaluation import PIECE_SECONDS, readable_blocks
+from pipelines.evaluation.sounds import PIECE_SECONDS, readable_blocks
 from pipelines.tokens.items import read_tokens
 from prior import Prior
 from tokenizer import Tokenizer
@@ -44,7 +44,7 @@ TRAIN = (
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training without its pictures and without the slow measures of speech."""
     monkeypatch.setattr("pipelines.train_tokenizer.write_tokenizer_report", lambda *_: None)
-    monkeypatch.setattr("pipelines.sound_evaluation.available", lambda: ())
+    monkeypatch.setattr("pipelines.evaluation.sounds.available", lambda: ())
 
 
 def test_a_run_leaves_a_model_and_things_to_hear(tiny_codec: Path) -> None:

@@ -15,7 +15,8 @@ import torch
 from test_tokens import INFO, write
 from torch import Tensor
 
-from pipelines.tokens.info import TOKENS_FILE, TokenInfo, read_info, write_info
+from pipelines.run.folder import TOKENS_FILE
+from pipelines.tokens.info import TokenInfo, read_info, write_info
 from pipelines.tokens.items import read_tokens
 from tokenizer.distributed import keyed_generator
 

@@ -19,12 +19,12 @@ from speech import RATE, noise, speech
 from tiny import codec
 from torch import Tensor
 
-from pipelines import sound_evaluation
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.sounds import Clips
-from pipelines.sound_evaluation import Measured, evaluate_sound
-from pipelines.speech_scores import MOST, SECONDS_EACH, SpeechScores, helper_count
+from pipelines.evaluation import sounds as sound_evaluation
+from pipelines.evaluation.sounds import Measured, evaluate_sound
+from pipelines.evaluation.speech import MOST, SECONDS_EACH, SpeechScores, helper_count
 from tokenizer import Tokenizer
 from tokenizer.sound_metrics import available, is_silent, pesq, si_sdr, stoi
 from tokenizer.spectral import mel_distance, stft_distance

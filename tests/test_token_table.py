@@ -19,8 +19,9 @@ import torch
 from test_sound_tokens import SOUND, some_clips
 from test_tokens import INFO, some_codes
 
+from pipelines.run.folder import TOKENS_FILE
 from pipelines.tokens import table as token_table
-from pipelines.tokens.info import TOKENS_FILE, TokenInfo, require_same_tokens, write_info
+from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import TokenSplit, read_tokens, view_phases
 from pipelines.tokens.shards import shard_path, write_shard
 

@@ -16,6 +16,11 @@ from pipelines.run.processes import on_main
 from tokenizer.files import remove_unfinished
 
 T = TypeVar("T")
+
+# Files of a run's folder besides the model's: its options, its command, what of the data it left out, what it
+# knows of them, what its tokens mean; and its lock.
+RUN_FILE, COMMAND_FILE, SKIPPED_FILE, DATA_FILE = "run.json", "command.txt", "skipped.txt", "data.json"
+TOKENS_FILE = "tokens.json"
 LOCK = ".lock"
 
 

@@ -1,4 +1,4 @@
-"""A prior together with the tokenizer whose codes it knows: loading both, and a sheet of samples.
+"""A prior together with the tokenizer whose codes it knows.
 
 Left out: loading a model alone, which is `from_pretrained`.
 """
@@ -7,22 +7,13 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from pipelines.report import sample_sheet
-from pipelines.sound_report import write_wav
-from pipelines.spectrograms import mel_sheet
-from pipelines.tokens.info import TOKENS_FILE, read_info
-from pipelines.training.run_folder import RUN_FILE
+from pipelines.run.folder import RUN_FILE, TOKENS_FILE
 from prior import Prior
 from tokenizer import Tokenizer
-from tokenizer.distributed import keyed_generator
 from tokenizer.files import read_json
 
 logger = logging.getLogger(__name__)
-
-# Classes, and pictures or sounds of each, on a prior's sample.png.
-CLASSES, PICTURES, SOUNDS = 12, 8, 3
 
 
 def require_models(prior: str, tokenizer: str) -> None:
@@ -42,7 +33,7 @@ def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior
         tok = Tokenizer.from_pretrained(tokenizer).to(device)
     else:
         try:
-            tok = Tokenizer.from_pretrained(_tokenizer_of(Path(prior), loaded)).to(device)
+            tok = Tokenizer.from_pretrained(tokenizer_of(Path(prior), loaded)).to(device)
         except ValueError as error:
             raise ValueError(
                 f"the prior's tokenizer cannot be loaded; give it with --tokenizer: {error}"
@@ -63,47 +54,16 @@ def public_name(tokenizer: str) -> str:
     return pushed if pushed and isinstance(pushed, str) else folder.resolve().name
 
 
-def _tokenizer_of(prior: Path, loaded: Prior) -> str | Path:
+def tokenizer_of(prior: Path, loaded: Prior) -> str | Path:
     """The tokenizer of the prior in a folder: the one that it names, if that is a path, as in priors of older
     releases; the one of the tokens that a run here learnt; or a folder of its name beside the prior's own,
     with which it may have been moved."""
     named = loaded.config.tokenizer_id
     if "/" in named and Path(named).is_dir():
         return named
-    if (prior / TOKENS_FILE).exists() and Path(learnt := read_info(prior).tokenizer).is_dir():
-        return learnt
+    if (prior / TOKENS_FILE).exists():
+        learnt = read_json(prior / TOKENS_FILE).get("tokenizer")
+        if isinstance(learnt, str) and Path(learnt).is_dir():
+            return learnt
     beside = prior.parent / Path(named).name
     return beside if named and beside.is_dir() else named
-
-
-def write_prior_sample(prior: Prior, folder: Path) -> None:
-    """sample.png (and sample.wav), samples of each class, for the prior's card. A tokenizer that is not where
-    the prior says, or is not the one it was, leaves the card without them, and the log says so."""
-    config = prior.config
-    try:
-        tok = Tokenizer.from_pretrained(_tokenizer_of(folder, prior)).to(next(prior.parameters()).device)
-        prior.check_tokenizer(tok.fingerprint())
-    except ValueError as error:
-        logger.warning("no sample.png: %s", error)
-        return
-    rows = []
-    for name in config.class_names[:CLASSES] or ("samples",):
-        label = name if config.class_names else None
-        scale = 2.0 if label and config.unconditional else 1.0
-        count = SOUNDS if tok.modality.sample_rate else PICTURES
-        codes = prior.sample(
-            count, label, temperature=0.9, cfg_scale=scale, generator=keyed_generator(0, name)
-        )
-        size = None if tok.modality.sample_rate else tok.modality.size
-        rows.append((name, tok.decode(codes, size).cpu()))
-    if tok.modality.sample_rate:
-        write_sound_samples(rows, tok.modality.sample_rate, folder)
-    else:
-        sample_sheet(rows, folder / "sample.png")
-
-
-def write_sound_samples(rows: list[tuple[str, Tensor]], sample_rate: int, folder: Path) -> None:
-    """sample.png, spectrograms of rows (name, sounds (N, C, T)), and sample.wav, the first of each row."""
-    clips = [(f"{name} {i + 1}", {"": x.clamp(-1, 1)}) for name, sounds in rows for i, x in enumerate(sounds)]
-    mel_sheet(clips, sample_rate, folder / "sample.png")
-    write_wav(folder / "sample.wav", torch.cat([x[0].clamp(-1, 1) for _, x in rows], dim=1), sample_rate)

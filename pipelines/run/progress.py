@@ -6,9 +6,6 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from pipelines.plots import codebook_plot as codebook_plot
-from pipelines.plots import loss_plot as loss_plot
-
 
 class PlainProgress:
     """Progress in whole lines on stderr, for log files: one per `interval` seconds at most, and a last."""

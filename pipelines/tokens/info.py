@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.run.folder import TOKENS_FILE
 from tokenizer.config import config_from_dict, require
 from tokenizer.files import read_json, write_atomically
 
-TOKENS_FILE = "tokens.json"
 SPLITS = ("train", "held_out")
 MAX_VIEWS = 1000
 # Of a grid; a picture of 16384 x 16384 pixels has as many.

@@ -17,7 +17,8 @@ import numpy as np
 from pipelines.data.batches import Splits
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
-from pipelines.tokens.info import SPLITS, TOKENS_FILE, TokenInfo
+from pipelines.run.folder import TOKENS_FILE
+from pipelines.tokens.info import SPLITS, TokenInfo
 from pipelines.tokens.shards import read_shard, shard_path
 from tokenizer.config import config_from_dict, config_to_dict
 from tokenizer.files import read_json, write_atomically

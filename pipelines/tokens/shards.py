@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.run.folder import TOKENS_FILE
 from pipelines.tokens.clips import clips_column, flat_clips
-from pipelines.tokens.info import SPLITS, TOKENS_FILE, TokenInfo
+from pipelines.tokens.info import SPLITS, TokenInfo
 from tokenizer.files import write_atomically
 
 # What a shard says of itself in its schema: whose codes it holds, of which encoding it is a part, and which.

@@ -15,21 +15,25 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipelines.run.command_line import flag_of, flatten, options_to_dict
-from pipelines.run.folder import LOCK, claimed_folder, locked, require_writable
+from pipelines.run.folder import (
+    COMMAND_FILE,
+    DATA_FILE,
+    LOCK,
+    RUN_FILE,
+    SKIPPED_FILE,
+    TOKENS_FILE,
+    claimed_folder,
+    locked,
+    require_writable,
+)
 from pipelines.run.processes import on_main
 from pipelines.run.signals import is_launched
-from pipelines.tokens.info import TOKENS_FILE
 from pipelines.training.checkpoints import find_checkpoint
 from pipelines.training.options import MAY_CHANGE, TrainingOptions
 from tokenizer.config import shortened
 from tokenizer.files import CHECKPOINTS, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
-COMMAND_FILE = "command.txt"
-SKIPPED_FILE = "skipped.txt"
-DATA_FILE = "data.json"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.benchmarks.quantizers.contestants import REFERENCE, Contestant
 from pipelines.benchmarks.registry import print_table, ratios, spread
-from pipelines.plots import BLUE, ORANGE, panel_figure, save_figure
+from pipelines.reports.plots import BLUE, ORANGE, panel_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

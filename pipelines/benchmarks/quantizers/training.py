@@ -1,7 +1,7 @@
 """One training of the bake-off of quantizers: a tokenizer, its codes, and a small prior over them; and the
 time of its steps.
 
-Left out: who takes part (`contestants.py`), tables and plot (`report.py`), and the command line.
+Left out: who takes part (`contestants.py`), tables and plot (`reports/sheets.py`), and the command line.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from pipelines.benchmarks.quantizers.contestants import Contestant
 from pipelines.benchmarks.registry import in_turns
 from pipelines.data.batches import Splits, batches, held_out_batches, to_float
 from pipelines.data.pictures import Examples
-from pipelines.evaluation import EVAL_BATCH
+from pipelines.evaluation.tokenizers import EVAL_BATCH
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.tokens.items import TokenSplit, token_batches
 from pipelines.training.averaging import WeightAverage

@@ -5,9 +5,7 @@ Left out: the command line (`evaluate.py`), and the metrics themselves (`tokeniz
 """
 
 import math
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,26 +14,17 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.data.batches import Splits, held_out_batches, to_float
+from pipelines.data.batches import to_float
 from pipelines.data.pictures import Examples
 from pipelines.data.sounds import Clips
-from pipelines.plots import codebook_plot, loss_plot
-from pipelines.report import reconstruction_sheet
+from pipelines.evaluation.sounds import evaluate_sound, headline
 from pipelines.run.processes import sum_over_processes
-from pipelines.sound_evaluation import Measured, evaluate_sound, headline
-from pipelines.sound_results import SOUNDS, write_sound_results, write_sound_sample
-from pipelines.tokens.info import TokenInfo
-from pipelines.tokens.items import Rows
-from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.distributed import keyed_generator
-from tokenizer.files import remove_unfinished
 from tokenizer.metrics import CodeUsage, bernoulli_elbo, bits_per_dim, gaussian_elbo, psnr, ssim
 
 EVAL_BATCH = 128
-# Pictures on the sheet of reconstructions, and those whose encoder outputs lie behind the codebook.
-SHEET, CLOUD = 24, 64
 
 
 @torch.no_grad()
@@ -135,115 +124,20 @@ def _reduced(
     return metrics
 
 
-def write_tokenizer_report(tok: Tokenizer, splits: Splits, measured: Measured | None, folder: Path) -> None:
-    """`write_results`, and loss.png, in the `folder` of a run."""
-    remove_unfinished(folder / SOUNDS)
-    write_results(tok, splits, measured, folder)
-    loss_plot(folder / "metrics.jsonl", folder / "loss.png")
-
-
-def write_results(tok: Tokenizer, splits: Splits, measured: Measured | None, folder: Path) -> None:
-    """The files that show what a tokenizer keeps of held-out data, in `folder`; `measured` are the measures
-    of sound."""
-    source = splits.held_out if len(splits.held_out) else splits.train
-    if isinstance(source, Clips):
-        rows = write_sound_results(tok, source, measured or Measured({}, None), folder, splits.name)
-        write_sound_sample(tok, rows, folder)
-    else:
-        write_picture_results(tok, source, folder)
-        shutil.copyfile(folder / "reconstructions.png", folder / "sample.png")
-
-
-def write_picture_results(tok: Tokenizer, examples: Examples, folder: Path) -> None:
-    """reconstructions.png, and codebook.png if there are codes, in `folder`."""
-    write_reconstructions(tok, examples, folder / "reconstructions.png")
-    if tok.bottleneck.num_codebooks:
-        write_codebook(tok, examples, folder / "codebook.png")
-
-
-def spread_out(count: int, some: int) -> list[int]:
-    """`some` indices, or all, spread evenly over `count`."""
-    picked: list[int] = torch.linspace(0, count - 1, min(some, count)).round().long().tolist()
-    return picked
-
-
-def some_pictures(examples: Examples, some: int) -> Tensor:
-    """`some` pictures, or all, spread evenly over the examples: (b, C, H, W) in [-1, 1]."""
-    return to_float(examples.take_readable(np.array(spread_out(len(examples), some)))[0])
-
-
-@torch.no_grad()
-def write_reconstructions(tok: Tokenizer, examples: Examples, path: Path) -> None:
-    """Some pictures, spread over the examples, above what the tokenizer makes of them."""
-    tok.eval()
-    x = some_pictures(examples, SHEET).to(tok.device)
-    reconstruction_sheet(x.cpu(), tok(x).x_hat.cpu(), path)
-
-
-def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:
-    """How often each code occurs in the examples, and where the codebook's entries lie among what the encoder
-    gives for some of them."""
-    usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=tok.device)
-    for batch in held_out_batches(examples, EVAL_BATCH):
-        if not len(batch.x):
-            continue
-        usage.update(tok.encode(to_float(batch.x.to(tok.device))))
-    x = some_pictures(examples, CLOUD).to(tok.device)
-    outputs = tok.bottleneck.compared(tok(x).z_e)
-    codebook_plot(usage.counts.cpu(), path, tok.bottleneck.codebook_vectors(), outputs)
-
-
 def picture_batches(
     examples: Examples, accelerator: Accelerator, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pictures (b ≤ batch_size, C, H, W) in [-1, 1] and their numbers (b,): this process's share, each in one
     share, on its device."""
-    for some in _share(len(examples), accelerator, batch_size):
+    for some in share_of(len(examples), accelerator, batch_size):
         x, _, index = examples.take_readable(some)
         if len(x) == 0:  # all of them can no longer be read
             continue
         yield to_float(x.to(accelerator.device)), index
 
 
-def code_batches(split: Rows, accelerator: Accelerator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same of codes, with their labels (b,)."""
-    for some in _share(len(split), accelerator, batch_size):
-        codes, labels = split.rows(some)
-        yield codes.to(accelerator.device), labels.to(accelerator.device)
-
-
-def _share(count: int, accelerator: Accelerator, batch_size: int) -> Iterator[NDArray[np.int64]]:
+def share_of(count: int, accelerator: Accelerator, batch_size: int) -> Iterator[NDArray[np.int64]]:
     """This process's items of `count`, in batches."""
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = np.arange(count * rank // world, count * (rank + 1) // world)
     yield from (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
-
-
-@torch.no_grad()
-def evaluate_prior(
-    prior: Prior, info: TokenInfo, split: Rows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
-) -> dict[str, float]:
-    """Exact likelihoods, each item counted once over all processes; {} if there are none.
-
-    bits_per_code with the items' labels, bits_per_code_unconditional without (if the prior learnt that), and
-    bits_per_pixel: the bits of an item's codes over its pixels, which is lossy, so not comparable with
-    lossless models. For sound, instead, bits_per_second: the bits of a window over its seconds.
-    """
-    both = bool(info.class_names) and prior.config.unconditional
-    totals = torch.zeros(2, dtype=torch.float64)
-    for codes, labels in code_batches(split, accelerator, batch_size):
-        totals[0] += prior.nll(codes, labels).double().sum().cpu()
-        if both:
-            totals[1] += prior.nll(codes).double().sum().cpu()
-    totals = sum_over_processes(accelerator, totals)
-    if not len(split):
-        return {}
-    labelled, unlabelled = (float(t) / math.log(2) / len(split) for t in totals)
-    metrics = {"bits_per_code": labelled / info.codes_per_item}
-    if both:
-        metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
-    if info.is_sound:
-        metrics["bits_per_second"] = labelled / (info.grid[0] / info.frame_rate)
-    else:
-        metrics["bits_per_pixel"] = labelled / math.prod(info.item_shape[1:])
-    return metrics

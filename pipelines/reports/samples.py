@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pipelines.report import sample_sheet
-from pipelines.sound_report import listening_page, write_wavs
-from pipelines.spectrograms import mel_sheet
+from pipelines.reports.listening import listening_page, write_wavs
+from pipelines.reports.sheets import sample_sheet
+from pipelines.reports.spectrograms import mel_sheet
 from tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

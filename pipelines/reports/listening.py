@@ -12,13 +12,13 @@ from pathlib import Path
 from einops import rearrange
 from torch import Tensor
 
-from pipelines.plots import save_picture
-from pipelines.rate_distortion import quantity, shown
-from pipelines.rate_distortion import rate_distortion_plot as rate_distortion_plot
-from pipelines.rate_distortion import rate_distortion_rows as rate_distortion_rows
-from pipelines.rate_distortion import rate_distortion_table as rate_distortion_table
-from pipelines.spectrograms import Row, check_rows, spectrogram_pngs
-from pipelines.spectrograms import mel_sheet as mel_sheet
+from pipelines.reports.plots import save_picture
+from pipelines.reports.rate_distortion import quantity, shown
+from pipelines.reports.rate_distortion import rate_distortion_plot as rate_distortion_plot
+from pipelines.reports.rate_distortion import rate_distortion_rows as rate_distortion_rows
+from pipelines.reports.rate_distortion import rate_distortion_table as rate_distortion_table
+from pipelines.reports.spectrograms import Row, check_rows, spectrogram_pngs
+from pipelines.reports.spectrograms import mel_sheet as mel_sheet
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -1,6 +1,6 @@
 """The training item nearest to every sample, side by side, so that a person sees what is new.
 
-Left out: measures of whole sets of samples (`kid.py`).
+Left out: measures of whole sets of samples (`evaluation/kid.py`).
 """
 
 import logging
@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.report import reconstruction_sheet
-from pipelines.sample_files import HEARD, Drawn
-from pipelines.sound_report import listening_page
+from pipelines.reports.listening import listening_page
+from pipelines.reports.samples import HEARD, Drawn
+from pipelines.reports.sheets import reconstruction_sheet
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import read_info
 from pipelines.tokens.items import Rows, read_tokens

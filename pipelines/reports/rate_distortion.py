@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.plots import BLUE, panel_figure, save_figure
+from pipelines.reports.plots import BLUE, panel_figure, save_figure
 
 # {number of codebooks: {name of a metric: value}}, with "bitrate" in bits per second.
 RateDistortion = Mapping[int, Mapping[str, float | None]]

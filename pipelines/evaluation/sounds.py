@@ -1,6 +1,6 @@
 """Measures of tokenizers of sound on held-out clips, at every number of codebooks.
 
-Left out: pictures (`pipelines.evaluation`), and the measures themselves (`tokenizer.sound_metrics`).
+Left out: pictures (`tokenizers.py`), and the measures themselves (`tokenizer.sound_metrics`).
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipelines.data.sounds import Clips
+from pipelines.evaluation.speech import SpeechScores, helper_count
 from pipelines.run.progress import progress
-from pipelines.speech_scores import SpeechScores, helper_count
 from tokenizer import Tokenizer
 from tokenizer.metrics import CodeUsage
 from tokenizer.sound_metrics import available, bitrate, is_silent, si_sdr

@@ -1,7 +1,7 @@
 """STOI and PESQ of many sounds, on all cores that a process may use: neither package takes more than one, and
 PESQ takes longer than all else that is measured.
 
-Left out: the measures (`tokenizer.sound_metrics`), and what sounds they are taken of (`sound_evaluation.py`).
+Left out: the measures (`tokenizer.sound_metrics`), and what sounds they are taken of (`sounds.py`).
 """
 
 import contextlib
@@ -33,7 +33,7 @@ MOST = 8
 # More threads than processes would only get in each other's way.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # Where this package and `tokenizer` lie.
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # {measure: sum of the values, and of how many items}
 Totals = dict[str, tuple[float, float]]
@@ -138,7 +138,7 @@ def start_helper(sample_rate: int) -> Helper:
     ours, theirs = Pipe()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.speech_scores", str(sample_rate), str(theirs.fileno())],
+            [sys.executable, "-m", "pipelines.evaluation.speech", str(sample_rate), str(theirs.fileno())],
             cwd=ROOT,
             env={**os.environ, **ONE_THREAD},
             stdin=subprocess.DEVNULL,

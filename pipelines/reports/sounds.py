@@ -1,6 +1,6 @@
 """What a tokenizer of sound makes of some clips: WAV files, spectrograms, a page to listen to, and plots.
 
-Left out: drawing and writing them (`pipelines.sound_report`), and measuring (`pipelines.sound_evaluation`).
+Left out: drawing and writing them (`listening.py`), and measuring (`pipelines.evaluation.sounds`).
 """
 
 import json
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pipelines.data.sounds import Clips
-from pipelines.plots import codebook_plot
-from pipelines.rate_distortion import rate_distortion_plot, rate_distortion_rows
-from pipelines.sound_evaluation import Measured, readable_blocks
-from pipelines.sound_report import listening_page, write_wav, write_wavs
-from pipelines.spectrograms import mel_sheet
+from pipelines.evaluation.sounds import Measured, readable_blocks
+from pipelines.reports.listening import listening_page, write_wav, write_wavs
+from pipelines.reports.plots import codebook_plot
+from pipelines.reports.rate_distortion import rate_distortion_plot, rate_distortion_rows
+from pipelines.reports.spectrograms import mel_sheet
 from tokenizer import Tokenizer
 from tokenizer.files import write_atomically
 

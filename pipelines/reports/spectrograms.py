@@ -1,6 +1,6 @@
 """Pictures of sound: log-mel spectrograms, one by one or on a sheet of originals above their reconstructions.
 
-Left out: sound to play (`pipelines.sound_report`), and the spectrograms themselves (`tokenizer.spectral`).
+Left out: sound to play (`listening.py`), and the spectrograms themselves (`tokenizer.spectral`).
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.plots import save_picture
+from pipelines.reports.plots import save_picture
 from tokenizer.spectral import log_mel, mel
 
 if TYPE_CHECKING:

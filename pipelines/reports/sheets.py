@@ -1,4 +1,4 @@
-"""What people look at: progress, labelled sheets of pictures, and (from `pipelines.plots`) plots.
+"""What people look at: progress, labelled sheets of pictures, and (from `pipelines.reports.plots`) plots.
 
 Left out: measuring (tokenizer.metrics) and logging (the training scripts and accelerate's trackers).
 """
@@ -14,9 +14,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipelines.plots import codebook_plot as codebook_plot
-from pipelines.plots import loss_plot as loss_plot
-from pipelines.plots import save_picture
+from pipelines.reports.plots import save_picture
 
 logger = logging.getLogger(__name__)
 

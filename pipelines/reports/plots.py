@@ -1,6 +1,6 @@
 """Plots of a run: how a codebook is used, and how losses and held-out metrics went.
 
-Left out: pictures of the data (pipelines.report), and interactive figures.
+Left out: pictures of the data (pipelines.reports.sheets), and interactive figures.
 """
 
 import json

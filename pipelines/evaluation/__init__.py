@@ -1,0 +1,1 @@
+"""Measures of tokenizers and priors on held-out data: numbers only."""

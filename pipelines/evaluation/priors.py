@@ -1,0 +1,85 @@
+"""How likely codes are to a prior: in all, and by position and codebook.
+
+Left out: the likelihood itself (`Prior.likelihood`), and plots.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipelines.evaluation.tokenizers import EVAL_BATCH, share_of
+from pipelines.run.processes import sum_over_processes
+from pipelines.tokens.info import TokenInfo
+from pipelines.tokens.items import Rows
+from prior import Prior
+
+NAME = "prior-positions"
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Means over items, in bits, (K, *grid): `bits` that codes took, and `entropy` of their predictions."""
+
+    bits: Tensor
+    entropy: Tensor
+
+    def by_codebook(self) -> dict[str, float]:
+        """bits_per_code_1, ...: of each codebook, if there are several."""
+        means = self.bits.flatten(1).mean(1).tolist() if len(self.bits) > 1 else []
+        return {f"bits_per_code_{k + 1}": value for k, value in enumerate(means)}
+
+
+def measure_positions(
+    prior: Prior, split: Rows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
+) -> Positions:
+    """Of all items of `split`, given their labels, each counted once over all processes. `ValueError` if
+    there are none."""
+    if not len(split):
+        raise ValueError("there are no items to measure")
+    config = prior.config
+    totals = torch.zeros(2, config.num_codebooks, *config.grid, dtype=torch.float64)
+    for codes, labels in code_batches(split, accelerator, batch_size):
+        totals += torch.stack(prior.likelihood(codes, labels)).double().sum(1).cpu()
+    bits, entropy = sum_over_processes(accelerator, totals) / math.log(2) / len(split)
+    return Positions(bits, entropy)
+
+
+def code_batches(split: Rows, accelerator: Accelerator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of codes, with their labels (b,)."""
+    for some in share_of(len(split), accelerator, batch_size):
+        codes, labels = split.rows(some)
+        yield codes.to(accelerator.device), labels.to(accelerator.device)
+
+
+@torch.no_grad()
+def evaluate_prior(
+    prior: Prior, info: TokenInfo, split: Rows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
+) -> dict[str, float]:
+    """Exact likelihoods, each item counted once over all processes; {} if there are none.
+
+    bits_per_code with the items' labels, bits_per_code_unconditional without (if the prior learnt that), and
+    bits_per_pixel: the bits of an item's codes over its pixels, which is lossy, so not comparable with
+    lossless models. For sound, instead, bits_per_second: the bits of a window over its seconds.
+    """
+    both = bool(info.class_names) and prior.config.unconditional
+    totals = torch.zeros(2, dtype=torch.float64)
+    for codes, labels in code_batches(split, accelerator, batch_size):
+        totals[0] += prior.nll(codes, labels).double().sum().cpu()
+        if both:
+            totals[1] += prior.nll(codes).double().sum().cpu()
+    totals = sum_over_processes(accelerator, totals)
+    if not len(split):
+        return {}
+    labelled, unlabelled = (float(t) / math.log(2) / len(split) for t in totals)
+    metrics = {"bits_per_code": labelled / info.codes_per_item}
+    if both:
+        metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
+    if info.is_sound:
+        metrics["bits_per_second"] = labelled / (info.grid[0] / info.frame_rate)
+    else:
+        metrics["bits_per_pixel"] = labelled / math.prod(info.item_shape[1:])
+    return metrics

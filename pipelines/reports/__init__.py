@@ -1,0 +1,1 @@
+"""Files that people look at or listen to: sheets, plots, spectrograms, pages."""

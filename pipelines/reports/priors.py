@@ -1,0 +1,100 @@
+"""What people look at of a prior: samples of each class, and where it finds codes hard to predict."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipelines.evaluation.priors import NAME, Positions
+from pipelines.reports.listening import write_wav
+from pipelines.reports.plots import BLUE, ORANGE, panel_figure, save_figure
+from pipelines.reports.sheets import sample_sheet
+from pipelines.reports.spectrograms import mel_sheet
+from pipelines.run.models import tokenizer_of
+from pipelines.tokens.info import TokenInfo
+from prior import Prior
+from tokenizer import Tokenizer
+from tokenizer.distributed import keyed_generator
+from tokenizer.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+
+
+def write_positions(positions: Positions, info: TokenInfo, folder: Path) -> None:
+    """prior-positions.json, nested lists [codebook][row][column] (sound: [codebook][frame]), and the plot
+    prior-positions.png: maps of a picture, curves over the seconds of a window."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"bits": positions.bits.tolist(), "entropy": positions.entropy.tolist()}) + "\n"
+    write_atomically(folder / f"{NAME}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    count = len(positions.bits)
+    figure, axes = panel_figure(2 * count if not info.is_sound else count, columns=2)
+    for k in range(count):
+        of = f"codebook {k + 1}: " if count > 1 else ""
+        bits, entropy = positions.bits[k], positions.entropy[k]
+        if info.is_sound:
+            _curves(axes[k], of, bits, entropy, info.frame_rate)
+        else:
+            top = float(torch.maximum(bits, entropy).max())
+            _map(axes[2 * k], f"{of}bits per code, mean {float(bits.mean()):.2f}", bits, top)
+            _map(axes[2 * k + 1], f"{of}entropy of its predictions", entropy, top)
+    save_figure(figure, folder / f"{NAME}.png")
+
+
+def _map(ax: "Axes", title: str, values: Tensor, top: float) -> None:
+    image = ax.imshow(values.numpy(), cmap="viridis", vmin=0, vmax=top)
+    ax.grid(False)
+    ax.set(title=title, xlabel="column", ylabel="row")
+    assert ax.figure is not None
+    ax.figure.colorbar(image, ax=ax, shrink=0.9, label="bits")
+
+
+def _curves(ax: "Axes", of: str, bits: Tensor, entropy: Tensor, frame_rate: float) -> None:
+    seconds = torch.arange(len(bits)).div(frame_rate).numpy()
+    ax.plot(seconds, bits.numpy(), color=BLUE, lw=1, label="bits that codes took")
+    ax.plot(seconds, entropy.numpy(), color=ORANGE, lw=1, ls="--", label="entropy of predictions")
+    ax.set(title=f"{of}mean {float(bits.mean()):.2f} bits", xlabel="seconds into the window", ylabel="bits")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
+
+
+# Classes, and pictures or sounds of each, on a prior's sample.png.
+CLASSES, PICTURES_EACH, SOUNDS_EACH = 12, 8, 3
+
+
+def write_prior_sample(prior: Prior, folder: Path) -> None:
+    """sample.png (and sample.wav), samples of each class, for the prior's card. A tokenizer that is not where
+    the prior says, or is not the one it was, leaves the card without them, and the log says so."""
+    config = prior.config
+    try:
+        tok = Tokenizer.from_pretrained(tokenizer_of(folder, prior)).to(next(prior.parameters()).device)
+        prior.check_tokenizer(tok.fingerprint())
+    except ValueError as error:
+        logger.warning("no sample.png: %s", error)
+        return
+    rows = []
+    for name in config.class_names[:CLASSES] or ("samples",):
+        label = name if config.class_names else None
+        scale = 2.0 if label and config.unconditional else 1.0
+        count = SOUNDS_EACH if tok.modality.sample_rate else PICTURES_EACH
+        codes = prior.sample(
+            count, label, temperature=0.9, cfg_scale=scale, generator=keyed_generator(0, name)
+        )
+        size = None if tok.modality.sample_rate else tok.modality.size
+        rows.append((name, tok.decode(codes, size).cpu()))
+    if tok.modality.sample_rate:
+        write_sound_samples(rows, tok.modality.sample_rate, folder)
+    else:
+        sample_sheet(rows, folder / "sample.png")
+
+
+def write_sound_samples(rows: list[tuple[str, Tensor]], sample_rate: int, folder: Path) -> None:
+    """sample.png, spectrograms of rows (name, sounds (N, C, T)), and sample.wav, the first of each row."""
+    clips = [(f"{name} {i + 1}", {"": x.clamp(-1, 1)}) for name, sounds in rows for i, x in enumerate(sounds)]
+    mel_sheet(clips, sample_rate, folder / "sample.png")
+    write_wav(folder / "sample.wav", torch.cat([x[0].clamp(-1, 1) for _, x in rows], dim=1), sample_rate)
