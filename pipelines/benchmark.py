@@ -17,7 +17,7 @@ from pathlib import Path
 from pipelines import benchmarks
 from pipelines.benchmarks.registry import BENCHMARKS
 from pipelines.run.command_line import parse, run
-from tokenizer.files import write_atomically
+from tokenizer.hub.files import write_atomically
 
 for _module in pkgutil.walk_packages(benchmarks.__path__, "pipelines.benchmarks."):
     importlib.import_module(_module.name)  # which enters its benchmark

@@ -34,7 +34,7 @@ from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
 from pipelines.tokens.plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
 from pipelines.tokens.shards import write_shard
 from tokenizer import Tokenizer
-from tokenizer.config import require
+from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
 

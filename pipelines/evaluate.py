@@ -44,9 +44,9 @@ from pipelines.tokens.items import Rows, TokenSplit
 from pipelines.tokens.windows import Windows
 from prior import Prior
 from tokenizer import Tokenizer
-from tokenizer.config import require
-from tokenizer.files import CHECKPOINTS, CONFIG, write_atomically
+from tokenizer.hub.files import CHECKPOINTS, CONFIG, write_atomically
 from tokenizer.sound_metrics import INSTALL, available
+from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
 

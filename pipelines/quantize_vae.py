@@ -36,8 +36,8 @@ from pipelines.run.folder import require_writable
 from pipelines.run.processes import load_alike, on_main, sum_over_processes
 from pipelines.run.publishing import check_push, push
 from tokenizer import Tokenizer
-from tokenizer.config import require
-from tokenizer.hub import CardInfo
+from tokenizer.hub.model import CardInfo
+from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
 

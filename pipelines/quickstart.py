@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.run.command_line import parse, run
-from tokenizer.config import require
+from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
 

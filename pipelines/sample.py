@@ -25,12 +25,12 @@ from pipelines.run.folder import require_writable
 from pipelines.run.models import load_models, require_models
 from pipelines.run.progress import progress
 from prior import Prior
-from prior.continuation import continue_codes
-from prior.prepared import Weights
-from prior.sampling import Choice, SamplingOptions
+from prior.sampling.choice import Choice, SamplingOptions
+from prior.sampling.continuation import continue_codes
+from prior.sampling.weights import Weights
 from tokenizer import Tokenizer
-from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
+from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
 

@@ -34,11 +34,11 @@ from pipelines.training.options import PriorSize, PriorTraining
 from pipelines.training.run_folder import check_run_folder, command_line, run_folder
 from pipelines.training.setup import start_accelerator
 from prior import Prior, PriorConfig
-from prior.inputs import UNCONDITIONAL
+from prior.checks import UNCONDITIONAL
 from prior.model import PriorOutput
 from prior.patterns import IN_TURN
 from tokenizer.distributed import Step
-from tokenizer.hub import CardInfo, HubModel
+from tokenizer.hub.model import CardInfo, HubModel
 
 logger = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ from pipelines.training.run_folder import (
 from pipelines.training.setup import short_run, start_accelerator
 from tokenizer import Tokenizer
 from tokenizer.distributed import Step
-from tokenizer.hub import CardInfo, HubModel
+from tokenizer.hub.model import CardInfo, HubModel
 from tokenizer.model import TokenizerOutput
 from tokenizer.perceptual import Perceptual, load_perceptual
 

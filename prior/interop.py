@@ -10,14 +10,13 @@ from einops import rearrange
 from torch import Tensor
 
 from prior.layers import NORM_EPS
+from prior.network import Network
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-    from prior.model import Prior
 
-
-def to_llama(prior: "Prior") -> "LlamaForCausalLM":
+def to_llama(prior: Network) -> "LlamaForCausalLM":
     """A Llama with the logits of `prior`, in its dtype, in eval mode.
 
     Its vocabulary holds code c of codebook k as k · N + c, then the classes, then "no class". A sequence
@@ -81,7 +80,7 @@ def to_llama(prior: "Prior") -> "LlamaForCausalLM":
     return llama
 
 
-def _weights(prior: "Prior") -> dict[str, Tensor]:
+def _weights(prior: Network) -> dict[str, Tensor]:
     """The prior's weights under Llama's names."""
     state = prior.state_dict()
     head = rearrange(state["head"], "k n d -> (k n) d")

@@ -13,8 +13,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from prior.card import describe
-from prior.generation import generate
-from prior.inputs import (
+from prior.checks import (
     Array,
     Label,
     as_codes,
@@ -28,8 +27,9 @@ from prior.inputs import (
 from prior.interop import to_llama
 from prior.likelihood import Score, in_parts, nats, nats_and_entropy
 from prior.network import Network
-from prior.prepared import Prepared, Weights
-from prior.sampling import Choice, Generators, SamplingOptions, generator_of
+from prior.sampling.choice import Choice, Generators, SamplingOptions, generator_of
+from prior.sampling.generate import generate
+from prior.sampling.weights import Prepared, Weights
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -134,7 +134,7 @@ class Prior(Network):
         # the steps after see them.
         wanted = self.pattern.step.view(-1, *self.config.grid)[:, rows:size]
         stop = int(wanted.max()) + 1 if wanted.numel() else 0
-        return generate(self, codes, free, classes, choice, generator, stop)[:, :, :size]
+        return generate(self, self.prepared, codes, free, classes, choice, generator, stop)[:, :, :size]
 
     def for_sampling(self, weights: Weights = "full", compile: bool = False) -> Self:
         """A copy whose `sample` and `inpaint` have their weights ready, for many calls.
@@ -176,7 +176,7 @@ class Prior(Network):
         if len(codes) < 1:
             raise ValueError("codes: expected 1 example or more, got 0")
         free = free_codes(mask, codes)
-        return generate(self, codes, free, self._classes(label, len(codes)), choice, generator)
+        return generate(self, self.prepared, codes, free, self._classes(label, len(codes)), choice, generator)
 
     @torch.no_grad()
     def interpolate(
@@ -206,7 +206,9 @@ class Prior(Network):
         seed = int(torch.randint(1 << 62, (), generator=generator, device=source))
         streams = [torch.Generator().manual_seed(seed) for _ in range(steps)]
         codes, _ = self._begin(None, steps)
-        return generate(self, codes, torch.ones_like(codes, dtype=torch.bool), classes, choice, streams)
+        return generate(
+            self, self.prepared, codes, torch.ones_like(codes, dtype=torch.bool), classes, choice, streams
+        )
 
     def label_index(self, label: int | str) -> int:
         """The number of a class given by name or number, -1 for "no class"; `ValueError` if it is unknown."""

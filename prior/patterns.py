@@ -25,7 +25,7 @@ def register(name: str, in_turn: bool = False) -> Callable[[Layout], Layout]:
     """Enter a layout under `name`. It must hold every code exactly once; a model then predicts the codes of a
     step independently of each other, given all steps before.
 
-    With `in_turn` a depth transformer (`depth.py`) predicts them one after the other instead, each given
+    With `in_turn` a depth transformer (`network.py`) predicts them one after the other instead, each given
     those before it in the step too; the layout then holds codebooks 0 to K - 1 of one position in each step.
     """
 

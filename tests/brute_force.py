@@ -1,6 +1,6 @@
 """What every search is compared with, and random vectors to search.
 
-Left out: the search (`tokenizer/search.py`).
+Left out: the search (`tokenizer/search/exact.py`).
 """
 
 import torch

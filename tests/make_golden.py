@@ -23,10 +23,10 @@ from pipelines.data.config import DataConfig
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import kinds
-from tokenizer.config import config_to_dict
 from tokenizer.distributed import Step
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.image import ImageConfig
+from tokenizer.variants import config_to_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 PICTURES = 2

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prior import Prior, PriorConfig
-from tokenizer.hub import CardInfo, HubModel
+from tokenizer.hub.model import CardInfo, HubModel
 
 CARD = CardInfo(
     title="A tiny tokenizer",

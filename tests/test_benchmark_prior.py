@@ -22,7 +22,7 @@ from pipelines.benchmarks.prior.sampling import (
 )
 from pipelines.benchmarks.prior.training import OURS, PEER, PRECISIONS, build, learner, llama_like, walks
 from prior import Prior
-from prior.numba_products import installed
+from prior.sampling.cpu.products import installed
 from tokenizer.installation import install_extra
 
 pytest.importorskip("transformers")

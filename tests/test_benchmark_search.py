@@ -16,7 +16,7 @@ from pipelines.benchmarks.search import speed as benchmark_search
 from pipelines.benchmarks.search.speed import PEERS, SearchBenchmark, jobs, parse_shape
 from tokenizer.bottlenecks import Bottlenecked
 from tokenizer.installation import install_extra
-from tokenizer.search import nearest
+from tokenizer.search.exact import nearest
 
 CPU = torch.device("cpu")
 WORDS = ("search", "--device", "cpu", "--turns", 3, "--warm-up", 1)

@@ -11,9 +11,9 @@ from einops import rearrange
 from tiny import bottleneck_config, latents, trained
 from torch import Tensor
 
-from tokenizer.bottlenecks.bits import Bits
 from tokenizer.bottlenecks.bsq import BSQConfig
 from tokenizer.bottlenecks.lfq import LFQConfig
+from tokenizer.bottlenecks.parts.bits import Bits
 from tokenizer.distributed import Step
 
 KINDS = ["bsq", "lfq"]

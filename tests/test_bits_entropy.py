@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vector_quantize_pytorch import LFQ as OtherLFQ
 
 from pipelines.run.command_line import leave_group
-from tokenizer.bottlenecks.bits import MeanEntropy, mean_of_products
+from tokenizer.bottlenecks.parts.bits import MeanEntropy, mean_of_products
 from tokenizer.distributed import Step
 
 # Entropies

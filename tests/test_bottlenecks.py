@@ -18,8 +18,8 @@ from pipelines.training.setup import put_back
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
 from tokenizer.bottlenecks.gaussian import Gaussian
 from tokenizer.checks import NotFinite
-from tokenizer.config import config_from_dict, config_to_dict
 from tokenizer.distributed import Step
+from tokenizer.variants import config_from_dict, config_to_dict
 
 KINDS = [*sorted(kinds()), *VARIANTS]
 GRIDS = [(5,), (3, 4)]

@@ -23,7 +23,7 @@ from torch.testing import assert_close
 from whole_runs import assert_same_run, rows_of, stopped_at
 
 from pipelines.training.checkpoints import list_checkpoints
-from tokenizer.files import SAVED
+from tokenizer.hub.files import SAVED
 
 Train = Callable[..., Finished]
 

@@ -11,9 +11,8 @@ from einops import rearrange
 from tiny import bottleneck_config, latents
 from torch import Tensor
 
-from tokenizer.bottlenecks.ema_codebook import kmeans
-from tokenizer.bottlenecks.estimators import rotate, straight_through
-from tokenizer.bottlenecks.learnt_codebooks import SimVQCodebook
+from tokenizer.bottlenecks.parts.codebooks import SimVQCodebook, kmeans
+from tokenizer.bottlenecks.parts.estimators import rotate, straight_through
 from tokenizer.bottlenecks.vq import VQ
 from tokenizer.distributed import Step
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tokenizer import once
+from tokenizer import checks
 from tokenizer.modalities.files.pictures import open_picture
 
 # Primaries of Display P3 and of sRGB, adapted to D50: columns are the XYZ of red, green and blue.
@@ -62,7 +62,7 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(once, "_said", set())
+    monkeypatch.setattr(checks, "_said", set())
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])

@@ -9,11 +9,12 @@ import torch
 from test_decoder import CONFIG, DEPTH, VARIANTS, both_logits, codes_of, random_prior
 from torch import Tensor
 
-from prior import PriorConfig, numba_products
-from prior.decoder_cpu import CompiledDecoder
-from prior.decoder_kernels import step_kernel
-from prior.numba_products import installed, product_kernel, tile_kernel
-from prior.prepared import WEIGHTS, Prepared
+from prior import PriorConfig
+from prior.sampling.cpu import products as numba_products
+from prior.sampling.cpu.decoder import CompiledDecoder
+from prior.sampling.cpu.kernels import step_kernel
+from prior.sampling.cpu.products import installed, product_kernel, tile_kernel
+from prior.sampling.weights import WEIGHTS, Prepared
 from tokenizer.installation import install_extra
 
 needs_numba = pytest.mark.skipif(not installed(), reason="numba is not installed")
@@ -66,8 +67,8 @@ def test_vectors_of_other_processors_give_the_same(
     made = (tile_kernel, product_kernel, step_kernel)
     monkeypatch.setattr(numba_products, "lanes", lambda: wide)
     monkeypatch.setattr(numba_products, "tile_rows", lambda: rows)
-    monkeypatch.setattr("prior.decoder_kernels.lanes", lambda: wide)
-    monkeypatch.setattr("prior.panels.lanes", lambda: wide)
+    monkeypatch.setattr("prior.sampling.cpu.kernels.lanes", lambda: wide)
+    monkeypatch.setattr("prior.sampling.cpu.layout.lanes", lambda: wide)
     for kernel in made:
         kernel.cache_clear()
     try:
@@ -147,6 +148,6 @@ def test_torch_has_its_threads_back() -> None:
 
 
 def test_compiled_loops_without_numba_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prior.prepared.installed", lambda: False)
+    monkeypatch.setattr("prior.sampling.weights.installed", lambda: False)
     with pytest.raises(ValueError, match=re.escape(f"compile: needs numba; {install_extra('fast')}")):
         random_prior().for_sampling(compile=True)

@@ -16,9 +16,9 @@ from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks import kinds
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
-from tokenizer.config import Variant, changed_fields, config_from_dict, config_to_dict, require
 from tokenizer.modalities import ModalityConfig
 from tokenizer.modalities.image import ImageConfig
+from tokenizer.variants import Variant, changed_fields, config_from_dict, config_to_dict, require
 
 
 class Shape(Variant):

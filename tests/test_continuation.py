@@ -10,7 +10,7 @@ import torch
 from test_prior import SOUND, random_codes, random_prior
 from torch import Tensor
 
-from prior.continuation import continue_codes
+from prior.sampling.continuation import continue_codes
 
 PRIOR = random_prior(SOUND, seed=2, scale=0.5)  # windows of 6 frames
 

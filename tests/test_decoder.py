@@ -9,10 +9,10 @@ from einops import rearrange
 from torch import Tensor
 
 from prior import Prior, PriorConfig
-from prior.decoder import Decoder
-from prior.decoder_cpu import CompiledDecoder
 from prior.patterns import PATTERNS
-from prior.prepared import WEIGHTS, Int8, Prepared
+from prior.sampling.cpu.decoder import CompiledDecoder
+from prior.sampling.decoder import Decoder
+from prior.sampling.weights import WEIGHTS, Int8, Prepared
 
 CONFIG = PriorConfig(codebook_size=40, grid=(4, 4), class_names=("a", "b"), dim=64, depth=3, heads=4)
 VARIANTS = [

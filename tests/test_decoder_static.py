@@ -10,9 +10,11 @@ import torch
 from test_decoder import CONFIG, DEPTH, VARIANTS, both_logits, random_prior
 from torch import Tensor
 
-from prior import Prior, PriorConfig, decoder_static, generation
-from prior.decoder_static import StaticDecoder, static_decoder
-from prior.prepared import Prepared
+from prior import Prior, PriorConfig
+from prior.sampling import decoder_cuda as decoder_static
+from prior.sampling import generate as generation
+from prior.sampling.decoder_cuda import StaticDecoder, static_decoder
+from prior.sampling.weights import Prepared
 
 
 class Traced(StaticDecoder):

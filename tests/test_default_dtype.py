@@ -9,7 +9,7 @@ from test_prior import PICTURE
 from tiny import codec, tokenizer
 
 from prior import Prior
-from tokenizer.hub import HubModel
+from tokenizer.hub.model import HubModel
 
 
 def prior() -> Prior:

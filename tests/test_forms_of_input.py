@@ -12,15 +12,15 @@ from test_prior import PICTURE, random_codes
 from tiny import codec, pictures, sounds, tokenizer
 
 from prior import Prior
-from prior.continuation import continue_codes
-from tokenizer import once
+from prior.sampling.continuation import continue_codes
+from tokenizer import checks
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(once, "_said", set())
+    monkeypatch.setattr(checks, "_said", set())
 
 
 @pytest.fixture(scope="module")

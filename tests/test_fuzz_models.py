@@ -21,9 +21,9 @@ from torch import Tensor
 
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
-from tokenizer.config import config_to_dict
-from tokenizer.files import CONFIG, WEIGHTS
-from tokenizer.hub import HubModel
+from tokenizer.hub.files import CONFIG, WEIGHTS
+from tokenizer.hub.model import HubModel
+from tokenizer.variants import config_to_dict
 
 NAMED = (CONFIG, WEIGHTS)
 # Of the fingerprint's refusal, which comes last of all.

@@ -14,7 +14,7 @@ from torch import Tensor
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import kinds
-from tokenizer.config import config_from_dict
+from tokenizer.variants import config_from_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZERS = sorted(p.stem for p in GOLDEN.glob("*.safetensors") if p.stem not in ("codec", "prior"))

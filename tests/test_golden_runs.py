@@ -19,7 +19,7 @@ from whole_runs import rows_of
 from pipelines.tokens.items import read_tokens
 from prior import Prior
 from tokenizer import Tokenizer
-from tokenizer.files import read_json
+from tokenizer.hub.files import read_json
 
 FOLDERS = GOLDEN / "folders"
 TRAININGS = [name for name, (script, _) in RUNS.items() if script.startswith("train_")]

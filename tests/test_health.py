@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokenizer.bottlenecks.health import WARN_AGAIN, WINDOW, Health, batch_stats
+from tokenizer.bottlenecks.parts.health import WARN_AGAIN, WINDOW, Health, batch_stats
 from tokenizer.distributed import Step
 
 

@@ -17,9 +17,10 @@ from tiny import tokenizer as tiny_tokenizer
 from torch import Tensor
 
 from prior import Prior, PriorConfig
-from tokenizer import Tokenizer, TokenizerConfig, outline
-from tokenizer.config import config_from_dict
-from tokenizer.files import CONFIG, MAX_JSON, WEIGHTS, read_json
+from tokenizer import Tokenizer, TokenizerConfig
+from tokenizer.hub import meta as outline
+from tokenizer.hub.files import CONFIG, MAX_JSON, WEIGHTS, read_json
+from tokenizer.variants import config_from_dict
 
 TOO_MANY = r"config\.bottleneck: 1280 quantizers in all, expected at most 1024"
 

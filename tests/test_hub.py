@@ -19,9 +19,9 @@ from savable import CARD, Scale, ScaleConfig, assert_same, model_of_a_package  #
 from torch import nn
 
 from tokenizer import Tokenizer
-from tokenizer.files import MODEL_FILES
-from tokenizer.hub import HubModel
-from tokenizer.hub_client import push_folder
+from tokenizer.hub.client import push_folder
+from tokenizer.hub.files import MODEL_FILES
+from tokenizer.hub.model import HubModel
 
 ROOT = Path(__file__).parents[1]
 

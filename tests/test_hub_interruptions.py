@@ -13,8 +13,9 @@ from local_hub import Fault, LocalHub
 from savable import BOTH, Scale, ScaleConfig, assert_same
 
 from prior import Prior, PriorConfig
-from tokenizer import Tokenizer, TokenizerConfig, hub_client
-from tokenizer.hub import HubModel
+from tokenizer import Tokenizer, TokenizerConfig
+from tokenizer.hub import client as hub_client
+from tokenizer.hub.model import HubModel
 
 # The client writes what it got in pieces of this size, and goes on after the last of them.
 PIECE = constants.DOWNLOAD_CHUNK_SIZE

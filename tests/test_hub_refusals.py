@@ -19,8 +19,8 @@ from test_strict_loading import BAD_CONFIGS
 
 from prior import Prior
 from tokenizer import Tokenizer
-from tokenizer.hub import HubModel
-from tokenizer.hub_client import prepare_push, push_folder
+from tokenizer.hub.client import prepare_push, push_folder
+from tokenizer.hub.model import HubModel
 
 LOG_IN = r"run `hf auth login` or set HF_TOKEN"
 

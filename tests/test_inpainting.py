@@ -13,7 +13,7 @@ from test_prior import ALL, PICTURE, SOUND, random_codes, random_prior, step_log
 from torch import Tensor
 
 from prior import PriorConfig
-from prior.sampling import Choice, draw
+from prior.sampling.choice import Choice, draw
 
 
 def generator(seed: int = 3) -> torch.Generator:

@@ -10,7 +10,7 @@ from test_vq import vq
 from tiny import latents
 from torch import Tensor
 
-from tokenizer.bottlenecks.ema_codebook import kmeans
+from tokenizer.bottlenecks.parts.codebooks import kmeans
 from tokenizer.distributed import Step
 
 

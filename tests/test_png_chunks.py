@@ -9,7 +9,7 @@ from broken_media import PNG, png_chunk, png_chunks
 from pictures_on_disk import png
 from test_colour_profiles import P3, profile, srgb_of
 
-from tokenizer import once
+from tokenizer import checks
 from tokenizer.modalities.files.pictures import open_picture
 
 MIB = 1 << 20
@@ -19,7 +19,7 @@ PIXELS = np.asarray(open_picture(WHOLE))
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(once, "_said", set())
+    monkeypatch.setattr(checks, "_said", set())
 
 
 def with_chunks(*chunks: bytes, last: bool = False) -> bytes:

@@ -21,7 +21,7 @@ from pipelines.sample import SampleOptions
 from pipelines.training.options import PriorTraining, TokenizerTraining
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks import BottleneckConfig
-from tokenizer.config import config_from_dict
+from tokenizer.variants import config_from_dict
 
 
 def test_the_presets_that_were_promised_are_there() -> None:
@@ -51,7 +51,7 @@ def test_every_prior_preset_builds_and_can_be_written_down(name: str) -> None:
 
 def test_every_bottleneck_has_a_preset_that_shows_it() -> None:
     shown = {preset.build().model.bottleneck.kind for preset in TOKENIZERS.values()}
-    assert shown == set(BottleneckConfig.variants)
+    assert shown == set(BottleneckConfig.members())
 
 
 def help_of(cls: type, monkeypatch: pytest.MonkeyPatch, **presets: Any) -> str:

@@ -13,9 +13,9 @@ from test_prior import ALL, PICTURE, SOUND, random_codes, random_prior, step_log
 from torch import Tensor
 
 from prior import Prior, PriorConfig
-from prior.decoder import Decoder
 from prior.patterns import PATTERNS
-from prior.sampling import draw, probabilities
+from prior.sampling.choice import draw, probabilities
+from prior.sampling.decoder import Decoder
 
 
 def test_samples_have_the_frequencies_that_nll_says() -> None:

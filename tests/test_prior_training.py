@@ -15,9 +15,8 @@ from test_prior import PICTURE, SOUND, random_codes, random_prior
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior import Prior, PriorConfig, attention, likelihood
-from prior.attention import ByProducts, attend
-from prior.layers import FewPasses, RMSNorm
+from prior import Prior, PriorConfig, layers, likelihood
+from prior.layers import ByProducts, FewPasses, RMSNorm, attend
 from prior.likelihood import in_parts, nats, nats_and_entropy
 
 DEPTH = dataclasses.replace(SOUND, num_codebooks=3, pattern="depth")
@@ -51,7 +50,7 @@ def test_a_norm_takes_any_order_of_memory_and_keeps_low_precision() -> None:
 
 @pytest.mark.parametrize("most", [1, 100, 1 << 22])
 def test_attention_by_products_has_torchs_gradients(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    monkeypatch.setattr(layers, "MOST_SCORES", most)
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
     q, k, v = (part.transpose(1, 2).requires_grad_() for part in parts)

@@ -60,7 +60,7 @@ def in_a_folder_with_models(
     monkeypatch.chdir(tmp_path)
     # A bottleneck that the README adds must not be there for other tests.
     for family in (BottleneckConfig, ModalityConfig):
-        monkeypatch.setattr(family, "variants", dict(family.variants))
+        monkeypatch.setattr(family, "variants", dict(family.members()))
 
 
 def test_python_blocks_run(in_a_folder_with_models: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from prior.sampling import Choice, draw, probabilities
+from prior.sampling.choice import Choice, draw, probabilities
 
 P = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
 

@@ -17,8 +17,8 @@ from tiny import pictures
 from tiny import tokenizer as tiny_tokenizer
 
 from tokenizer import Tokenizer
-from tokenizer.files import MODEL_FILES, folder_beside, remove_unfinished, write_atomically
-from tokenizer.hub import CardInfo
+from tokenizer.hub.files import MODEL_FILES, folder_beside, remove_unfinished, write_atomically
+from tokenizer.hub.model import CardInfo
 
 
 @pytest.mark.parametrize("kind", ["vq", "gaussian"])

@@ -8,9 +8,11 @@ import pytest
 import torch
 from brute_force import brute_force, normal
 
-from tokenizer import search, search_cpu, search_tiles
 from tokenizer.installation import install_extra
-from tokenizer.search import Distance, directions, nearest
+from tokenizer.search import cpu as search_cpu
+from tokenizer.search import exact as search
+from tokenizer.search import tiles as search_tiles
+from tokenizer.search.exact import Distance, directions, nearest
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import torch
 from brute_force import brute_force, normal
 from torch import Tensor
 
-from tokenizer import search_bf16, search_cpu
 from tokenizer.installation import install_extra
-from tokenizer.search import middle, nearest
-from tokenizer.search_bf16 import UNDECIDED
+from tokenizer.search import bf16 as search_bf16
+from tokenizer.search import cpu as search_cpu
+from tokenizer.search.bf16 import UNDECIDED
+from tokenizer.search.exact import middle, nearest
 
 if not search_cpu.installed():
     pytest.skip(

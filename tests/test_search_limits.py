@@ -19,8 +19,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tokenizer import search, search_cpu, search_cuda, search_tiles
-from tokenizer.search import CROWDED, Distance, Table, full_precision, nearest
+from tokenizer.search import cpu as search_cpu
+from tokenizer.search import cuda as search_cuda
+from tokenizer.search import exact as search
+from tokenizer.search import tiles as search_tiles
+from tokenizer.search.exact import CROWDED, Distance, Table, full_precision, nearest
 
 ROOT = Path(__file__).parents[1]
 
@@ -195,7 +198,8 @@ def test_an_unknown_distance_and_integers_are_refused() -> None:
 
 INTERPRETED = """
 import json, sys, torch
-from tokenizer import search_cuda, search_tiles
+from tokenizer.search import cuda as search_cuda
+from tokenizer.search import tiles as search_tiles
 wrong = []
 for m, n, k, programs in json.loads(sys.argv[1]):
     generator = torch.Generator().manual_seed(m)

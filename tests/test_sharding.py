@@ -146,7 +146,11 @@ def two(
     }[form]
     words = json.dumps([[str(word) for word in run] for run in runs])
     how = ("--config_file", ROOT / "pipelines" / "configs" / f"{form}.yaml")
-    return Sharded(form, folder, launch_as(how, variables, folder / "several.py", state, words))
+    return Sharded(
+        form,
+        folder,
+        launch_as(how, variables, folder / "several.py", state, words),
+    )
 
 
 def assert_close(found: Path, expected: Path, tolerance: float = 1e-4) -> None:

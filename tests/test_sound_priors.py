@@ -22,7 +22,7 @@ from pipelines.tokens.windows import Windows, window_info
 from pipelines.train_prior import prior_config
 from pipelines.training.options import PriorSize, PriorTraining
 from prior import Prior
-from prior.continuation import continue_codes
+from prior.sampling.continuation import continue_codes
 
 
 @pytest.fixture(scope="module")

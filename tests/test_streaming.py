@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import codec, sounds, tokenizer
-from tokenizer import Tokenizer, streaming
+from tokenizer import Tokenizer, model
 from tokenizer.layers_1d import Conv, Network
 from tokenizer.streaming import DecodeStream, EncodeStream
 
@@ -88,7 +88,7 @@ def test_long_sound_goes_in_chunks_by_itself(tok: Tokenizer, monkeypatch: pytest
     x, lengths = sounds(2, tok.modality.channels, 3001), torch.tensor([3001, 1300])
     codes, padded = tok.encode(x), tok.encode(x, lengths=lengths)
     x_hat = tok.decode(codes, size=3001)
-    monkeypatch.setattr(streaming, "CHUNK", 1000)
+    monkeypatch.setattr(model, "CHUNK", 1000)
     for i in range(2):
         assert_same_codes(tok, x[i : i + 1], tok.encode(x)[i : i + 1], codes[i : i + 1])
         ours = tok.encode(x, lengths=lengths)[i : i + 1]

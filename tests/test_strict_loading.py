@@ -17,7 +17,7 @@ from tiny import tokenizer as tiny_tokenizer
 
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
-from tokenizer.files import read_json
+from tokenizer.hub.files import read_json
 
 # What stands in config.json, and what is said of it.
 BAD_CONFIGS = [

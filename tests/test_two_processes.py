@@ -219,9 +219,9 @@ def more(
         ("train_tokenizer", *TRAIN, "--output", folder / "left-out", "--skip-non-finite", 1),
         ("sample", "--prior", folder / "prior", "--output", folder / "samples"),
     ]
-    (folder / "several.py").write_text(SEVERAL)
+    (folder / "tokenizer/bottlenecks/parts/several.py").write_text(SEVERAL)
     words = json.dumps([[str(word) for word in script] for script in scripts])
-    return More(folder, prior, launch(folder / "several.py", words, BLOCK))
+    return More(folder, prior, launch(folder / "tokenizer/bottlenecks/parts/several.py", words, BLOCK))
 
 
 def test_two_processes_really_ran(two: Path) -> None:

@@ -13,8 +13,8 @@ from einops import rearrange
 from tiny import bottleneck_config, latents, trained
 from torch import Tensor
 
-from tokenizer.bottlenecks.ema_codebook import EMACodebook
-from tokenizer.bottlenecks.health import perplexity
+from tokenizer.bottlenecks.parts.codebooks import EMACodebook
+from tokenizer.bottlenecks.parts.health import perplexity
 from tokenizer.bottlenecks.vq import VQ
 from tokenizer.distributed import Step
 

@@ -20,7 +20,7 @@ from test_two_processes import free_port
 from tiny import bottleneck_config
 from torch import Tensor
 
-from tokenizer.config import config_to_dict
+from tokenizer.variants import config_to_dict
 
 # Several runs in one launch, because most of the time of a launch goes into imports.
 IN_TURN = """

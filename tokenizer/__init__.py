@@ -3,7 +3,7 @@
 Left out: training scripts and data sets (`pipelines`), and models of codes (`prior`).
 """
 
+from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer, TokenizerOutput
-from tokenizer.model_config import TokenizerConfig
 
 __all__ = ["Tokenizer", "TokenizerConfig", "TokenizerOutput"]

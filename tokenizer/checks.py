@@ -1,7 +1,7 @@
 """What callers hand to a tokenizer: data, codes, lengths and sizes, taken in any form that can mean one thing
 only; the rest is a `ValueError`, or a `TypeError` for what is no array, with the fix.
 
-Left out: configs, which check themselves, and files (`tokenizer.files`).
+Left out: configs, which check themselves, and files (`tokenizer.hub.files`).
 """
 
 import logging
@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.distributed import Step
-from tokenizer.once import first_time
+
+_said: set[str] = set()
+
+
+def first_time(what: str) -> bool:
+    """Whether `what` is met for the first time in this process."""
+    if what in _said:
+        return False
+    _said.add(what)
+    return True
+
 
 logger = logging.getLogger(__name__)
 

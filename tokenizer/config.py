@@ -1,151 +1,47 @@
-"""Configs as frozen dataclasses: the registry of their variants, and their strict JSON form.
+"""The config of a tokenizer: its modality, its bottleneck and the weights of its losses.
 
-Left out: the configs of single bottlenecks and modalities; each stands in its own file and registers
-itself.
+Left out: the configs of single modalities and bottlenecks, which stand in their files.
 """
 
-import dataclasses
-import reprlib
-from collections.abc import Mapping
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
 
-C = TypeVar("C")
-
-
-class Variant:
-    """Base of config families whose members are chosen by name, such as the bottlenecks.
-
-    A family is a direct subclass; a member is a dataclass declared with `kind="name"`, which enters it in
-    the family's `variants`. In JSON a member is its fields and its `kind`.
-    """
-
-    kind: ClassVar[str] = ""
-    variants: ClassVar[dict[str, type["Variant"]]]
-
-    def __init_subclass__(cls, kind: str | None = None) -> None:
-        super().__init_subclass__()
-        if kind is None:
-            cls.variants = {}
-            return
-        if kind in cls.variants:
-            raise ValueError(f"{cls.__name__}: there is already a variant named {kind!r}")
-        cls.kind = kind
-        cls.variants[kind] = cls
+from tokenizer.bottlenecks import BottleneckConfig
+from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.losses import default_weights, describe_losses, validate_weights
+from tokenizer.modalities import ModalityConfig
+from tokenizer.modalities.image import ImageConfig
+from tokenizer.variants import require
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise `ValueError(message)` unless `condition` holds; for the `__post_init__` of configs."""
-    if not condition:
-        raise ValueError(message)
+def _default_losses() -> dict[str, float]:
+    return {**default_weights(), "l2": 1.0}
 
 
-def training_only(default: Any) -> Any:
-    """A field with a default that only training reads: of two models that differ in it alone, codes mean the
-    same."""
-    return dataclasses.field(default=default, metadata={"training_only": True})
+def _losses_help() -> str:
+    return f"Weights of the reconstruction losses. {'; '.join(describe_losses())}."
 
 
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON values (dict, list, str, numbers, bool, None)."""
-    values = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    return {"kind": config.kind, **values} if isinstance(config, Variant) else values
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """What a tokenizer is made of."""
 
+    modality: ModalityConfig = field(default_factory=ImageConfig)
+    """Pictures or sound, and the networks for them."""
+    bottleneck: BottleneckConfig = field(default_factory=VQConfig)
+    """Between encoder and decoder: a quantizer, or the Gaussian posterior of a VAE."""
+    losses: dict[str, float] = field(default_factory=_default_losses, metadata={"help": _losses_help()})
+    """Weights of the reconstruction losses, by name."""
 
-def changed_fields(config: Any) -> dict[str, Any]:
-    """`config_to_dict` without the fields that have their defaults, so that a field that is added later does
-    not change what is there, and without those of `training_only`."""
-    values: dict[str, Any] = {"kind": config.kind} if isinstance(config, Variant) else {}
-    for f in dataclasses.fields(config):
-        if f.metadata.get("training_only"):
-            continue
-        value = getattr(config, f.name)
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if value != default:
-            values[f.name] = changed_fields(value) if dataclasses.is_dataclass(value) else _plain(value)
-    return values
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return config_to_dict(value)
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
-
-
-def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:
-    """The inverse of `config_to_dict`, strict: an unknown key or a value of the wrong type is a
-    `ValueError` that names its place. Missing keys take their defaults, so that older files stay readable.
-    """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected an object, got {shortened(values)}")
-    values = dict(values)
-    if issubclass(cls, Variant):
-        kind = values.pop("kind", None)
-        if not isinstance(kind, str) or kind not in cls.variants:
-            known = ", ".join(sorted(cls.variants))
-            raise ValueError(f"{where}.kind: unknown {shortened(kind)}; known: {known}")
-        cls = cast(type[C], cls.variants[kind])
-    hints = get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cast(Any, cls)) if f.init}
-    if unknown := sorted(set(values) - names):
-        raise ValueError(f"{where}: unknown key {shortened(unknown[0])}; known: {', '.join(sorted(names))}")
-    needed = {f.name for f in dataclasses.fields(cast(Any, cls)) if f.init and _has_no_default(f)}
-    if missing := sorted(needed - set(values)):
-        raise ValueError(f"{where}: key {missing[0]!r} is missing")
-    typed = {k: _typed(hints[k], v, f"{where}.{k}") for k, v in values.items()}
-    try:
-        return cls(**typed)
-    except ValueError as error:  # of its own checks, which do not know where the values are from
-        raise ValueError(f"{where}: {error!s:.500}") from error
-
-
-def _has_no_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def shortened(value: object) -> str:
-    """`repr` of a value that may be huge, for messages."""
-    return _SHORT.repr(value)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` read as the type `hint`: lists become tuples, whole numbers floats, strings paths, where
-    asked."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        if value is None and NoneType in args:
-            return None
-        return _typed(next(a for a in args if a is not NoneType), value, where)
-    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, Variant)):
-        return config_from_dict(hint, value, where)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(inner) == len(value):
-            return tuple(
-                _typed(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True))
+    def __post_init__(self) -> None:
+        validate_weights(self.losses, self.modality.kind)
+        if isinstance(self.modality, ImageConfig):
+            used = {name for name, weight in self.losses.items() if weight > 0}
+            probabilities = self.modality.output == "tanh" and self.modality.channels == 1
+            require(
+                "bernoulli" not in used or probabilities,
+                "the loss bernoulli needs output tanh and channels 1",
             )
-    elif origin in (dict, Mapping) and isinstance(value, Mapping):
-        return {_typed(args[0], k, where): _typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    elif origin is Literal and value in args:
-        return value
-    elif hint is float and (type(value) is float or (type(value) is int and abs(value) <= 2**53)):
-        return float(value)
-    elif hint is Path and isinstance(value, str):
-        return Path(value)
-    elif hint is int and type(value) is int:
-        # More fits into no tensor, and far more into no float either.
-        if -(2**63) <= value < 2**63:
-            return value
-    elif isinstance(hint, type) and type(value) is hint:
-        return value
-    wanted = hint.__name__ if isinstance(hint, type) and not args else str(hint).replace("typing.", "")
-    raise ValueError(f"{where}: expected {wanted}, got {shortened(value)}")
+            require(
+                "ms_ssim" not in used or min(self.modality.size) >= 7,
+                "the loss ms_ssim needs 7 pixels or more",
+            )

@@ -1,16 +1,19 @@
 """The tokenizer: encoder, bottleneck and decoder as one model, for any modality and bottleneck.
 
-Left out: training loops and files of data (`pipelines/`), saving and loading (`tokenizer.hub`).
+Left out: training loops and files of data (`pipelines/`), saving and loading (`tokenizer.hub.model`).
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tokenizer.bottlenecks import Bottleneck
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.bottlenecks.gaussian_quant import quantizing
 from tokenizer.card import describe
@@ -18,22 +21,36 @@ from tokenizer.checks import (
     Array,
     all_finite,
     as_integers,
-    as_tensor,
-    check_codes,
-    check_input,
     checked_lengths,
     checked_size,
     warn_of_range,
 )
-from tokenizer.config import changed_fields, shortened
+from tokenizer.config import TokenizerConfig
 from tokenizer.distributed import Step
-from tokenizer.fingerprint import fingerprint
-from tokenizer.hub import HubModel
+from tokenizer.hub.model import HubModel
+from tokenizer.layers_1d import zero_after
 from tokenizer.losses import reconstruction_losses
-from tokenizer.model_config import TokenizerConfig
-from tokenizer.streaming import DecodeStream, EncodeStream, chunk_size, encode_padded, is_long, run_stream
+from tokenizer.network import TokenizerNetwork
+from tokenizer.streaming import DecodeStream, EncodeStream, run_stream
+from tokenizer.variants import changed_fields, shortened
 
-NO_CODES = "a VAE has no codes; use posterior(x) and decode_latents(z), or quantized(...).encode(x)"
+
+def fingerprint(described: dict[str, Any], encoder: nn.Module, bottleneck: Bottleneck) -> str:
+    """16 hex digits of a config as plain JSON values, the encoder's weights and the bottleneck's coding
+    state."""
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    skipped = bottleneck.not_coding
+    state |= {f"bottleneck.{k}": v for k, v in bottleneck.state_dict().items() if k not in skipped}
+    for name in sorted(state):
+        values = state[name].detach().to("cpu").float().contiguous()
+        digest.update(name.encode() + str(tuple(values.shape)).encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# Samples, over all examples of a batch, that go through a network at once: about 20 MB for each of its widest
+# activations. Longer sound goes through in chunks.
+CHUNK = 1 << 18
 
 
 class TokenizerOutput(NamedTuple):
@@ -48,21 +65,13 @@ class TokenizerOutput(NamedTuple):
     stats: dict[str, Tensor]
 
 
-class Tokenizer(HubModel):
+class Tokenizer(TokenizerNetwork, HubModel):
     """Turns data x (B, C, *size) in [-1, 1] into codes (B, K, *grid) int64 and back; or into a posterior
     (VAE)."""
 
     model_type: ClassVar[str] = "tokenloom-tokenizer"
     config_class: ClassVar[type] = TokenizerConfig
     config: TokenizerConfig
-
-    def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.modality = config.modality.build()
-        self.bottleneck = config.bottleneck.build()
-        self.encoder = self.modality.build_encoder(self.bottleneck.in_dim)
-        self.decoder = self.modality.build_decoder(self.bottleneck.out_dim)
 
     def forward(self, x: Tensor, step: Step | None = None) -> TokenizerOutput:
         """x: (B, C, *size). In training `step` keys the noise and tells when statistics are updated.
@@ -194,33 +203,6 @@ class Tokenizer(HubModel):
         """x_hat (B, C, *size) as a list of PIL images, or of (waveform, sample_rate)."""
         return self.modality.postprocess(x_hat)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
-    def stride(self) -> int:
-        """Pixels (along each axis) or samples per code."""
-        return self.modality.stride
-
-    @property
-    def num_codebooks(self) -> int:
-        """Codes per position, K. `TypeError` for a VAE."""
-        self._require_codes("num_codebooks")
-        return self.bottleneck.num_codebooks
-
-    @property
-    def codebook_size(self) -> int:
-        """Entries of each codebook, N. `TypeError` for a VAE."""
-        self._require_codes("codebook_size")
-        return self.bottleneck.codebook_size
-
-    @property
-    def bits_per_code(self) -> float:
-        """log2 N. `TypeError` for a VAE."""
-        return math.log2(self.codebook_size)
-
     def fingerprint(self) -> str:
         """A hash (16 hex digits) of all that decides what a code means: config, encoder and codebooks.
 
@@ -251,55 +233,26 @@ class Tokenizer(HubModel):
         kind = self.config.bottleneck.kind
         return describe(self.modality, self.stride, kind, codes, self.bottleneck.out_dim)
 
-    def _latents(self, x: Tensor) -> Tensor:
-        """The encoder's z_e (B, in_dim, *grid) for x of any size."""
-        latents: Tensor = self.encoder(self.modality.pad(self.prepared(x)))
-        return latents
 
-    def _decoded(self, z: Tensor) -> Tensor:
-        x_hat: Tensor = self.decoder(self.in_weights_type(z))
-        return x_hat
+def is_long(tok: Tokenizer, shape: Sequence[int], stride: int = 1) -> bool:
+    """Whether data (B, any, T / stride) are sound beyond one chunk, to be taken in several."""
+    return bool(tok.modality.sample_rate) and shape[0] * shape[2] * stride > CHUNK
 
-    def in_weights_type(self, z: Tensor) -> Tensor:
-        """z in the type of the weights, unless autocast sees to it; quantizers work in float32 or more."""
-        return z if torch.is_autocast_enabled(z.device.type) else z.to(next(self.parameters()).dtype)
 
-    def prepared(self, x: Array, empty: bool = False) -> Tensor:
-        """x (B, C, *size), checked, in the weights' type; `empty` allows sizes of 0."""
-        if not isinstance(x, Tensor):
-            x = as_tensor(x, "x", "preprocess() makes it of files and pictures").to(self.device)
-        check_input(x, self.modality.channels, self.modality.axes, empty)
-        return self.in_weights_type(x)
+def chunk_size(tok: Tokenizer, batch_size: int) -> int:
+    """Samples per example of one chunk: a multiple of the stride."""
+    return max(1, CHUNK // batch_size // tok.stride) * tok.stride
 
-    def checked_num_codebooks(self, num_codebooks: int | None) -> int:
-        """The number asked for, or all; `ValueError` for one out of range."""
-        k = self.num_codebooks if num_codebooks is None else num_codebooks
-        if not 1 <= k <= self.num_codebooks:
-            raise ValueError(f"num_codebooks is {k}, this tokenizer has {self.num_codebooks}")
-        self._require_decodable(k)
-        return k
 
-    def _require_decodable(self, k: int) -> None:
-        if k < self.num_codebooks and not self.bottleneck.prefix_decodes:
-            raise ValueError(
-                f"{k} of {self.num_codebooks} codebooks: those of {self.config.bottleneck.kind} only make "
-                "sense together; rvq's first ones do alone"
-            )
-
-    def _crop(self, x_hat: Tensor, size: tuple[int, ...]) -> Tensor:
-        for axis, n in enumerate(size):
-            x_hat = x_hat.narrow(2 + axis, 0, n)
-        return x_hat
-
-    def _require_codes(self, name: str) -> None:
-        if self.bottleneck.num_codebooks == 0:
-            raise TypeError(f"{name}: {NO_CODES}")
-
-    def check_codes(self, codes: Array) -> Tensor:
-        """codes as int64; `ValueError` unless they are (B, k, *grid) codes of this tokenizer, 1 ≤ k ≤ K."""
-        if not isinstance(codes, Tensor):
-            codes = as_tensor(codes, "codes", "encode() gives them").to(self.device)
-        codes = as_integers(codes, "codes", "encode() gives them")
-        check_codes(codes, self.num_codebooks, self.codebook_size, self.modality.axes)
-        self._require_decodable(codes.shape[1])
+def encode_padded(tok: Tokenizer, x: Tensor, lengths: Tensor, num_codebooks: int) -> Tensor:
+    """x (B, C, T) of which each example has `lengths` (B,) samples → codes (B, K, t), 0 beyond an
+    example's frames."""
+    frames = tok.code_lengths(lengths)
+    x = tok.modality.pad(zero_after(x, lengths))
+    if is_long(tok, x.shape):
+        codes = x.new_zeros(len(x), num_codebooks, x.shape[2] // tok.stride, dtype=torch.int64)
+        for row, example, n, t in zip(codes, x, lengths.tolist(), frames.tolist(), strict=True):
+            row[:, :t] = tok.encode(example[None, :, :n], num_codebooks=num_codebooks)[0]
         return codes
+    z_e = tok.encoder(x, frames * tok.stride)
+    return zero_after(tok.bottleneck.encode(z_e)[:, :num_codebooks], frames)

@@ -3,20 +3,13 @@
 Left out: the layers' own states (`tokenizer.layers_1d`), and reading or playing sound.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from tokenizer.layers_1d import Network, State, zero_after
-
-if TYPE_CHECKING:
-    from tokenizer.model import Tokenizer
-
-# Samples, over all examples of a batch, that go through a network at once: about 20 MB for each of its widest
-# activations. Longer sound goes through in chunks.
-CHUNK = 1 << 18
+from tokenizer.layers_1d import Network, State
+from tokenizer.network import TokenizerNetwork
 
 
 class _Stream:
@@ -54,7 +47,7 @@ class EncodeStream(_Stream):
     as far as its layers do.
     """
 
-    def __init__(self, tok: "Tokenizer", num_codebooks: int | None = None) -> None:
+    def __init__(self, tok: TokenizerNetwork, num_codebooks: int | None = None) -> None:
         super().__init__(tok.encoder)
         self._tok, self._count = tok, tok.checked_num_codebooks(num_codebooks)
 
@@ -80,7 +73,7 @@ class EncodeStream(_Stream):
 class DecodeStream(_Stream):
     """Codes in, waveforms out: `push` frames as they come, then `finish`. `state` as in `EncodeStream`."""
 
-    def __init__(self, tok: "Tokenizer") -> None:
+    def __init__(self, tok: TokenizerNetwork) -> None:
         super().__init__(tok.decoder)
         self._tok = tok
 
@@ -105,27 +98,3 @@ def run_stream(stream: EncodeStream | DecodeStream, parts: Iterable[Tensor]) -> 
             yield y
     if (y := stream.finish()).shape[2]:
         yield y
-
-
-def is_long(tok: "Tokenizer", shape: Sequence[int], stride: int = 1) -> bool:
-    """Whether data (B, any, T / stride) are sound beyond one chunk, to be taken in several."""
-    return bool(tok.modality.sample_rate) and shape[0] * shape[2] * stride > CHUNK
-
-
-def chunk_size(tok: "Tokenizer", batch_size: int) -> int:
-    """Samples per example of one chunk: a multiple of the stride."""
-    return max(1, CHUNK // batch_size // tok.stride) * tok.stride
-
-
-def encode_padded(tok: "Tokenizer", x: Tensor, lengths: Tensor, num_codebooks: int) -> Tensor:
-    """x (B, C, T) of which each example has `lengths` (B,) samples → codes (B, K, t), 0 beyond an
-    example's frames."""
-    frames = tok.code_lengths(lengths)
-    x = tok.modality.pad(zero_after(x, lengths))
-    if is_long(tok, x.shape):
-        codes = x.new_zeros(len(x), num_codebooks, x.shape[2] // tok.stride, dtype=torch.int64)
-        for row, example, n, t in zip(codes, x, lengths.tolist(), frames.tolist(), strict=True):
-            row[:, :t] = tok.encode(example[None, :, :n], num_codebooks=num_codebooks)[0]
-        return codes
-    z_e = tok.encoder(x, frames * tok.stride)
-    return zero_after(tok.bottleneck.encode(z_e)[:, :num_codebooks], frames)

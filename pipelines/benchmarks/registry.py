@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tokenizer.hub import library_version
+from tokenizer.hub.model import library_version
 
 K = TypeVar("K")
 T = TypeVar("T")

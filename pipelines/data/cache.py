@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipelines.data.config import Source
 from pipelines.data.scan import digest, look_at_all
-from tokenizer.files import write_atomically
+from tokenizer.hub.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizer.config import require
 from tokenizer.modalities.files.pictures import PICTURE_SUFFIXES, PICTURE_UNREADABLE
 from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES, SOUND_UNREADABLE
+from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Pictures by number, from memory or decoded on access; and a look at all of them before training: what
 cannot be decoded is left out, what fits into memory kept decoded.
 
-Left out: where they come from (config.py, tables.py), and their order and batches (batches.py).
+Left out: where they come from (tokenizer/variants.py, tables.py), and their order and batches (batches.py).
 """
 
 import logging

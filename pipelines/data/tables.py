@@ -33,7 +33,7 @@ from pipelines.data.config import (
     warn_ignored,
     wrong_kind,
 )
-from tokenizer.config import shortened
+from tokenizer.variants import shortened
 
 # Ways into archives of the Hub, which `datasets` streams as "zip://a.png::hf://datasets/user/name/a.zip".
 ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")

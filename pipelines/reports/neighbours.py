@@ -17,7 +17,7 @@ from pipelines.tokens.info import read_info
 from pipelines.tokens.items import Rows, read_tokens
 from pipelines.tokens.windows import Windows
 from tokenizer import Tokenizer
-from tokenizer.search import nearest
+from tokenizer.search.exact import nearest
 
 logger = logging.getLogger(__name__)
 

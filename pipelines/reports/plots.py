@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokenizer.files import write_atomically
+from tokenizer.hub.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from pipelines.tokens.info import TokenInfo
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
-from tokenizer.files import write_atomically
+from tokenizer.hub.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from pipelines.reports.plots import codebook_plot
 from pipelines.reports.rate_distortion import rate_distortion_plot, rate_distortion_rows
 from pipelines.reports.spectrograms import mel_sheet
 from tokenizer import Tokenizer
-from tokenizer.files import write_atomically
+from tokenizer.hub.files import write_atomically
 
 # Clips that are shown, and how much of each.
 SHOWN, SHOWN_SECONDS = 9, 6

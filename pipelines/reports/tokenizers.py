@@ -19,7 +19,7 @@ from pipelines.reports.plots import codebook_plot, loss_plot
 from pipelines.reports.sheets import reconstruction_sheet
 from pipelines.reports.sounds import SOUNDS, write_sound_results, write_sound_sample
 from tokenizer import Tokenizer
-from tokenizer.files import remove_unfinished
+from tokenizer.hub.files import remove_unfinished
 from tokenizer.metrics import CodeUsage
 
 # Pictures on the sheet of reconstructions, and those whose encoder outputs lie behind the codebook.

@@ -23,8 +23,8 @@ import tyro
 
 from pipelines.run.environment import keep_freed_memory
 from pipelines.run.signals import Stopped, end_with_launcher
-from tokenizer.config import config_from_dict, config_to_dict
-from tokenizer.files import read_json
+from tokenizer.hub.files import read_json
+from tokenizer.variants import config_from_dict, config_to_dict
 
 
 def in_words(error: ValueError | OSError) -> str:

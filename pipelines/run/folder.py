@@ -13,7 +13,7 @@ from typing import IO, TypeVar
 from accelerate import Accelerator
 
 from pipelines.run.processes import on_main
-from tokenizer.files import remove_unfinished
+from tokenizer.hub.files import remove_unfinished
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import torch
 from pipelines.run.folder import RUN_FILE, TOKENS_FILE
 from prior import Prior
 from tokenizer import Tokenizer
-from tokenizer.files import read_json
+from tokenizer.hub.files import read_json
 
 logger = logging.getLogger(__name__)
 

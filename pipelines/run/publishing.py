@@ -1,7 +1,7 @@
 """Pushing what a script made to the Hub: what would refuse it is found before the work, and its folder stays
 whole.
 
-Left out: the Hub itself (`tokenizer.hub_client`).
+Left out: the Hub itself (`tokenizer.hub.client`).
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Protocol
 from accelerate import Accelerator
 
 from pipelines.run.processes import on_main
-from tokenizer.hub_client import prepare_push, push_folder
+from tokenizer.hub.client import prepare_push, push_folder
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def push(accelerator: Accelerator, options: Publishing) -> None:
         url = push_folder(folder, repo_id, private=private)
     except ValueError as error:
         call = f"push_folder({json.dumps(folder)}, {json.dumps(repo_id)}, private={private})"
-        code = shlex.quote(f"from tokenizer.hub_client import push_folder; {call}")
+        code = shlex.quote(f"from tokenizer.hub.client import push_folder; {call}")
         raise ValueError(
             f"{error}\nThe model is whole in {folder}. To push it later:\n  python -c {code}"
         ) from error

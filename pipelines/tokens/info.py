@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.run.folder import TOKENS_FILE
-from tokenizer.config import config_from_dict, require
-from tokenizer.files import read_json, write_atomically
+from tokenizer.hub.files import read_json, write_atomically
+from tokenizer.variants import config_from_dict, require
 
 SPLITS = ("train", "held_out")
 MAX_VIEWS = 1000

@@ -20,8 +20,8 @@ from pipelines.data.sounds import Clips
 from pipelines.run.folder import TOKENS_FILE
 from pipelines.tokens.info import SPLITS, TokenInfo
 from pipelines.tokens.shards import read_shard, shard_path
-from tokenizer.config import config_from_dict, config_to_dict
-from tokenizer.files import read_json, write_atomically
+from tokenizer.hub.files import read_json, write_atomically
+from tokenizer.variants import config_from_dict, config_to_dict
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.run.folder import TOKENS_FILE
 from pipelines.tokens.clips import clips_column, flat_clips
 from pipelines.tokens.info import SPLITS, TokenInfo
-from tokenizer.files import write_atomically
+from tokenizer.hub.files import write_atomically
 
 # What a shard says of itself in its schema: whose codes it holds, of which encoding it is a part, and which.
 FINGERPRINT, ENCODING, NAME = b"tokenloom.fingerprint", b"tokenloom.encoding", b"tokenloom.name"

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.shards import Index, count_codes, find_shards, read_shard
-from tokenizer.files import remove_unfinished, write_atomically
+from tokenizer.hub.files import remove_unfinished, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.training.sharding import sharded_like, whole_tensors
-from tokenizer.hub import HubModel
+from tokenizer.hub.model import HubModel
 
 M = TypeVar("M", bound=HubModel)
 

@@ -26,8 +26,7 @@ from pipelines.training.averaging import WeightAverage
 from pipelines.training.optimizer_state import load_optimizers, optimizer_tensors
 from pipelines.training.setup import seed_layers
 from pipelines.training.sharding import sharded_like, whole_tensors
-from tokenizer.config import config_from_dict, require
-from tokenizer.files import (
+from tokenizer.hub.files import (
     CHECKPOINTS,
     SAVED,
     WEIGHTS,
@@ -37,6 +36,7 @@ from tokenizer.files import (
     remove_unfinished,
     write_atomically,
 )
+from tokenizer.variants import config_from_dict, require
 
 
 @dataclass(frozen=True)

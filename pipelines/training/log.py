@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizer.config import shortened
-from tokenizer.files import write_atomically
+from tokenizer.hub.files import write_atomically
+from tokenizer.variants import shortened
 
 
 class MetricsLog:

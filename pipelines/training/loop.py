@@ -33,10 +33,10 @@ from pipelines.training.setup import (
     start_trackers,
 )
 from pipelines.training.sharding import is_sharded, prepare
-from tokenizer.bottlenecks.health import STANDING
+from tokenizer.bottlenecks.parts.health import STANDING
 from tokenizer.checks import NotFinite
 from tokenizer.distributed import Step
-from tokenizer.hub import HubModel
+from tokenizer.hub.model import HubModel
 
 # Names of examples in a message.
 LISTED = 8

@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 
 from pipelines.training.optimizers import Muon
 from pipelines.training.sharding import sharded_like
-from tokenizer.files import load_tensors
+from tokenizer.hub.files import load_tensors
 
 # What they keep of a parameter, in its shape; AdamW its number of steps too, a scalar.
 KEPT: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum",)}

@@ -16,7 +16,7 @@ from pipelines.data.augment import Augment
 from pipelines.data.config import DataConfig
 from prior.patterns import PATTERNS
 from tokenizer import TokenizerConfig
-from tokenizer.config import require
+from tokenizer.variants import require
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from pipelines.run.processes import on_main
 from pipelines.run.signals import is_launched
 from pipelines.training.checkpoints import find_checkpoint
 from pipelines.training.options import MAY_CHANGE, TrainingOptions
-from tokenizer.config import shortened
-from tokenizer.files import CHECKPOINTS, read_json, write_atomically
+from tokenizer.hub.files import CHECKPOINTS, read_json, write_atomically
+from tokenizer.variants import shortened
 
 logger = logging.getLogger(__name__)
 

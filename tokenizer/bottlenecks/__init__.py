@@ -4,15 +4,13 @@ Left out: the bottlenecks themselves. Each is one file beside this one; a new fi
 others.
 """
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from tokenizer.config import Variant
 from tokenizer.distributed import Step
+from tokenizer.variants import Variant
 
 
 class Bottlenecked(NamedTuple):
@@ -97,6 +95,8 @@ MAX_PARTS = 1024
 class BottleneckConfig(Variant):
     """Base of the bottlenecks' configs; `--model.bottleneck.*` sets the fields of the preset's choice."""
 
+    home: ClassVar[str] = __name__
+
     @property
     def parts(self) -> int:
         """Quantizers that it is made of, those within others included."""
@@ -118,8 +118,4 @@ class BottleneckConfig(Variant):
 
 def kinds() -> dict[str, Any]:
     """All registered bottleneck configs by name."""
-    return dict(BottleneckConfig.variants)
-
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    return dict(BottleneckConfig.members())

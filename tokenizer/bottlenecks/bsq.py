@@ -1,6 +1,6 @@
 """Binary spherical quantisation: the signs of a unit vector, its entries corners of a cube in the sphere.
 
-Left out: the entropy objective and the options, which `bits.py` has for all quantizers of bits.
+Left out: the entropy objective and the options, which `parts/bits.py` has for all quantizers of bits.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks import BottleneckConfig
-from tokenizer.bottlenecks.bits import BitOptions, Bits
-from tokenizer.bottlenecks.estimators import SHORTEST
-from tokenizer.config import training_only
+from tokenizer.bottlenecks.parts.bits import BitOptions, Bits
+from tokenizer.bottlenecks.parts.estimators import SHORTEST
+from tokenizer.variants import training_only
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Finite scalar quantisation: every channel is bounded and rounded to one of a few levels.
 
-Left out: what quantizers with an implied codebook share (`implicit.py`), and losses, which it does not need.
+Left out: what quantizers with an implied codebook share (`parts/implicit.py`), and losses: it needs none.
 """
 
 import math
@@ -12,8 +12,8 @@ from einops import reduce
 from torch import Tensor
 
 from tokenizer.bottlenecks import BottleneckConfig
-from tokenizer.bottlenecks.implicit import MOST_CODES, Implicit
-from tokenizer.config import require
+from tokenizer.bottlenecks.parts.implicit import MOST_CODES, Implicit
+from tokenizer.variants import require
 
 # How much wider than its outermost levels tanh's range is, so that rounding can reach them.
 MARGIN = 1e-3

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
 from tokenizer.checks import require_finite
-from tokenizer.config import require, training_only
 from tokenizer.distributed import Step
+from tokenizer.variants import require, training_only
 
 
 @dataclass(frozen=True)

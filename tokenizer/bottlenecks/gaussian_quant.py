@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
-from tokenizer.bottlenecks.estimators import straight_through
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig, Posterior
-from tokenizer.bottlenecks.health import Health, batch_stats
-from tokenizer.config import require, training_only
+from tokenizer.bottlenecks.parts.estimators import straight_through
+from tokenizer.bottlenecks.parts.health import Health, batch_stats
 from tokenizer.distributed import Step, all_reduce_sum, keyed_generator
-from tokenizer.search import nearest
+from tokenizer.search.exact import nearest
+from tokenizer.variants import require, training_only
 
 # The weights of TDC move by this factor in an optimizer step, and stay within these bounds.
 FACTOR, LEAST, GREATEST = 1.01, 1e-3, 1e3

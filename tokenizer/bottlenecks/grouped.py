@@ -11,11 +11,11 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenizer.bottlenecks import MAX_PARTS, Bottleneck, BottleneckConfig, Bottlenecked
-from tokenizer.bottlenecks.several import Several
+from tokenizer.bottlenecks.parts.several import Several
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.checks import require_finite
-from tokenizer.config import require
 from tokenizer.distributed import Step
+from tokenizer.variants import require
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Lookup-free quantisation: a code is the signs of as many channels as it has bits.
 
-Left out: the entropy objective and the options, which `bits.py` has for all quantizers of bits.
+Left out: the entropy objective and the options, which `parts/bits.py` has for all quantizers of bits.
 """
 
 from dataclasses import dataclass
 
 from tokenizer.bottlenecks import BottleneckConfig
-from tokenizer.bottlenecks.bits import BitOptions, Bits
+from tokenizer.bottlenecks.parts.bits import BitOptions, Bits
 
 
 @dataclass(frozen=True)

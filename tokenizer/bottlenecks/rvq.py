@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tokenizer.bottlenecks import MAX_PARTS, BottleneckConfig, Bottlenecked
-from tokenizer.bottlenecks.estimators import straight_through
-from tokenizer.bottlenecks.several import Several
+from tokenizer.bottlenecks.parts.estimators import straight_through
+from tokenizer.bottlenecks.parts.several import Several
 from tokenizer.bottlenecks.vq import VQConfig
-from tokenizer.config import require, training_only
 from tokenizer.distributed import Step
+from tokenizer.variants import require, training_only
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The VQ-VAE's bottleneck: one codebook, learnt by moving averages or by gradient, kept alive without tuning.
 
-Left out: the codebooks themselves (`ema_codebook.py`, `learnt_codebooks.py`), and several codebooks per
-position (`rvq.py`, `grouped.py`).
+Left out: the codebooks themselves (`parts/codebooks.py`), and several codebooks per position (`rvq.py`,
+`grouped.py`).
 """
 
 from dataclasses import dataclass, replace
@@ -12,16 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
-from tokenizer.bottlenecks.codebook import Codebook
-from tokenizer.bottlenecks.ema_codebook import EMACodebook
-from tokenizer.bottlenecks.estimators import ESTIMATORS, needs_gradient
-from tokenizer.bottlenecks.health import batch_stats
-from tokenizer.bottlenecks.learnt_codebooks import GradientCodebook, SimVQCodebook
-from tokenizer.bottlenecks.projected import Projected
+from tokenizer.bottlenecks.parts.codebook import Codebook
+from tokenizer.bottlenecks.parts.codebooks import EMACodebook, GradientCodebook, SimVQCodebook
+from tokenizer.bottlenecks.parts.estimators import ESTIMATORS, needs_gradient
+from tokenizer.bottlenecks.parts.health import batch_stats
+from tokenizer.bottlenecks.parts.projected import Projected
 from tokenizer.checks import require_finite
-from tokenizer.config import require, training_only
 from tokenizer.distributed import Step
-from tokenizer.search import nearest
+from tokenizer.search.exact import nearest
+from tokenizer.variants import require, training_only
 
 CODEBOOKS: dict[str, type[Codebook]] = {
     "ema": EMACodebook,

@@ -4,8 +4,6 @@ Left out: the modalities themselves. Each is one file beside this one; a new fil
 others.
 """
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tokenizer.config import Variant
+from tokenizer.variants import Variant
 
 
 class Modality:
@@ -65,10 +63,8 @@ class Modality:
 class ModalityConfig(Variant):
     """Base of the modalities' configs; `--model.modality.*` sets the fields of the preset's choice."""
 
+    home: ClassVar[str] = __name__
+
     def build(self) -> Modality:
         """The modality that this config describes."""
         raise TypeError(f"{type(self).__name__} does not define build")
-
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")

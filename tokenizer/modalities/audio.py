@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer.config import require
 from tokenizer.installation import import_torchaudio
 from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample
 from tokenizer.modalities import Modality, ModalityConfig
 from tokenizer.modalities.files.sounds import open_sound
+from tokenizer.variants import require
 
 # Dilations of a level's residual blocks, in turn (Kumar et al. 2023, arXiv 2306.06546, section 3.1).
 DILATIONS = (1, 3, 9)

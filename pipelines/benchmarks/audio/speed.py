@@ -23,9 +23,9 @@ from pipelines.benchmarks.registry import (
     spread,
     synchronizer,
 )
-from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra
+from tokenizer.variants import require
 
 SIDES = ("encode", "decode", "both")
 

@@ -26,7 +26,7 @@ from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.training.options import TokenizerTraining
 from pipelines.training.setup import start_accelerator
 from tokenizer import Tokenizer
-from tokenizer.config import require
+from tokenizer.variants import require
 
 # Where our loader finds the data: decoded when the run began, or still encoded, to be decoded on access, as
 # data are that do not fit into memory.

@@ -28,10 +28,10 @@ from pipelines.benchmarks.registry import (
     synchronizer,
 )
 from prior import Prior
-from prior.numba_products import installed
-from prior.prepared import WEIGHTS
-from tokenizer.config import require
+from prior.sampling.cpu.products import installed
+from prior.sampling.weights import WEIGHTS
 from tokenizer.installation import install_extra
+from tokenizer.variants import require
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

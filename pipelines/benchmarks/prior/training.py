@@ -1,7 +1,7 @@
 """Training steps of a prior beside those of transformers' Llama with the same weights and batches: their
 time, their losses, and the memory they take.
 
-Left out: sampling (`sampling.py`), and the memory of GPUs.
+Left out: sampling (`prior/sampling/choice.py`), and the memory of GPUs.
 """
 
 import json

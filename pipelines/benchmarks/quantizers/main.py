@@ -23,9 +23,9 @@ from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
 from pipelines.run.command_line import NOTHING, flatten, options_to_dict
 from pipelines.run.progress import progress
-from tokenizer.config import config_to_dict, require
-from tokenizer.files import write_atomically
+from tokenizer.hub.files import write_atomically
 from tokenizer.installation import install_extra
+from tokenizer.variants import config_to_dict, require
 
 KEPT = "benchmark-quantizers.jsonl"
 PLOT = "benchmark-quantizers.png"

@@ -31,10 +31,10 @@ from pipelines.training.setup import rate_scale, set_rates, short_run
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.vq import VQConfig
-from tokenizer.config import config_to_dict
 from tokenizer.distributed import Step
 from tokenizer.metrics import CodeUsage, psnr
 from tokenizer.modalities.image import ImageConfig
+from tokenizer.variants import config_to_dict
 
 PRESET = "emoji"
 PRIOR_SIZE = PriorSize(dim=64, depth=2, heads=4, dropout=0.0)

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from pipelines.benchmarks.own_process import MIB, peak, run_module
-from tokenizer.search import nearest
+from tokenizer.search.exact import nearest
 
 
 def measure_in_a_process(shape: tuple[int, int, int]) -> dict[str, float]:

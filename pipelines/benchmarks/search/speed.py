@@ -25,10 +25,10 @@ from pipelines.benchmarks.registry import (
 )
 from pipelines.benchmarks.search.memory import measure_in_a_process
 from tokenizer.bottlenecks.vq import VQConfig
-from tokenizer.config import require
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra
-from tokenizer.search import nearest
+from tokenizer.search.exact import nearest
+from tokenizer.variants import require
 
 Shape = tuple[int, int, int]
 Jobs = dict[str, Callable[[], object]]

@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from tokenizer.once import first_time
+from tokenizer.checks import first_time
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import PngImagePlugin
 
-from tokenizer.once import first_time
+from tokenizer.checks import first_time
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Drawing codes from a prior: choosing from logits, and the network step by step."""

@@ -1,0 +1,216 @@
+"""Saved folders to the Hub and back, and what the Hub's refusals mean and ask for.
+
+Left out: the files of a model and what they hold (`tokenizer.hub.model`).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, constants, get_token, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from tokenizer.hub.files import CONFIG, MODEL_FILES, read_json
+
+logger = logging.getLogger(__name__)
+
+Token = str | bool | None
+
+# Of a download that breaks off.
+ATTEMPTS = 3
+LOG_IN = "run `hf auth login` or set HF_TOKEN"
+
+
+def fetch(
+    path_or_hub_id: str | Path,
+    check: Callable[[Path], object],
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: Token = None,
+) -> Path:
+    """The local folder of a saved model, downloaded first if it is a Hub id.
+
+    Of a Hub id config.json comes first, and `check` of its folder may refuse it by a `ValueError` before the
+    weights are downloaded. Raises `ValueError` that names what is neither a folder nor on the Hub, and why.
+    """
+    path, name = Path(path_or_hub_id), str(path_or_hub_id)
+    if not name:
+        raise ValueError("no folder or Hub id of a model was given")
+    if path.is_dir():
+        return path
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{name}: no such folder (and not a Hub id of the form user/name)")
+    problem = f"{name}: no such folder, and the Hub did not give it"
+    with _explained(problem, name, revision, token):
+        folder = _download(name, [CONFIG], revision, cache_dir, token)
+        if not (folder / CONFIG).exists():
+            raise ValueError(f"it has no {CONFIG}, so it is no model of tokenloom")
+    check(folder)
+    with _explained(problem, name, revision, token):
+        # The cache names the folder by its commit: all files are of one, whatever is pushed meanwhile.
+        return _download(name, list(MODEL_FILES), folder.name, cache_dir, token)
+
+
+def _download(
+    name: str, files: list[str], revision: str | None, cache_dir: str | Path | None, token: Token
+) -> Path:
+    """The cache's folder of a repository with those of `files` that it has.
+
+    The client itself goes on where a connection ended, but gives up when one was reset, and at most errors
+    of the server; these are tried again here.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return Path(
+                snapshot_download(
+                    name, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=files
+                )
+            )
+        except Exception as error:
+            wait = _wait(_root(error), attempt)
+            if wait is None or attempt + 1 == ATTEMPTS:
+                raise
+            logger.warning("%s: the download broke off (%s); again in %g s", name, _root(error), wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _wait(error: BaseException, attempt: int) -> float | None:
+    """Seconds after which what failed may work; None if never, or not soon."""
+    seconds = float(2**attempt)
+    if isinstance(error, HfHubHTTPError):
+        status, after = error.response.status_code, error.response.headers.get("Retry-After", "")
+        if status != 429 and status < 500:
+            return None
+        seconds = max(seconds, float(after)) if after.isdigit() else seconds
+    elif type(error).__name__ != "ReadError":  # of httpx or httpx2, as the client's version has it
+        return None
+    return seconds if seconds <= 60 else None
+
+
+def prepare_push(
+    repo_id: str,
+    private: bool = False,
+    token: Token = None,
+    revision: str | None = None,
+    license: str | None = None,
+) -> None:
+    """Make the Hub repository `repo_id`, and its branch `revision`, if they are not there.
+
+    Raises `ValueError` for whatever would refuse a push there: the name, the token, its rights, a public
+    repository where a `private` one is asked for, and a `license` that the Hub does not know.
+    """
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r}: cannot be pushed to; expected a Hub repository user/name")
+    problem = f"{repo_id}: the Hub did not take the model"
+    api = HfApi(token=token)
+    with _explained(problem, repo_id, revision, token):
+        if _without_token(token) and not constants.HF_HUB_OFFLINE:
+            raise ValueError(f"there is no token; {LOG_IN}, with a token that may write to it")
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        # A repository that is there already is fine with `exist_ok`, whoever owns it.
+        api.auth_check(repo_id, write=True)
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(
+                "it is there already and public, but a private one is asked for; make it private in its "
+                "settings, or choose another name"
+            )
+        if license is not None:
+            _require_license(license)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+
+
+def push_folder(
+    directory: str | Path,
+    repo_id: str,
+    private: bool = False,
+    token: Token = None,
+    revision: str | None = None,
+) -> str:
+    """Upload the model's files of a saved folder (no checkpoints, logs or run options) to the Hub repository
+    `repo_id`, on its branch `revision`; returns the commit's URL. What is not there is made first.
+
+    Raises `ValueError` that says why the Hub refuses, and what to do.
+    """
+    directory = Path(directory)
+    read_json(directory / CONFIG)
+    prepare_push(repo_id, private, token, revision)
+    with _explained(f"{repo_id}: the Hub did not take the model", repo_id, revision, token):
+        commit = HfApi(token=token).upload_folder(
+            repo_id=repo_id,
+            folder_path=directory,
+            revision=revision,
+            allow_patterns=list(MODEL_FILES),
+            commit_message="Upload model",
+        )
+    return str(commit)
+
+
+def _require_license(license: str) -> None:
+    try:
+        ModelCard(f"---\nlicense: {license}\n---\n").validate()
+    except ValueError as error:  # with all licences there are
+        known = "https://huggingface.co/docs/hub/repositories-licenses"
+        raise ValueError(f"it knows no license {license!r}; take an id of {known}, or `other`") from error
+
+
+@contextmanager
+def _explained(problem: str, name: str, revision: str | None, token: Token) -> Iterator[None]:
+    """Whatever the Hub's client and its transport raise, as a `ValueError`: `problem`, and the reason."""
+    try:
+        yield
+    except Exception as error:  # of a dozen unrelated kinds
+        raise ValueError(f"{problem}: {_reason(error, name, revision, token)}") from error
+
+
+def _reason(error: BaseException, name: str, revision: str | None, token: Token) -> str:
+    """Why the Hub did not do what it was asked, and what to do about it."""
+    hub, error = constants.ENDPOINT, _root(error)
+    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        return "HF_HUB_OFFLINE is set, and the cache does not hold it; unset it to ask the Hub"
+    if isinstance(error, GatedRepoError):
+        return f"it is gated; ask for access at {hub}/{name}, then {LOG_IN}, with a token of that account"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}; expected a branch, a tag or a whole commit hash"
+    if isinstance(error, RepositoryNotFoundError):
+        who = "no token was given" if _without_token(token) else "this token may not read it"
+        return f"there is no such repository, or it is private and {who}; check the name, or {LOG_IN}"
+    if isinstance(error, HfHubHTTPError):
+        return _refusal(error)
+    if "httpx" in type(error).__module__:
+        return f"the connection to {hub} failed ({type(error).__name__}: {error}); try again"
+    return str(error) or type(error).__name__
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error behind the client's own words for "and the cache has no copy", and for a failed upload."""
+    while error.__cause__ is not None and isinstance(error, (LocalEntryNotFoundError, RuntimeError)):
+        error = error.__cause__
+    return error
+
+
+def _refusal(error: HfHubHTTPError) -> str:
+    status, said = error.response.status_code, error.server_message
+    answer = f"it answered {status}" + (f" ({said})" if said else "")
+    if status == 401:
+        settings = f"{constants.ENDPOINT}/settings/tokens"
+        return f"{answer}: the token is not valid; make one at {settings}, then {LOG_IN}"
+    if status == 403:
+        return f"{answer}: the token has no right to it; {LOG_IN}, with a token that may write there"
+    if status == 429 or status >= 500:
+        return f"{answer}; try again later"
+    return answer
+
+
+def _without_token(token: Token) -> bool:
+    return token is False or (not isinstance(token, str) and get_token() is None)

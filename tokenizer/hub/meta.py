@@ -1,0 +1,44 @@
+"""A model without its memory: names, shapes and sizes of what it would hold, known before any is taken.
+
+Left out: files (`tokenizer.hub.files`).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+M = TypeVar("M", bound=nn.Module)
+
+# Bytes of what a model makes anew when it is loaded; a codebook of 2^24 entries has 200 MB of statistics.
+MAX_TABLES = 1 << 31
+# What fills tensors with random numbers. On the device meta it fills nothing, and takes most of the time.
+FILLS = {"normal_", "uniform_", "kaiming_uniform_"}
+
+
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in FILLS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def outline_of(build: Callable[[], M]) -> M:
+    """What `build` returns, on the device meta."""
+    with torch.device("meta"), _Unfilled():
+        return build()
+
+
+def check_tables(outline: nn.Module, stored: int, where: str) -> None:
+    """`ValueError` for a model with far more memory in tables than the `stored` bytes of its weights, such as
+    statistics of codebooks that need no weights."""
+    tables = sum(b.numel() * b.element_size() for b in outline.buffers())
+    if tables > MAX_TABLES + 8 * stored:
+        raise ValueError(
+            f"{where}: asks for {tables >> 20} MiB of tables beside {stored >> 20} MiB of weights, expected "
+            f"at most {MAX_TABLES >> 20} MiB beyond 8 times the weights"
+        )

@@ -1,0 +1,250 @@
+"""Save, load and publish models as Hub-ready folders: JSON, safetensors and a card. Loading is strict, runs
+no code.
+
+Left out: training state, which `pipelines/` keeps beside its checkpoints, talk with the Hub (`hub_client`),
+and anything that needs pickle.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tokenizer.hub.client import Token, fetch, push_folder
+from tokenizer.hub.files import (
+    CARD,
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    PREPROCESSOR,
+    SAMPLES,
+    WEIGHTS,
+    load_tensors,
+    read_json,
+    write_atomically,
+)
+from tokenizer.hub.meta import check_tables, outline_of
+from tokenizer.variants import config_from_dict, config_to_dict, shortened
+
+logger = logging.getLogger(__name__)
+
+CHANGED = "This model was changed after it was loaded; what was measured of it before is left out."
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """What a model cannot know of itself, for its card: `license` is the Hub's id of a licence, `metrics`
+    maps names to measured values, `command` is the exact command that trained it."""
+
+    title: str = ""
+    license: str = "apache-2.0"
+    datasets: tuple[str, ...] = ()
+    command: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: str = ""
+
+
+class HubModel(nn.Module):
+    """An `nn.Module` with a `config` dataclass that can be saved, loaded strictly and pushed to the Hub.
+
+    A subclass sets `model_type` and `config_class`, takes its config as the one constructor argument, and
+    may add to `extra_config` (facts for config.json), `preprocessor_config` and `card_fields`.
+    """
+
+    model_type: ClassVar[str]
+    config_class: ClassVar[type]
+    config: Any
+    _loaded_from: Path | None = None
+
+    def extra_config(self) -> dict[str, Any]:
+        """Facts that stand in config.json beside the config; `check_extra_config` checks them on loading."""
+        return {}
+
+    def check_extra_config(self, extra: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if the loaded model contradicts what config.json says of it."""
+
+    def preprocessor_config(self) -> dict[str, Any]:
+        """What `preprocess` does to data, for preprocessor_config.json."""
+        return {}
+
+    def card_fields(self) -> dict[str, Any]:
+        """`pipeline_tag`, `tags`, and `usage` (a Python example) of the card."""
+        return {}
+
+    def save_pretrained(self, directory: str | Path, card: CardInfo | None = None) -> Path:
+        """Write config.json, model.safetensors, preprocessor_config.json, metrics.json and the card
+        README.md.
+
+        Each file is written beside its final name and renamed, so a file is never half there. Other files
+        in the directory are left alone. Without a `card` a loaded model keeps the card, metrics and sample
+        it was loaded with; if its weights or config were changed since, only the licence. Returns the
+        directory.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        kept: dict[str, Path] = {}
+        samples: tuple[str, ...] = SAMPLES
+        if card is None and (source := self._loaded_from) is not None:
+            if self._is_as_in(source):
+                kept = {n: source / n for n in (*SAMPLES, METRICS, CARD) if (source / n).exists()}
+            else:
+                card, samples = CardInfo(license=_license_in(source / CARD), notes=CHANGED), ()
+        card = card or CardInfo()
+        config = {
+            "model_type": self.model_type,
+            "library_version": library_version(),
+            **self.extra_config(),
+            "config": config_to_dict(self.config),
+        }
+        state = {k: v.detach().to("cpu").contiguous() for k, v in self.state_dict().items()}
+        write_atomically(directory / CONFIG, lambda p: _dump_json(p, config))
+        # No metadata beyond the format: equal weights are equal files.
+        write_atomically(directory / WEIGHTS, lambda p: save_file(state, p, metadata={"format": "pt"}))
+        write_atomically(directory / PREPROCESSOR, lambda p: _dump_json(p, self.preprocessor_config()))
+        for name, path in kept.items():
+            if path.resolve() != (directory / name).resolve():
+                write_atomically(directory / name, partial(shutil.copyfile, path))
+        if METRICS not in kept:
+            write_atomically(directory / METRICS, lambda p: _dump_json(p, dict(card.metrics)))
+        if CARD not in kept:
+            samples = tuple(n for n in samples if (directory / n).exists())
+            write_atomically(directory / CARD, lambda p: self._card(samples, card).save(p))
+        return directory
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: Token = None,
+    ) -> Self:
+        """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode,
+        in the type that its weights were saved in.
+
+        Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an
+        unknown or ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
+        """
+        directory = fetch(path_or_hub_id, cls._read_config, revision, cache_dir, token)
+        raw, config = cls._read_config(directory)
+        # Whatever torch's default is now: it would decide the weights' type, and constants that no file has.
+        with _default_dtype(torch.float32):
+            # Sizes are compared with the files before anything is allocated.
+            outline = outline_of(lambda: cls(config))
+            state = load_tensors(directory / WEIGHTS, outline.state_dict())
+            check_tables(outline, (directory / WEIGHTS).stat().st_size, f"{directory / CONFIG}: config")
+            model = cls(config)
+        stored = {value.dtype for value in state.values() if value.is_floating_point()}
+        if len(stored) == 1:
+            model.to(stored.pop())
+        model.load_state_dict(state, strict=True)
+        model.eval()
+        model.check_extra_config(raw)
+        model._loaded_from = directory
+        return model
+
+    def _is_as_in(self, directory: Path) -> bool:
+        """Whether a folder holds this very model: its config, and weights with these values."""
+        state = self.state_dict()
+        try:
+            _, config = self._read_config(directory)
+            held = load_tensors(directory / WEIGHTS, state)
+        except ValueError:  # the folder was changed or went away
+            return False
+        return config == self.config and all(_equal(held[name], value) for name, value in state.items())
+
+    @classmethod
+    def _read_config(cls, directory: Path) -> tuple[dict[str, Any], Any]:
+        """config.json, and the config in it; `ValueError` if they are not of this class."""
+        if not (directory / CONFIG).exists():
+            why = "holds no model"
+            if (directory / CHECKPOINTS).is_dir():
+                why = "holds a run that is not finished; go on with it by --resume latest"
+            raise ValueError(f"{directory}: {why} (there is no {CONFIG})")
+        raw = read_json(directory / CONFIG)
+        if raw.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{directory / CONFIG}: model_type is {shortened(raw.get('model_type'))}, but {cls.__name__} "
+                f"loads {cls.model_type!r}; is this the folder of another model?"
+            )
+        return raw, config_from_dict(cls.config_class, raw.get("config"), f"{directory / CONFIG}: config")
+
+    def push_to_hub(
+        self, repo_id: str, private: bool = False, token: Token = None, revision: str | None = None
+    ) -> str:
+        """Upload the model's files, nothing else, to the Hub repository `repo_id`, on its branch `revision`;
+        returns the commit's URL. A repository that is not there is made, `private` if asked."""
+        with tempfile.TemporaryDirectory() as folder:
+            return push_folder(self.save_pretrained(folder), repo_id, private, token, revision)
+
+    def _card(self, samples: Sequence[str], card: CardInfo) -> ModelCard:
+        fields = self.card_fields()
+        data = ModelCardData(
+            license=card.license,
+            library_name="tokenloom",
+            pipeline_tag=fields.get("pipeline_tag"),
+            tags=["tokenloom", *fields.get("tags", [])],
+            datasets=list(card.datasets) or None,
+            metrics=sorted(card.metrics) or None,
+        )
+        template = files("tokenizer").joinpath("card_template.md").read_text(encoding="utf-8")
+        filled: ModelCard = ModelCard.from_template(
+            data,
+            template_str=template,
+            title=card.title or f"tokenloom {self.model_type}",
+            summary=fields.get("summary", ""),
+            usage=fields.get("usage", ""),
+            command=card.command,
+            notes=card.notes,
+            measured={k: f"{v:.6g}" for k, v in card.metrics.items()},
+            parameters=sum(p.numel() for p in self.parameters()),
+            samples=list(samples),
+        )
+        return filled
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def library_version() -> str:
+    """The installed version of tokenloom, or "unknown" in a source tree that was never installed."""
+    try:
+        return version("tokenloom")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _equal(held: Tensor, value: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers, in whatever width."""
+    exact = torch.promote_types(held.dtype, value.dtype)
+    return torch.equal(held.to(exact), value.detach().to("cpu", exact))
+
+
+def _license_in(card: Path) -> str:
+    """The licence that a card names; the usual one if there is no card, or it names none."""
+    named = ModelCard.load(card).data.get("license") if card.exists() else None
+    return named if isinstance(named, str) else CardInfo.license
+
+
+def _dump_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,115 @@
+"""The same as `search_tiles.propose` in one pass on a GPU, with triton: product, least, its index and the
+least of all others, without the table of distances.
+
+Left out: float64, and deciding when to use it (`tiles.py`).
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Blocks(NamedTuple):
+    """Rows, entries and factors that a program multiplies at once, its warps and its stages of loading."""
+
+    rows: int
+    entries: int
+    factors: int
+    warps: int
+    stages: int
+
+
+# Not tuned on a GPU: they follow from float32 products in full precision, which run on the plain cores, where
+# reuse of registers counts.
+NARROW = Blocks(128, 64, 16, 4, 2)  # up to 16 factors
+WIDE = Blocks(128, 128, 32, 8, 3)
+# Programs per multiprocessor that keep it busy; fewer rows are searched in as many parts of the codebook.
+PROGRAMS = 4
+
+
+@cache
+def installed() -> bool:
+    """Whether triton is there."""
+    return find_spec("triton") is not None
+
+
+def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `search_tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous. Memory is O(M)."""
+    processors = torch.cuda.get_device_properties(z.device).multi_processor_count if z.is_cuda else 1
+    with torch.cuda.device(z.device):
+        return launch(z, entries, NARROW if z.shape[1] <= 16 else WIDE, PROGRAMS * processors)
+
+
+def launch(z: Tensor, entries: Tensor, blocks: Blocks, programs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`propose` in about as many programs, each of which has a block of rows and a part of the codebook."""
+    (size, width), total = z.shape, len(entries)
+    row_blocks, entry_blocks = -(-size // blocks.rows), -(-total // blocks.entries)
+    # Whole blocks of entries per part, so that none is empty.
+    part = -(-entry_blocks // min(entry_blocks, max(1, programs // row_blocks)))
+    parts = -(-entry_blocks // part)
+    least, second = z.new_empty(2, parts, size).unbind()
+    codes = torch.empty(parts, size, dtype=torch.int32, device=z.device)
+    search_kernel()[row_blocks, parts](
+        z, entries, least, codes, second, size, total, part * blocks.entries,
+        WIDTH=width, ROWS=blocks.rows, ENTRIES=blocks.entries, FACTORS=blocks.factors,
+        num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+    if parts == 1:
+        return least[0], codes[0].long(), second[0]
+    best, which = least.min(0)
+    others = least.scatter(0, which[None], torch.inf).amin(0)
+    return best, codes.gather(0, which[None])[0].long(), torch.minimum(second.amin(0), others)
+
+
+@cache
+def search_kernel() -> Any:
+    """The kernel; triton is imported only here."""
+    import triton
+    from triton import language as tl
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def kernel(  # type: ignore[no-untyped-def]
+        z, entries, least, codes, second, size, total, part,
+        WIDTH: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr, FACTORS: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        first = tl.program_id(1) * part
+        end = tl.minimum(first + part, total)
+        best = tl.full([ROWS], float("inf"), tl.float32)
+        runner_up = tl.full([ROWS], float("inf"), tl.float32)
+        place = tl.zeros([ROWS], tl.int32)
+        column = tl.arange(0, ENTRIES)
+        # Not a `for`: triton's interpreter, which the tests run, takes no range of values.
+        while first < end:
+            entry = (first + column).to(tl.int64)
+            products = tl.zeros([ROWS, ENTRIES], tl.float32)
+            for start in range(0, WIDTH, FACTORS):
+                factor = start + tl.arange(0, FACTORS)
+                a = tl.load(
+                    z + row[:, None] * WIDTH + factor[None, :],
+                    mask=(row[:, None] < size) & (factor[None, :] < WIDTH),
+                    other=0.0,
+                )
+                b = tl.load(
+                    entries + entry[None, :] * WIDTH + factor[:, None],
+                    mask=(entry[None, :] < total) & (factor[:, None] < WIDTH),
+                    other=0.0,
+                )
+                # No TF32: the search's bound of rounding is that of float32.
+                products = tl.dot(a, b, products, input_precision="ieee")
+            products = tl.where(entry[None, :] < total, products, float("inf"))
+            found, index = tl.min(products, 1, return_indices=True)
+            others = tl.min(tl.where(column[None, :] == index[:, None], float("inf"), products), 1)
+            runner_up = tl.minimum(tl.minimum(runner_up, others), tl.maximum(best, found))
+            place = tl.where(found < best, first + index, place)
+            best = tl.minimum(best, found)
+            first += ENTRIES
+        offset = tl.program_id(1).to(tl.int64) * size + row
+        tl.store(least + offset, best, mask=row < size)
+        tl.store(codes + offset, place, mask=row < size)
+        tl.store(second + offset, runner_up, mask=row < size)
+
+    return kernel
