@@ -18,6 +18,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tokenizer.modalities.files.mpeg_frames import Count, count_samples
+from tokenizer.modalities.files.several_sounds import OGG_FIX, check_alone, several
 from tokenizer.modalities.files.sound_arrays import LOUDEST, REPLACE, clamped, too_loud
 from tokenizer.modalities.files.sound_lengths import View, patches_of
 
@@ -110,6 +111,9 @@ class FileDecoder:
         with self._reading():
             samples = self._file.read(count, dtype="float32", always_2d=True)
         self._position += len(samples)
+        at_end = self._position >= self.frames or len(samples) < count
+        if at_end and self._file.format in ("FLAC", "OGG"):
+            _alone(self._source, self._state, self._name)
         if len(samples) < count:
             promise = "frames" if self._counted else "header"
             raise ValueError(
@@ -228,6 +232,13 @@ def _counted(source: str | Path | bytes, state: object, name: str) -> Count | No
     return replace(counted, samples=decoded)
 
 
+@_remembered
+def _alone(source: str | Path | bytes, state: object, name: str) -> None:
+    """Asked for once the last sample is decoded, since it reads all of the file."""
+    with _named_errors(name), _raw(source) as file:
+        check_alone(file, file.seek(0, SEEK_END), name)
+
+
 def _view(source: str | Path | bytes, counted: Count | None, patches: Mapping[int, bytes]) -> View:
     file = _raw(source)
     start, stop = (counted.start, counted.stop) if counted else (0, file.seek(0, SEEK_END))
@@ -283,7 +294,4 @@ def _check_ogg(source: str | Path | bytes, name: str) -> None:
         streams.add(head[at + 14 : at + 18])
         at += 27 + head[at + 26] + sum(head[at + 27 : at + 27 + head[at + 26]])
     if streams and page[14:18] not in streams:
-        raise ValueError(
-            f"{name}: holds several sounds, one after the other, of which only the first could be read; "
-            "split it, or convert it: ffmpeg -i X.ogg X.wav"
-        )
+        raise several(name, OGG_FIX)
