@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_sounds import tone
+from test_sounds import encoded, tone
 
+from tokenizer.modalities.files.flac_frames import crc16
 from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
 
 COUNT = 8000
@@ -88,3 +89,48 @@ def test_a_span_of_a_joined_file_can_be_read_where_its_end_is_not_asked_for() ->
         np.testing.assert_array_equal(joined.read(100, 900), alone.read(100, 900))
         with pytest.raises(ValueError, match="several sounds"):
             joined.read(COUNT - 900, 900)
+
+
+# FLAC within Ogg
+
+
+def ogg_crc(data: bytes) -> int:
+    """CRC-32 of Ogg: 0x04C11DB7, nothing reflected, from 0."""
+    crc = 0
+    for byte in data:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x04C11DB7 if crc >> 31 else crc << 1) & 0xFFFFFFFF
+    return crc
+
+
+def page(flags: int, granule: int, number: int, packet: bytes) -> bytes:
+    sizes = bytes([255] * (len(packet) // 255) + [len(packet) % 255])
+    head = b"OggS\0" + struct.pack("<BqIII", flags, granule, 7, number, 0) + bytes([len(sizes)]) + sizes
+    return head[:22] + struct.pack("<I", ogg_crc(head + packet)) + head[26:] + packet
+
+
+def ogg_flac(total: int) -> bytes:
+    """Sound of one frame of FLAC in Ogg whose header promises `total` samples."""
+    flac = encoded(tone(4096), "flac")
+    frame = flac[flac.index(b"\xff\xf8") :]
+    assert crc16(frame) == 0
+    promise = int.from_bytes(flac[21:26]) & ~((1 << 36) - 1) | total
+    info = flac[8:21] + promise.to_bytes(5) + flac[26:42]
+    first = page(2, 0, 0, b"\x7fFLAC\1\0\0\1fLaC\0\0\0\x22" + info)
+    second = page(0, 0, 1, b"\x84\0\0\x08" + bytes(8))  # an empty comment
+    return first + second + page(4, 4096, 2, frame)
+
+
+@pytest.mark.parametrize("total", [0, 4096])
+def test_flac_within_ogg_is_named_with_what_makes_it_flac(total: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.oga"
+    path.write_bytes(ogg_flac(total))
+    for source in (ogg_flac(total), path):
+        assert_named(source, r"is FLAC within Ogg.*ffmpeg -i X\.oga X\.flac")
+
+
+def test_checksum_of_ogg() -> None:
+    vorbis = encoded(tone(100), "ogg")
+    first = vorbis[: 28 + 30]  # the page of the first header, which has 30 bytes
+    assert ogg_crc(first[:22] + bytes(4) + first[26:]) == int.from_bytes(first[22:26], "little")

@@ -142,6 +142,10 @@ def patches_of(file: BinaryIO, size: int, name: str) -> dict[int, bytes]:
         return _of_rf64(file, size, name)
     if magic in FORMATS:
         return _of_chunks(file, size, FORMATS[magic], name)
+    if magic == b"OggS" and b"\x7fFLAC" in read_at(file, 28, 6):
+        raise ValueError(
+            f"{name}: is FLAC within Ogg, which libsndfile cannot read; convert it: ffmpeg -i X.oga X.flac"
+        )
     return flac_patches(file, size, name)
 
 
