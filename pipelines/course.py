@@ -22,7 +22,7 @@ from pipelines.interruption import Stopped, StopRequests
 from pipelines.options import TrainingOptions
 from pipelines.report import progress
 from pipelines.run_folder import MetricsLog
-from pipelines.sharding import is_sharded, prepare
+from pipelines.sharding import is_sharded, may_leave_steps_out, prepare
 from pipelines.training import (
     WeightAverage,
     mean_over_processes,
@@ -212,7 +212,8 @@ class Course:
         return blame(examples, sum(len(names) for _, names in self.passes) * self.accelerator.num_processes)
 
     def _diagnosis(self, what: str, examples: list[str]) -> str:
-        return diagnosis(what, self._blame(examples), self.checkpoints.latest())
+        may_skip = may_leave_steps_out(self.accelerator)
+        return diagnosis(what, self._blame(examples), self.checkpoints.latest(), may_skip)
 
     def close_step(self, step: int, evaluate: Callable[[HubModel], Mapping[str, float]]) -> None:
         """After the optimizer step `step`: log, evaluate and write checkpoints when they are due, and answer

@@ -49,11 +49,12 @@ def blame(examples: Sequence[str], total: int) -> str:
     return f"of {total} examples these give it alone: {', '.join(examples[:LISTED])}{more}"
 
 
-def diagnosis(what: str, blame: str, last: Path | None) -> str:
-    """The message for a step with `what` wrong; `last` is the newest checkpoint."""
+def diagnosis(what: str, blame: str, last: Path | None, may_skip: bool) -> str:
+    """The message for a step with `what` wrong; `last` is the newest checkpoint, and `may_skip` whether such
+    steps can be left out."""
     intact = "there is no checkpoint yet" if last is None else f"the last checkpoint, {last}, is intact"
+    skip = "; or resume this one with --skip-non-finite 10, which leaves out such steps" if may_skip else ""
     return (
         f"{what}: the training diverged; {blame}; {intact}. Start a new run with lower --learning-rate "
-        "and --muon-learning-rate, or in float32; or resume this one with --skip-non-finite 10, which "
-        "leaves out such steps"
+        f"and --muon-learning-rate, or in float32{skip}"
     )
