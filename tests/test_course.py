@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, DistributedType
 from running import TINY_PRIOR, TINY_TOKENIZER, Script, assert_refused
 from safetensors.torch import load_file
 from torch import nn
@@ -16,6 +17,7 @@ from pipelines import train_prior, train_tokenizer
 from pipelines.data.batches import load_splits, order
 from pipelines.data.config import DataConfig
 from pipelines.training.checkpoints import list_checkpoints
+from tokenizer.checks import NotFinite
 from tokenizer.distributed import Step
 from tokenizer.modalities.image import ImageConfig
 
@@ -99,6 +101,20 @@ def test_without_being_asked_to_nothing_is_left_out(
     finished = script("train_tokenizer", *RUN, "--output", tmp_path, code=2)
     assert_refused(finished, "z_e (16, 8, 8, 8) holds NaN or infinity at step 5", name_of_third(5))
     assert "--skip-non-finite 10" in finished.err
+
+
+@pytest.mark.parametrize(("form", "recommended"), [("FSDP", True), ("DEEPSPEED", False)])
+def test_a_sharded_run_is_told_to_leave_steps_out_only_where_that_works(
+    form: str, recommended: bool, script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def losses_of(*_: Any, **__: Any) -> None:
+        AcceleratorState._shared_state["distributed_type"] = DistributedType[form]
+        raise NotFinite("z_e holds NaN")
+
+    monkeypatch.setattr(train_tokenizer, "losses_of", losses_of)
+    finished = script("train_tokenizer", *RUN, "--output", tmp_path, code=2)
+    assert_refused(finished, "z_e holds NaN: the training diverged", "new run with lower --learning-rate")
+    assert ("--skip-non-finite" in finished.err) == recommended
 
 
 @pytest.mark.parametrize(

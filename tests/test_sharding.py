@@ -218,6 +218,7 @@ def test_muon_is_refused_before_anything_is_written(two: Sharded) -> None:
 
 def test_gradients_that_are_not_finite_end_a_sharded_run(two: Sharded) -> None:
     assert re.search(r"Error: step \d: .* not finite", two.finished.err)
+    assert ("--skip-non-finite 10" in two.finished.err) == (two.form == "fsdp")
     assert not (two.folder / "diverging" / "model.safetensors").exists()
 
 

@@ -1,9 +1,10 @@
 """Measures of speech in other processes: the values of direct calls, no error swallowed, no process left.
 
-Left out: the measures themselves (test_sound_metrics.py), and several ranks (test_sound_scripts.py).
+Left out: the measures themselves (test_sound_metrics.py).
 """
 
 import functools
+import json
 import math
 import os
 import signal
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from running import ROOT, as_a_new_process, environment
 from speech import RATE, noise, speech
+from test_two_processes import free_port
 from tiny import codec
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.sounds import Clips
 from pipelines.evaluation import sounds as sound_evaluation
-from pipelines.evaluation.sounds import Measured, evaluate_sound
+from pipelines.evaluation.sounds import Measured, evaluate_sound, one_thread
 from pipelines.evaluation.speech import MOST, SECONDS_EACH, SpeechScores, helper_count
 from tokenizer import Tokenizer
 from tokenizer.sound_metrics import available, is_silent, pesq, si_sdr, stoi
@@ -205,6 +207,74 @@ def test_an_evaluation_is_the_mean_of_plain_measures_with_and_without_helpers(
         assert {n: rows[0][n] for n in wanted} == pytest.approx(wanted, rel=1e-4)
     assert found[0].counts is not None and found[1].counts is not None
     assert torch.equal(found[0].counts, found[1].counts)
+
+
+# Two ranks, forked by one process that has imported everything and computed nothing, each with a helper.
+# Rank 0 prints the means; ranks and helpers hold stdout.
+RANKS = """
+import json, os, sys
+from test_speech_scores import Accelerator, DataConfig, codec, evaluate_sound, load_splits, sound_evaluation
+
+port, dies = sys.argv[1:]
+children = [os.fork(), 0]
+children[1] = os.fork() if children[0] else 0
+rank = 0 if not children[0] else 1
+if not all(children):
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {k: str(v) for k, v in values.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    tok = codec().eval()  # before it could start its codes together with the other rank
+    accelerator = Accelerator(cpu=True)
+    asked = []
+    sound_evaluation.helper_count = lambda _, local: asked.append(local) or 1
+    if rank == 1 and dies == "dies":
+        sound_evaluation.measure = lambda *_: os._exit(3)
+    clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
+    measured = evaluate_sound(tok, clips, accelerator, thorough=True)
+    if rank == 0:
+        print(json.dumps([accelerator.num_processes, asked, measured.rates, measured.counts.tolist()]))
+    accelerator.end_training()
+    sys.exit()
+print(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), file=sys.stderr)
+"""
+
+
+def two_ranks(dies: bool = False) -> tuple[str, str]:
+    """stdout and stderr of two ranks, once all processes that they started have ended."""
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    env = {**environment(), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RANKS, str(free_port()), "dies" if dies else "lives"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as process:
+        try:
+            return process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+def test_two_ranks_with_helpers_get_the_scores_of_one_process_and_leave_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, err = two_ranks()
+    assert err.splitlines()[-1] == "[0, 0]", err
+    processes, asked, rates, counts = json.loads(out)
+    assert (processes, asked) == (2, [2])
+    with one_thread(True):  # as the ranks have
+        tok = codec().eval()
+    clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
+    alone = measured_with(0, tok, clips, monkeypatch)
+    assert list(rates) == [str(k) for k in alone.rates]
+    for k, row in alone.rates.items():
+        wanted = {name: value for name, value in row.items() if not name.endswith("_speed")}
+        assert set(available()) <= set(wanted)
+        assert {name: rates[str(k)][name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
+    assert alone.counts is not None and counts == alone.counts.tolist()
+
+
+def test_a_rank_that_dies_takes_the_helpers_of_both_along() -> None:
+    out, err = two_ranks(dies=True)  # returns once the last that holds stdout has ended
+    assert out == "" and err.splitlines()[-1] == "[1, 3]", err
 
 
 def test_a_thorough_evaluation_uses_one_thread_and_gives_the_others_back(

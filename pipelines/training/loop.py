@@ -32,7 +32,7 @@ from pipelines.training.setup import (
     set_rates,
     start_trackers,
 )
-from pipelines.training.sharding import is_sharded, prepare
+from pipelines.training.sharding import is_sharded, may_leave_steps_out, prepare
 from tokenizer.bottlenecks.parts.health import STANDING
 from tokenizer.checks import NotFinite
 from tokenizer.distributed import Step
@@ -75,13 +75,14 @@ def blame(examples: Sequence[str], total: int) -> str:
     return f"of {total} examples these give it alone: {', '.join(examples[:LISTED])}{more}"
 
 
-def diagnosis(what: str, blame: str, last: Path | None) -> str:
-    """The message for a step with `what` wrong; `last` is the newest checkpoint."""
+def diagnosis(what: str, blame: str, last: Path | None, may_skip: bool) -> str:
+    """The message for a step with `what` wrong; `last` is the newest checkpoint, and `may_skip` whether such
+    steps can be left out."""
     intact = "there is no checkpoint yet" if last is None else f"the last checkpoint, {last}, is intact"
+    skip = "; or resume this one with --skip-non-finite 10, which leaves out such steps" if may_skip else ""
     return (
         f"{what}: the training diverged; {blame}; {intact}. Start a new run with lower --learning-rate "
-        "and --muon-learning-rate, or in float32; or resume this one with --skip-non-finite 10, which "
-        "leaves out such steps"
+        f"and --muon-learning-rate, or in float32{skip}"
     )
 
 
@@ -259,7 +260,8 @@ class Course:
         return blame(examples, sum(len(names) for _, names in self.passes) * self.accelerator.num_processes)
 
     def _diagnosis(self, what: str, examples: list[str]) -> str:
-        return diagnosis(what, self._blame(examples), self.checkpoints.latest())
+        may_skip = may_leave_steps_out(self.accelerator)
+        return diagnosis(what, self._blame(examples), self.checkpoints.latest(), may_skip)
 
     def close_step(self, step: int, evaluate: Callable[[HubModel], Mapping[str, float]]) -> None:
         """After the optimizer step `step`: log, evaluate and write checkpoints when they are due, and answer

@@ -35,6 +35,11 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type in SHARDED
 
 
+def may_leave_steps_out(accelerator: Accelerator) -> bool:
+    """Whether a step is known to be of use before it is made: DeepSpeed looks at gradients after it."""
+    return accelerator.distributed_type != DistributedType.DEEPSPEED
+
+
 def check_sharding(accelerator: Accelerator, options: TrainingOptions) -> None:
     """`ValueError` for options, or accelerate's settings, that do not go with sharding."""
     if not is_sharded(accelerator):

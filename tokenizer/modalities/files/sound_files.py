@@ -6,7 +6,7 @@ Left out: other rates and numbers of channels (`sounds.py`), and writing.
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from io import SEEK_END, SEEK_SET, BytesIO
@@ -17,7 +17,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tokenizer.modalities.files.mpeg_frames import Count, count_samples
+from tokenizer.modalities.files.decoder_notes import notes_named
+from tokenizer.modalities.files.mpeg_frames import Count, count_samples, read_at
+from tokenizer.modalities.files.several_sounds import OGG_FIX, check_alone, several
 from tokenizer.modalities.files.sound_arrays import LOUDEST, REPLACE, clamped, too_loud
 from tokenizer.modalities.files.sound_lengths import View, patches_of
 
@@ -40,7 +42,7 @@ class FileDecoder:
         _check_there(source, name)
         self._view: View | None = None
         self._counted: Count | None = None
-        self._patches = _patches(source, self._state, name)
+        self._patches, self._is_mpeg = _header(source, self._state, name)
         self._file = self._open()
         try:
             if self._file.format == "MP3" and (counted := _counted(source, self._state, name)):
@@ -83,7 +85,7 @@ class FileDecoder:
 
     def _open(self) -> Any:
         """The decoder, at its start."""
-        with _named_errors(self._name):
+        with _named_errors(self._name), self._notes():
             if not self._patches and not self._counted:
                 source = self._source
                 return _Unsought(_Buffer(source) if isinstance(source, bytes) else os.fspath(source))
@@ -98,18 +100,21 @@ class FileDecoder:
         """Let the next sample to be decoded be `start`."""
         if self._file.can_seek:
             lead = min(start, LEAD.get(self._file.subtype, 0))
-            with self._reading():
+            with self._reading(wanted=False):
                 self._position = self._file.seek(start - lead)
         elif start < self._position:
             self.close()
             self._file, self._position = self._open(), 0
         while self._position < start:
-            self._decode(min(start - self._position, PIECE))
+            self._decode(min(start - self._position, PIECE), wanted=False)
 
-    def _decode(self, count: int) -> NDArray[np.float32]:
-        with self._reading():
+    def _decode(self, count: int, wanted: bool = True) -> NDArray[np.float32]:
+        with self._reading(wanted):
             samples = self._file.read(count, dtype="float32", always_2d=True)
         self._position += len(samples)
+        at_end = self._position >= self.frames or len(samples) < count
+        if at_end and self._file.format in ("FLAC", "OGG"):
+            _alone(self._source, self._state, self._name)
         if len(samples) < count:
             promise = "frames" if self._counted else "header"
             raise ValueError(
@@ -131,11 +136,17 @@ class FileDecoder:
             peak = max(peak, float(np.nanmax(np.abs(samples), initial=0)))
         return peak
 
+    def _notes(self, wanted: bool = True) -> AbstractContextManager[None]:
+        return notes_named(self._name, wanted) if self._is_mpeg else nullcontext()
+
     @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Errors of the decoder as `ValueError`, and an end of it if the file is not the one opened."""
+    def _reading(self, wanted: bool = True) -> Iterator[None]:
+        """Errors of the decoder as `ValueError`, and an end of it if the file is not the one opened.
+
+        wanted: the samples are used. After a jump MPEG frames lack the bits that earlier ones hold.
+        """
         try:
-            with _named_errors(self._name):
+            with _named_errors(self._name), self._notes(wanted):
                 yield
         finally:
             if _state_of(self._source) != self._state:
@@ -204,9 +215,12 @@ def _remembered(
 
 
 @_remembered
-def _patches(source: str | Path | bytes, state: object, name: str) -> dict[int, bytes]:
+def _header(source: str | Path | bytes, state: object, name: str) -> tuple[dict[int, bytes], bool]:
+    """Its patches, and whether it begins as MPEG frames do, perhaps with a tag."""
     with _named_errors(name), _raw(source) as file:
-        return patches_of(file, file.seek(0, SEEK_END), name)
+        head = read_at(file, 0, 3)
+        is_mpeg = head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
+        return patches_of(file, file.seek(0, SEEK_END), name), is_mpeg
 
 
 @_remembered
@@ -216,7 +230,12 @@ def _counted(source: str | Path | bytes, state: object, name: str) -> Count | No
         counted = count_samples(file, file.seek(0, SEEK_END), name)
     if counted is None or counted.whole:
         return counted
-    with _view(source, counted, {}) as view, _named_errors(name), _Unsought(view) as sound:
+    with (
+        _view(source, counted, {}) as view,
+        _named_errors(name),
+        notes_named(name),
+        _Unsought(view) as sound,
+    ):
         decoded = 0
         while count := len(sound.read(PIECE, dtype="float32", always_2d=True)):
             decoded += count
@@ -226,6 +245,13 @@ def _counted(source: str | Path | bytes, state: object, name: str) -> Count | No
             f"{REPLACE}"
         )
     return replace(counted, samples=decoded)
+
+
+@_remembered
+def _alone(source: str | Path | bytes, state: object, name: str) -> None:
+    """Asked for once the last sample is decoded, since it reads all of the file."""
+    with _named_errors(name), _raw(source) as file:
+        check_alone(file, file.seek(0, SEEK_END), name)
 
 
 def _view(source: str | Path | bytes, counted: Count | None, patches: Mapping[int, bytes]) -> View:
@@ -283,7 +309,4 @@ def _check_ogg(source: str | Path | bytes, name: str) -> None:
         streams.add(head[at + 14 : at + 18])
         at += 27 + head[at + 26] + sum(head[at + 27 : at + 27 + head[at + 26]])
     if streams and page[14:18] not in streams:
-        raise ValueError(
-            f"{name}: holds several sounds, one after the other, of which only the first could be read; "
-            "split it, or convert it: ffmpeg -i X.ogg X.wav"
-        )
+        raise several(name, OGG_FIX)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from tokenizer.modalities.files.flac_frames import flac_patches
 from tokenizer.modalities.files.mpeg_frames import read_at
+from tokenizer.modalities.files.several_sounds import begins_sound, several
 from tokenizer.modalities.files.sound_arrays import REPLACE
 
 # Where lengths lie that no sound has: about 2^31, about 2^32, and round ones from a billion on.
@@ -141,6 +142,10 @@ def patches_of(file: BinaryIO, size: int, name: str) -> dict[int, bytes]:
         return _of_rf64(file, size, name)
     if magic in FORMATS:
         return _of_chunks(file, size, FORMATS[magic], name)
+    if magic == b"OggS" and b"\x7fFLAC" in read_at(file, 28, 6):
+        raise ValueError(
+            f"{name}: is FLAC within Ogg, which libsndfile cannot read; convert it: ffmpeg -i X.oga X.flac"
+        )
     return flac_patches(file, size, name)
 
 
@@ -153,6 +158,7 @@ def _of_chunks(file: BinaryIO, size: int, kind: Format, name: str) -> dict[int, 
         outer = int.from_bytes(read_at(file, kind.outer, kind.length_bytes), kind.order) + kind.outer_leaves
     if not _is_wrong(file, size, kind, data, outer):
         _refuse_cut(data.claimed, size - data.body, name)
+        _refuse_another(file, size, kind, data.body + data.claimed, name)
         return {}
     length = size - data.body + kind.counts
     if length >= 1 << 8 * kind.length_bytes:
@@ -198,7 +204,7 @@ def _are_chunks(file: BinaryIO, size: int, kind: Format, data: Chunk) -> bool:
     at += -at % kind.align
     end = at
     for chunk in replace(kind, first=at).chunks(file, size):
-        if not all(32 <= b < 127 for b in chunk.id[:4]):
+        if not _is_printable(chunk):
             return False
         end = chunk.body + chunk.claimed
     return at < end <= size + 1
@@ -215,6 +221,7 @@ def _of_rf64(file: BinaryIO, size: int, name: str) -> dict[int, bytes]:
         return {}
     if not _is_unknown(claimed) or there <= 0:
         _refuse_cut(claimed, there, name)
+        _refuse_another(file, size, _RIFF, data.body + claimed, name)
         return {}
     return {place: (size - 8).to_bytes(8, "little") + there.to_bytes(8, "little")}
 
@@ -227,6 +234,8 @@ def _of_au(file: BinaryIO, size: int, name: str, order: Literal["big", "little"]
     there = size - body
     if not (_is_unknown(claimed) or claimed == size) or not 0 < there < 1 << 32:
         _refuse_cut(claimed, there, name)
+        if begins_sound(file, body + claimed):
+            raise several(name)
         return {}
     return {8: there.to_bytes(4, order)}
 
@@ -236,6 +245,24 @@ def _refuse_cut(claimed: int, there: int, name: str) -> None:
         raise ValueError(
             f"{name}: is truncated: its header promises {claimed} bytes, it has {max(0, there)}; {REPLACE}"
         )
+
+
+def _refuse_another(file: BinaryIO, size: int, kind: Format, end: int, name: str) -> None:
+    """`ValueError` if another sound begins where the samples end, or after chunks that follow upon them."""
+    if end >= size:
+        return
+    first = end + -end % kind.align
+    places = [end, first]
+    for chunk in replace(kind, first=first).chunks(file, size):
+        if not _is_printable(chunk):
+            break
+        places.append(chunk.body + chunk.claimed + -(chunk.body + chunk.claimed) % kind.align)
+    if any(begins_sound(file, place) for place in places):
+        raise several(name)
+
+
+def _is_printable(chunk: Chunk) -> bool:
+    return all(32 <= b < 127 for b in chunk.id[:4])
 
 
 def _is_unknown(claimed: int) -> bool:

@@ -32,6 +32,8 @@ EXPECTED = (
 
 # Samples that one call of the resampler makes, or a little more or less.
 PIECE = 8192
+# Samples that a look at all of them decodes at a time: what each call costs is little beside that.
+CHECKED = 8 * PIECE
 # Weights of a resampling kernel: 44.1 to 16 kHz has 80,000; rates without a common factor have a billion.
 MAX_KERNEL = 1 << 22
 # Samples that one becomes: a header that says 1 Hz would make gigabytes of a small file.
@@ -116,8 +118,8 @@ class Sound:
         if not (whole or self._decoder.measured):
             self.read(self.length - 1)
             return
-        for start in range(0, self._decoder.frames, PIECE):
-            self._decoder.read(start, min(PIECE, self._decoder.frames - start))
+        for start in range(0, self._decoder.frames, CHECKED):
+            self._decoder.read(start, min(CHECKED, self._decoder.frames - start))
 
     def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
         """Samples `start : start + count` (None: to the end) as (channels, count) float32 in [-1, 1].
