@@ -145,6 +145,8 @@ def test_seeds_stand_for_generators(prior: Prior) -> None:
         a, b = (continue_codes(prior, 2, 5, generator=g) for g in (seed, seeded(0)))
         assert torch.equal(a, b)
     posterior = tokenizer("gaussian").posterior(pictures(2, 3, 16, 16))
-    assert torch.equal(posterior.sample(0), posterior.sample(seeded(0)))
-    with pytest.raises(TypeError, match=r"expected a torch.Generator or a seed \(int\), got float"):
-        prior.sample(1, generator=0.5)  # type: ignore[arg-type]
+    for seed in (0, np.int64(0)):
+        assert torch.equal(posterior.sample(seed), posterior.sample(seeded(0)))
+    for call in (lambda: prior.sample(1, generator=0.5), lambda: posterior.sample(0.5)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"expected a torch.Generator or a seed \(int\), got float"):
+            call()
