@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,17 @@ def test_folders_are_refused_before_anything_is_read(
     monkeypatch.setattr("os.access", lambda *_: False)
     finished = script(script_name, "--output", tmp_path / "a" / "b", code=2)
     assert_refused(finished, f"--output {tmp_path}/a/b: {tmp_path} cannot be written to")
+
+
+def test_data_may_lie_in_a_folder_of_any_name(no_plots: None, script: Script, tmp_path: Path) -> None:
+    data, output = tmp_path / os.fsdecode(b"\xffzoo"), tmp_path / "run"
+    picture_files(data, 20)
+    words = ("--data.path", data, "--max-steps", 1, "--output", output)
+    script("train_tokenizer", *WHOLE_TOKENIZER, *words)
+    assert os.fsencode(data) in (output / "command.txt").read_bytes()
+    assert rf"{tmp_path}/\xffzoo" in command_line(output)
+    assert rf"{tmp_path}/\xffzoo" in (output / "README.md").read_text(encoding="utf-8")
+    script("train_tokenizer", "--output", output, "--resume", "latest", "--max-steps", 2)
 
 
 def test_all_that_was_skipped_is_listed(no_plots: None, script: Script, tmp_path: Path) -> None:
