@@ -71,6 +71,24 @@ def test_clips_of_a_folder(clips: Clips) -> None:
     assert to_float(clips.x(0)).equal(clips.x(0))
 
 
+def test_sounds_that_are_not_read_are_counted_with_the_way_to_convert_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write(tmp_path, {"0.wav": 400, "1.wav": 401})
+    for name in (*(f"{i}.m4a" for i in range(4)), "a.webm"):
+        (root / name).touch()
+    with caplog.at_level(logging.INFO):
+        load(root, valid_fraction=0, max_megapixels=5)
+    (line,) = (m for m in caplog.messages if " to train on" in m)
+    assert line.startswith("2 sound files to train on, none held out; left out: 4 .m4a (convert")
+    assert "ffmpeg -i X.m4a X.wav" in line and "1 .webm (convert" in line
+    assert f"{root}: --data.max-megapixels has no effect on sound" in caplog.text
+    for i in range(2):
+        (root / f"{i}.wav").unlink()
+    with pytest.raises(ValueError, match=r"no sound files .* it holds 4 \.m4a \(convert with: ffmpeg"):
+        load(root)
+
+
 # What is skipped
 
 

@@ -18,25 +18,39 @@ WHITE = (0.9642, 1.0, 0.8249)
 
 
 def profile(space: bytes, gamma: float, primaries: np.ndarray = P3) -> bytes:
-    """A profile of the ICC, version 2, of grey or RGB with one power as its curve."""
+    """A profile of grey or RGB with one power as its curve."""
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
-    text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"mine\0" + bytes(78)
-
-    def xyz(values: tuple[float, ...]) -> bytes:
-        return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(v * 65536) for v in values))
-
-    tags = {b"desc": text + bytes(-len(text) % 4), b"wtpt": xyz(WHITE)}
     if space == b"GRAY":
-        tags[b"kTRC"] = curve
-    else:
-        for name, column in zip((b"r", b"g", b"b"), primaries.T, strict=True):
-            tags |= {name + b"XYZ": xyz(tuple(column)), name + b"TRC": curve}
+        return packed(space, {b"kTRC": curve})
+    tags = {}
+    for name, column in zip((b"r", b"g", b"b"), primaries.T, strict=True):
+        tags |= {name + b"XYZ": xyz(tuple(column)), name + b"TRC": curve}
+    return packed(space, tags)
+
+
+def black_alone() -> bytes:
+    """A profile of CMYK whose lightness L* falls evenly with black ink, and whose other inks do nothing."""
+    ramp = bytes(range(256))
+    corners = b"".join(bytes([0 if i & 1 else 255, 128, 128]) for i in range(16))  # black varies fastest
+    head = b"mft1" + bytes(4) + bytes([4, 3, 2, 0])  # 4 inks, L* a* b*, 2 steps along each
+    one = (struct.pack(">i", (i in (0, 4, 8)) << 16) for i in range(9))
+    return packed(b"CMYK", {b"A2B0": head + b"".join(one) + ramp * 4 + corners + ramp * 3}, b"Lab ")
+
+
+def xyz(values: tuple[float, ...]) -> bytes:
+    return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(v * 65536) for v in values))
+
+
+def packed(space: bytes, own: dict[bytes, bytes], connection: bytes = b"XYZ ") -> bytes:
+    """A profile of the ICC, version 2, with these tags and those that each must have."""
+    text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"mine\0" + bytes(78)
+    tags = {b"desc": text + bytes(-len(text) % 4), b"wtpt": xyz(WHITE), **own}
     place, table, data = 128 + 4 + 12 * len(tags), b"", b""
     for name, value in tags.items():
         table += name + struct.pack(">2I", place + len(data), len(value))
         data += value
-    head = struct.pack(">I4sI4s4s4s", 0, b"lcms", 0x02100000, b"mntr", space, b"XYZ ") + bytes(12) + b"acsp"
-    head += bytes(28) + struct.pack(">3i", *(round(v * 65536) for v in WHITE))
+    head = struct.pack(">I4sI4s4s4s", 0, b"lcms", 0x02100000, b"mntr", space, connection) + bytes(12)
+    head += b"acsp" + bytes(28) + struct.pack(">3i", *(round(v * 65536) for v in WHITE))
     whole = head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
     return struct.pack(">I", len(whole)) + whole[4:]
 
@@ -85,6 +99,15 @@ def test_grey_stays_grey() -> None:
     np.testing.assert_array_equal(np.asarray(open_picture(found)), np.asarray(found))
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
     assert np.array_equal(open_picture(saved(deep, "PNG", profile(b"GRAY", 1.0))), found)
+
+
+def test_inks_become_srgb() -> None:
+    inks = noise(16, 16, 4)
+    found = np.asarray(open_picture(saved(Image.fromarray(inks, "CMYK"), "TIFF", black_alone())))
+    lightness = 100 * (1 - inks[..., 3] / 255.0)
+    linear = np.where(lightness > 8, ((lightness + 16) / 116) ** 3, lightness * 27 / 24389)  # CIE 1976
+    assert found.shape == (16, 16, 3)
+    assert np.abs(found - srgb_of(255 * linear, 1.0)[..., None]).max() <= 3
 
 
 def test_transparency_is_kept() -> None:

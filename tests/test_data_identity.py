@@ -85,6 +85,13 @@ def test_the_digest_is_of_contents_names_and_labels(tmp_path: Path) -> None:
     assert load(shutil.copytree(root, tmp_path / "two"), valid_fraction=0).digest() == first
     assert load(root, valid_fraction=0, cache_bytes=0).digest() == first
     assert load(root, valid_fraction=0, label_column="none").digest() != first
+    labelled = []
+    for one, other in ("cat", "dog"), ("dog", "cat"):  # the same files, names and classes
+        (root / "metadata.csv").write_text(f"file_name,label\na/1.png,{one}\nb/2.png,{other}\n")
+        labelled.append(load(root, valid_fraction=0))
+    assert labelled[0].class_names == labelled[1].class_names == ("cat", "dog")
+    assert labelled[0].digest() != labelled[1].digest()
+    (root / "metadata.csv").unlink()
     (root / "a/1.png").rename(root / "a/3.png")
     assert load(root, valid_fraction=0).digest() != first
     assert json.loads(json.dumps(load(root).record())) == load(root).record()

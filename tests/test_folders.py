@@ -7,6 +7,7 @@ import os
 import tracemalloc
 from pathlib import Path
 
+import pytest
 from pictures_on_disk import load, write
 
 from pipelines.data.folders import Names
@@ -22,10 +23,12 @@ def test_names_take_little_memory() -> None:
     assert current < 20_000 * (len(plain[0]) + 16)  # as a list of strings: 80 + 8
 
 
-def test_names_of_any_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("folder", ["zoo", os.fsdecode(b"\xffzoo")])
+def test_names_of_any_bytes(folder: str, cache_bytes: int, tmp_path: Path) -> None:
     odd = ["a/ü 1.png", os.fsdecode(b"a/\xff.png"), "b/東.png"]
-    root = write(tmp_path / "zoo", odd)
-    splits = load(root, valid_fraction=0)
+    root = write(tmp_path / folder, odd)
+    splits = load(root, cache_bytes, valid_fraction=0)
     assert {splits.train.id(i) for i in range(3)} == {"a/ü 1.png", r"a/\xff.png", "b/東.png"}
     assert splits.class_names == ("a", "b")
     assert splits.train.skipped == ()

@@ -46,6 +46,11 @@ def test_data_in_another_range_are_named_once(normalise: Any, caplog: pytest.Log
         encode(normalise(x))
     (message,) = caplog.messages
     assert "is to lie in [-1, 1]" in message and "preprocess()" in message
+    for encode in (tok.encode, vae.posterior):  # each of them says it
+        checks._said.clear()
+        caplog.clear()
+        encode(normalise(x))
+        assert caplog.messages == [message]
 
 
 def test_arrays_of_numpy_are_encoded_and_decoded() -> None:
@@ -95,12 +100,16 @@ def test_codes_of_a_prior_in_every_form(prior: Prior) -> None:
     codes = random_codes(PICTURE, 2)
     expected = prior.nll(codes, 1)
     prefix = prior.sample(2, 1, codes[:, :, :1], generator=3)
-    for given in (codes.int(), codes.to(torch.uint16), codes.numpy(), codes.numpy().astype(np.uint16)):
+    array = codes.numpy()
+    arrays = (array, array.astype(np.uint16), array.astype(np.uint64), array.astype(">i4"))
+    for given in (codes.int(), codes.to(torch.uint16), *arrays, array[::-1].copy()[::-1]):
         assert torch.equal(prior.nll(given, 1), expected)
         assert torch.equal(prior.sample(2, 1, given[:, :, :1], generator=3), prefix)
         assert torch.equal(prior.likelihood(given, 1).nats, prior.likelihood(codes, 1).nats)
         assert torch.equal(prior.inpaint(given, torch.zeros(3, 4, dtype=torch.bool)), codes)
         assert torch.equal(prior(given).nll, prior(codes).nll)
+        more = continue_codes(prior, 2, 5, 1, given[:, :, :1], generator=3)
+        assert torch.equal(more, continue_codes(prior, 2, 5, 1, codes[:, :, :1], generator=3))
     with pytest.raises(TypeError, match="codes: expected a tensor or numpy array of integers, got list"):
         prior.nll(codes.tolist())
     with pytest.raises(ValueError, match=r"codes: expected int64 .*float64"):
@@ -145,6 +154,8 @@ def test_seeds_stand_for_generators(prior: Prior) -> None:
         a, b = (continue_codes(prior, 2, 5, generator=g) for g in (seed, seeded(0)))
         assert torch.equal(a, b)
     posterior = tokenizer("gaussian").posterior(pictures(2, 3, 16, 16))
-    assert torch.equal(posterior.sample(0), posterior.sample(seeded(0)))
-    with pytest.raises(TypeError, match=r"expected a torch.Generator or a seed \(int\), got float"):
-        prior.sample(1, generator=0.5)  # type: ignore[arg-type]
+    for seed in (0, np.int64(0)):
+        assert torch.equal(posterior.sample(seed), posterior.sample(seeded(0)))
+    for call in (lambda: prior.sample(1, generator=0.5), lambda: posterior.sample(0.5)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"expected a torch.Generator or a seed \(int\), got float"):
+            call()

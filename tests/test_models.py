@@ -41,6 +41,17 @@ def test_folders_that_moved_together_find_each_other(
     assert load_models(str(prior), "", CPU)[1].num_codebooks == 1
 
 
+def test_the_path_that_a_prior_of_an_older_release_names_comes_first(
+    tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    prior = moved(tiny_prior, tmp_path / "prior")
+    config = json.loads((prior / "config.json").read_text())
+    config["config"]["tokenizer_id"] = str(tiny_tokenizer)
+    (prior / "config.json").write_text(json.dumps(config))
+    (tmp_path / tiny_tokenizer.name).mkdir()  # another one beside it
+    assert load_models(str(prior), "", CPU)[1].num_codebooks == 1
+
+
 def test_a_published_prior_names_no_path_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

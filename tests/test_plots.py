@@ -114,8 +114,14 @@ def test_loss_plot_takes_the_later_of_two_values_for_a_step(tmp_path: Path) -> N
     assert png(tmp_path / "a.png") == png(tmp_path / "b.png")
 
 
-def test_loss_plot_leaves_single_codebooks_out(tmp_path: Path) -> None:
-    single = '{"step": 8, "valid/usage_1": 0.5, "valid/perplexity_12": 7.0, "valid/bitrate": 900}\n'
+@pytest.mark.parametrize(
+    "single",
+    [
+        '{"step": 8, "valid/usage_1": 0.5, "valid/perplexity_12": 7.0, "valid/bitrate": 900}\n',
+        '{"step": 8, "train/items_per_second": 31.5}\n',  # it would make plots of equal runs differ
+    ],
+)
+def test_loss_plot_leaves_single_codebooks_and_the_speed_out(single: str, tmp_path: Path) -> None:
     loss_plot(write_log(tmp_path / "a.jsonl"), tmp_path / "a.png")
     loss_plot(write_log(tmp_path / "b.jsonl", tail=single), tmp_path / "b.png")
     assert png(tmp_path / "a.png") == png(tmp_path / "b.png")

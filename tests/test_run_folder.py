@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,17 @@ def test_folders_are_refused_before_anything_is_read(
     monkeypatch.setattr("os.access", lambda *_: False)
     finished = script(script_name, "--output", tmp_path / "a" / "b", code=2)
     assert_refused(finished, f"--output {tmp_path}/a/b: {tmp_path} cannot be written to")
+
+
+def test_data_may_lie_in_a_folder_of_any_name(no_plots: None, script: Script, tmp_path: Path) -> None:
+    data, output = tmp_path / os.fsdecode(b"\xffzoo"), tmp_path / "run"
+    picture_files(data, 20)
+    words = ("--data.path", data, "--max-steps", 1, "--output", output)
+    script("train_tokenizer", *WHOLE_TOKENIZER, *words)
+    assert os.fsencode(data) in (output / "command.txt").read_bytes()
+    assert rf"{tmp_path}/\xffzoo" in command_line(output)
+    assert rf"{tmp_path}/\xffzoo" in (output / "README.md").read_text(encoding="utf-8")
+    script("train_tokenizer", "--output", output, "--resume", "latest", "--max-steps", 2)
 
 
 def test_all_that_was_skipped_is_listed(no_plots: None, script: Script, tmp_path: Path) -> None:
@@ -270,3 +282,13 @@ def test_lines_that_are_no_rows_are_named(line: str, tmp_path: Path) -> None:
         MetricsLog(path, 1, True)
     path.write_text('{"step": 1}\n{"ste\n' + "[" * 5000 + "\n\xff")
     assert read_metrics(path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("script_name", ["train_tokenizer", "encode_dataset", "sample"])
+def test_an_output_whose_name_is_not_utf8_is_refused(
+    script_name: str, tiny_tokenizer: Path, script: Script, tmp_path: Path
+) -> None:
+    words = () if script_name == "train_tokenizer" else ("--tokenizer", tiny_tokenizer)
+    finished = script(script_name, *words, "--output", tmp_path / os.fsdecode(b"\xffrun"), code=2)
+    assert_refused(finished, rf"--output {tmp_path}/\xffrun", "UTF-8", "choose another")
+    assert not list(tmp_path.iterdir())

@@ -58,7 +58,7 @@ def test_every_suffix_of_the_list_is_read(suffix: str, tmp_path: Path) -> None:
 
 
 def test_folders_are_searched_for_all_of_them() -> None:
-    assert set(SOUND.suffixes) == SOUND_SUFFIXES
+    assert set(SOUND.suffixes) == SOUND_SUFFIXES == set(MADE)
 
 
 def test_suffixes_that_are_not_read_have_a_fix() -> None:

@@ -1,10 +1,11 @@
-"""What callers hand to a tokenizer: data, codes, lengths and sizes, taken in any form that can mean one thing
-only; the rest is a `ValueError`, or a `TypeError` for what is no array, with the fix.
+"""What callers hand to a tokenizer: data, codes, lengths, sizes and seeds, taken in any form that can mean
+one thing only; the rest is a `ValueError`, or a `TypeError` for what is no array, with the fix.
 
 Left out: configs, which check themselves, and files (`tokenizer.hub.files`).
 """
 
 import logging
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -115,6 +116,17 @@ def checked_size(size: int | tuple[int, ...] | None, grid: Sequence[int], stride
     if len(size) != len(full) or not all(a <= s <= b for a, s, b in zip(lowest, size, full, strict=True)):
         raise ValueError(f"size is {size}; a grid of {tuple(grid)} decodes to between {lowest} and {full}")
     return size
+
+
+def generator_of(generator: torch.Generator | int | None) -> torch.Generator | None:
+    """A generator, one on the CPU for a seed, or None; `TypeError` for anything else."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    try:
+        return torch.Generator().manual_seed(operator.index(generator))
+    except TypeError as error:
+        what = type(generator).__name__
+        raise TypeError(f"generator: expected a torch.Generator or a seed (int), got {what}") from error
 
 
 class NotFinite(ValueError):

@@ -99,7 +99,7 @@ def verdicts_of(place: str, reader: str) -> Verdicts:
     folder = cache_folder()
     if folder is None:
         return Verdicts(None)
-    name = hashlib.sha256(f"{place}\0{reader}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{place}\0{reader}".encode(errors="surrogateescape")).hexdigest()[:16]
     return Verdicts(folder / f"pictures-{name}.safetensors")
 
 

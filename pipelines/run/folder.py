@@ -58,7 +58,11 @@ def locked(folder: Path) -> IO[str]:
 
 
 def require_writable(folder: Path) -> None:
-    """`ValueError` if `folder` is none, or neither it nor a new one in its place can be written to."""
+    """`ValueError` if `folder` is none, if neither it nor a new one in its place can be written to, or if its
+    name is not UTF-8, which the writers of tensors and tables need."""
+    shown = os.fsencode(folder).decode("utf-8", "backslashreplace")
+    if shown.encode() != os.fsencode(folder):
+        raise ValueError(f"--output {shown}: the name is not UTF-8; choose another")
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not place.is_dir():
         raise ValueError(f"--output {folder}: {place} is a file, expected a folder; choose another")

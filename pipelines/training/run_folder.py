@@ -6,6 +6,7 @@ Left out: its log (`log.py`), checkpoints (`checkpoints.py`) and the model's own
 import contextlib
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -92,7 +93,7 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
         if processes > 1:
             launch += ["--num_processes", str(processes)]
         command = shlex.join([*launch, f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-        write_atomically(folder / COMMAND_FILE, lambda p: p.write_text(command + "\n", encoding="utf-8"))
+        write_atomically(folder / COMMAND_FILE, lambda p: p.write_bytes(os.fsencode(command + "\n")))
     text = json.dumps(options_to_dict(options), indent=2) + "\n"
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
@@ -105,7 +106,8 @@ def write_skipped(folder: Path, skipped: Iterable[tuple[str, str]]) -> None:
 
 def command_line(folder: Path) -> str:
     """The command that began the run in `folder`, for the model's card."""
-    return (folder / COMMAND_FILE).read_text(encoding="utf-8").strip()
+    # Names of files may be no UTF-8; those bytes are shown as \xff is.
+    return (folder / COMMAND_FILE).read_text(encoding="utf-8", errors="backslashreplace").strip()
 
 
 def _may_lie_elsewhere(folder: Path) -> set[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
-from tokenizer.checks import require_finite
+from tokenizer.checks import generator_of, require_finite
 from tokenizer.distributed import Step
 from tokenizer.variants import require, training_only
 
@@ -47,8 +47,7 @@ class Posterior:
     def sample(self, generator: torch.Generator | int | None = None) -> Tensor:
         """z = μ + σ ε, ε ~ N(0, I): (B, dim, *grid), differentiable in mean and logvar. `generator`: itself,
         its seed, or None for torch's own."""
-        if isinstance(generator, int):
-            generator = torch.Generator().manual_seed(generator)
+        generator = generator_of(generator)
         device = self.mean.device if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=device)
         return self.reparameterise(noise.to(self.mean.device))
