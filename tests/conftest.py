@@ -1,6 +1,6 @@
 """Fixtures of all tests: folders of tiny runs that tests share and must not change, and pictures in files.
 
-Left out: how the scripts are run (running.py), and data made for single tests.
+Left out: how the scripts are run (helpers/running.py), and data made for single tests.
 """
 
 from pipelines.run.environment import prepare_environment
@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import close_session, constants
-from local_hub import LocalHub, serve
 from PIL import Image
 
-pytest.register_assert_rewrite("running")  # before its import: failures show what was compared
+from tests.helpers.local_hub import LocalHub, serve
 
-from running import (
+pytest.register_assert_rewrite("tests.helpers.running")  # before its import: failures show what was compared
+
+from pipelines.data import cache
+from tests.helpers.running import (
     TINY_CODEC,
     TINY_PRIOR,
     TINY_TOKENIZER,
@@ -30,8 +32,6 @@ from running import (
     whole_prior,
     without_plots,
 )
-
-from pipelines.data import cache
 
 
 @pytest.fixture

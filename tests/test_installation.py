@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from required import EXTRAS, asked_for, installed_by
-from running import ROOT, Finished, assert_refused, environment
 
+from tests.helpers.required import EXTRAS, asked_for, installed_by
+from tests.helpers.running import ROOT, Finished, assert_refused, environment
 from tokenizer.installation import PAIRS, PIP_INSTALL, install_extra
 
 CONSTRAINTS = ROOT / "pipelines" / "configs" / "constraints.txt"

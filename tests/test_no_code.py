@@ -1,13 +1,15 @@
 """Nothing in the packages runs what stands in a file: no pickle, no eval, no code of others, no archives.
 
-Left out: what files of models, tokens and data do when they are read (test_fuzz_*.py, test_hub.py).
+Left out: what files of models, tokens and data do when they are read (test_fuzz_*.py,
+tokenizer/hub/test_round_trip.py).
 """
 
 import ast
 from collections.abc import Iterator
 
 import pytest
-from test_imports import PACKAGES, ROOT, imported_modules, inside
+
+from tests.test_imports import PACKAGES, ROOT, imported_modules, inside
 
 # Modules that make objects or files out of bytes: pickles, marshalled code, archives.
 MODULES = (

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from running import ROOT, Script, read_command, without_plots
 
 from pipelines.presets import TOKENIZERS
 from pipelines.quickstart import QuickstartOptions, commands
 from pipelines.run.command_line import options_to_dict
+from tests.helpers.running import ROOT, Script, read_command, without_plots
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.modalities import ModalityConfig
 

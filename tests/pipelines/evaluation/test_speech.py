@@ -1,0 +1,299 @@
+"""Measures of speech in other processes: the values of direct calls, no error swallowed, no process left.
+
+Left out: the measures themselves (tokenizer/test_sound_metrics.py).
+"""
+
+import functools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
+from pipelines.data.sounds import Clips
+from pipelines.evaluation import sounds as sound_evaluation
+from pipelines.evaluation.sounds import Measured, evaluate_sound, one_thread
+from pipelines.evaluation.speech import MOST, SECONDS_EACH, SpeechScores, helper_count
+from tests.helpers.launching import free_port
+from tests.helpers.running import ROOT, as_a_new_process, environment
+from tests.helpers.speech import RATE, noise, speech
+from tests.helpers.tiny import codec
+from tokenizer import Tokenizer
+from tokenizer.sound_metrics import available, is_silent, pesq, si_sdr, stoi
+from tokenizer.spectral import mel_distance, stft_distance
+
+Added = list[tuple[int, str, float, float]]
+
+
+def pair(i: int) -> tuple[Tensor, Tensor]:
+    """Speech with some noise, and alone; of each four the last is too short for both measures, and the one
+    before is silent. All are (1, 1, T)."""
+    x = speech(4 + i, 1.0)[None]
+    if i % 4 == 3:
+        x = x[..., :1000]
+    if i % 4 == 2:
+        x = torch.zeros_like(x)
+    return x + noise(x, 0.002 * (1 + i), seed=i), x
+
+
+def scored(helpers: int, count: int = 9) -> tuple[Added, int]:
+    """What is added of `count` pairs, with the numbers of these, and how many jobs went to helpers."""
+    added: Added = []
+    with SpeechScores(available(), RATE, helpers) as scores:
+        asked = []
+        ask = scores._ask
+        scores._ask = lambda job: (asked.append(job), ask(job))[1]  # type: ignore[method-assign]
+        for i in range(count):
+            scores.measure(functools.partial(take, added, i), *pair(i))
+    return added, len(asked)
+
+
+def take(added: Added, i: int, name: str, total: float, count: float) -> None:
+    added.append((i, name, total, count))
+
+
+@pytest.mark.parametrize("helpers", [0, 1, 2])
+def test_scores_are_those_of_direct_calls_in_the_same_order(helpers: int) -> None:
+    wanted = []
+    for i in range(9):
+        for name in available():
+            score = {"stoi": stoi, "pesq": pesq}[name](*pair(i), RATE)
+            wanted.append((i, name, score.values.double().sum().item(), float(score.measured.sum())))
+    added, asked = scored(helpers)
+    assert added == wanted
+    assert {count for *_, count in added} == {0, 1}
+    assert 2 * helpers <= asked <= (9 if helpers else 0)
+
+
+def test_nothing_is_started_or_added_for_no_measures() -> None:
+    added: Added = []
+    with SpeechScores((), RATE, 2) as scores:
+        scores.measure(functools.partial(take, added, 0), *pair(0))
+        assert scores.helpers == []
+    assert added == []
+
+
+@pytest.mark.parametrize("helpers", [0, 1])
+def test_what_a_measure_raises_is_raised_here(helpers: int) -> None:
+    x_hat, x = pair(0)
+    added: Added = []
+    with pytest.raises(ValueError, match="x_hat must be finite") as raised:  # noqa: SIM117
+        with SpeechScores(available(), RATE, helpers) as scores:
+            scores.measure(functools.partial(take, added, 0), x_hat.log(), x)
+    assert added == []
+    if helpers:  # where it happened is told too
+        assert "in totals" in "".join(raised.value.__notes__)
+
+
+def test_a_helper_that_dies_is_an_error() -> None:
+    with pytest.raises(ChildProcessError, match=r"stoi.* exit code -9.*taskset -c 0"):  # noqa: SIM117
+        with SpeechScores(available(), RATE, 1) as scores:
+            scores.helpers[0].process.kill()
+            scores.measure(lambda *_: None, *pair(0))
+
+
+def test_helpers_are_deaf_to_signals_of_the_run_and_end_with_the_context() -> None:
+    added: Added = []
+    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with SpeechScores(available(), RATE, 2) as scores:
+            first, second = (helper.process for helper in scores.helpers)
+            assert len({os.getpgid(0), os.getpgid(first.pid), os.getpgid(second.pid)}) == 3
+            for i in (0, 1, 4):
+                scores.measure(functools.partial(take, added, i), *pair(i))
+            while scores._results:
+                scores._add_first()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                first.send_signal(number)
+                second.send_signal(number)
+            for i in (5, 8):
+                scores.measure(functools.partial(take, added, i), *pair(i))
+            while scores._results:
+                scores._add_first()
+            raise KeyboardInterrupt
+    assert [i for i, name, *_ in added if name == "stoi"] == [0, 1, 4, 5, 8]
+    assert (first.returncode, second.returncode) == (-signal.SIGKILL, -signal.SIGKILL)
+
+
+# Its helpers hold its stdout too.
+KILLED = """
+import os, signal
+from tests.pipelines.evaluation.test_speech import RATE, SpeechScores, available, pair
+
+with SpeechScores(available(), RATE, 2) as scores:
+    for i in range(4):
+        scores.measure(lambda *_: None, *pair(i))
+    print("measuring", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_helpers_end_with_a_run_that_is_killed() -> None:
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == "measuring\n"  # until the last that holds it ends
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_helpers_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, processes, seconds, wanted in [
+        (1, 1, math.inf, 0),
+        (2, 1, 1e6, 1),
+        (2, 2, 1e6, 0),
+        (8, 2, 1e6, 3),
+        (2, 4, 1e6, 0),
+        (8, 1, SECONDS_EACH - 1, 0),
+        (8, 1, 2.5 * SECONDS_EACH, 2),
+        (64, 1, 1e6, MOST),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+            assert helper_count(min(seconds, 1e9), processes) == wanted
+
+
+def measured_with(helpers: int, tok: Tokenizer, clips: Clips, monkeypatch: pytest.MonkeyPatch) -> Measured:
+    with monkeypatch.context() as patch, as_a_new_process():
+        patch.setattr(sound_evaluation, "helper_count", lambda *_: helpers)
+        return evaluate_sound(tok, clips, Accelerator(cpu=True), thorough=True)
+
+
+def plain_means(tok: Tokenizer, clips: Clips, k: int) -> dict[str, float]:
+    """Means over clips at k codebooks, each measured by itself."""
+    values: dict[str, list[float]] = {}
+    for i in range(len(clips)):
+        x = clips.x(i)[None]
+        x_hat = tok.decode(tok.encode(x)[:, :k], size=x.shape[2]).clamp(-1, 1)
+        found = {
+            "l1": (x_hat - x).abs().mean().item(),
+            "mel_distance": mel_distance(x_hat, x, RATE).item(),
+            "stft_distance": stft_distance(x_hat, x).item(),
+        }
+        assert not is_silent(x)
+        found["si_sdr"] = si_sdr(x_hat, x).item()
+        for name in available():
+            mean = {"stoi": stoi, "pesq": pesq}[name](x_hat, x, RATE).mean()
+            if mean is not None:
+                found[name] = mean
+        for name, value in found.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(v) / len(v) for name, v in values.items()}
+
+
+def test_an_evaluation_is_the_mean_of_plain_measures_with_and_without_helpers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tok = codec().eval()
+    clips = load_splits(DataConfig("embedded:speech", limit=2), tok.modality).held_out
+    threads = torch.get_num_threads()
+    found = [measured_with(helpers, tok, clips, monkeypatch) for helpers in (0, 2)]
+    assert torch.get_num_threads() == threads
+    for k in range(1, tok.num_codebooks + 1):
+        wanted = plain_means(tok, clips, k)
+        rows = [
+            {n: v for n, v in measured.rates[k].items() if not n.endswith("_speed")} for measured in found
+        ]
+        assert rows[0] == rows[1]  # bit for bit
+        assert set(wanted) <= set(rows[0])
+        assert {n: rows[0][n] for n in wanted} == pytest.approx(wanted, rel=1e-4)
+    assert found[0].counts is not None and found[1].counts is not None
+    assert torch.equal(found[0].counts, found[1].counts)
+
+
+# Two ranks, forked by one process that has imported everything and computed nothing, each with a helper.
+# Rank 0 prints the means; ranks and helpers hold stdout.
+RANKS = """
+import json, os, sys
+from accelerate import Accelerator
+from pipelines.data.batches import load_splits
+from pipelines.data.config import DataConfig
+from pipelines.evaluation import sounds as sound_evaluation
+from pipelines.evaluation.sounds import evaluate_sound
+from tests.helpers.tiny import codec
+
+port, dies = sys.argv[1:]
+children = [os.fork(), 0]
+children[1] = os.fork() if children[0] else 0
+rank = 0 if not children[0] else 1
+if not all(children):
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {k: str(v) for k, v in values.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    tok = codec().eval()  # before it could start its codes together with the other rank
+    accelerator = Accelerator(cpu=True)
+    asked = []
+    sound_evaluation.helper_count = lambda _, local: asked.append(local) or 1
+    if rank == 1 and dies == "dies":
+        sound_evaluation.measure = lambda *_: os._exit(3)
+    clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
+    measured = evaluate_sound(tok, clips, accelerator, thorough=True)
+    if rank == 0:
+        print(json.dumps([accelerator.num_processes, asked, measured.rates, measured.counts.tolist()]))
+    accelerator.end_training()
+    sys.exit()
+print(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), file=sys.stderr)
+"""
+
+
+def two_ranks(dies: bool = False) -> tuple[str, str]:
+    """stdout and stderr of two ranks, once all processes that they started have ended."""
+    env = {**environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RANKS, str(free_port()), "dies" if dies else "lives"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as process:
+        try:
+            return process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+def test_two_ranks_with_helpers_get_the_scores_of_one_process_and_leave_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, err = two_ranks()
+    assert err.splitlines()[-1] == "[0, 0]", err
+    processes, asked, rates, counts = json.loads(out)
+    assert (processes, asked) == (2, [2])
+    with one_thread(True):  # as the ranks have
+        tok = codec().eval()
+    clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
+    alone = measured_with(0, tok, clips, monkeypatch)
+    assert list(rates) == [str(k) for k in alone.rates]
+    for k, row in alone.rates.items():
+        wanted = {name: value for name, value in row.items() if not name.endswith("_speed")}
+        assert set(available()) <= set(wanted)
+        assert {name: rates[str(k)][name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
+    assert alone.counts is not None and counts == alone.counts.tolist()
+
+
+def test_a_rank_that_dies_takes_the_helpers_of_both_along() -> None:
+    out, err = two_ranks(dies=True)  # returns once the last that holds stdout has ended
+    assert out == "" and err.splitlines()[-1] == "[1, 3]", err
+
+
+def test_a_thorough_evaluation_uses_one_thread_and_gives_the_others_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tok = codec()
+    clips = load_splits(DataConfig("embedded:speech", limit=1), tok.modality).held_out
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(sound_evaluation, "available", lambda: ())
+    monkeypatch.setattr(sound_evaluation, "measure", lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        measured_with(0, tok, clips, monkeypatch)
+        assert set(seen) == {1} and torch.get_num_threads() == 3
+        with as_a_new_process():
+            evaluate_sound(tok, clips, Accelerator(cpu=True))  # as in training, whose steps go on
+        assert seen[-1] == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

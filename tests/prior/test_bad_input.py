@@ -1,0 +1,147 @@
+"""What a prior refuses: codes, labels, options and configs that do not fit, each with its fix.
+
+Left out: masks and regions (`prior/sampling/test_inpainting.py`).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prior import Prior
+from tests.helpers.priors import PICTURE, random_codes
+
+
+def test_codes_of_another_tokenizer_are_refused() -> None:
+    prior = Prior(dataclasses.replace(PICTURE, tokenizer_id="user/tok", tokenizer_fingerprint="abc"))
+    prior.check_tokenizer("abc")
+    with pytest.raises(ValueError, match=r"abc.*user/tok.*xyz"):
+        prior.check_tokenizer("xyz")
+    with pytest.raises(ValueError, match=r"not recorded.*xyz"):
+        Prior(PICTURE).check_tokenizer("xyz")
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (
+            torch.zeros(2, 1, 3, 3, dtype=torch.int64),
+            r"codes: expected int64 of shape \(B, 1, 3, 4\), got .*3, 3",
+        ),
+        (torch.zeros(2, 3, 4, dtype=torch.int64), r"codes: expected int64 of shape \(B, 1, 3, 4\)"),
+        (torch.zeros(2, 1, 3, 4), r"got torch.float32"),
+        (torch.full((2, 1, 3, 4), 5), r"codes: expected 0 to 4, got 5 to 5"),
+        (torch.full((2, 1, 3, 4), -1), r"codes: expected 0 to 4, got -1 to -1"),
+    ],
+)
+def test_bad_codes_are_refused(codes: Tensor, message: str) -> None:
+    prior = Prior(PICTURE)
+    for call in (prior, prior.nll):
+        with pytest.raises(ValueError, match=message):
+            call(codes)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("frog", "unknown class 'frog'; known: cat, dog, owl"),
+        (["cat", "frog"], "unknown class 'frog'"),
+        (3, r"expected -1 \(unconditional\) to 2, got 3"),
+        (-2, "got -2"),
+        (["cat"], "expected one for all or 2 of them, got 1"),
+        (torch.tensor([0, 3]), "expected -1 .* to 2, got 0 to 3"),
+        (torch.tensor([0, 1, 2]), "expected one for all or 2 of them, got 3"),
+        (torch.tensor([0.0, 1.0]), "expected int64 .*, got torch.float32"),
+        (torch.tensor([[0, 1]]), r"got torch.int64 of \(1, 2\)"),
+    ],
+)
+def test_bad_labels_are_refused(label: Any, message: str) -> None:
+    prior, codes = Prior(PICTURE), random_codes(PICTURE, 2)
+    for call in (
+        lambda: prior.sample(2, label),
+        lambda: prior.nll(codes, label),
+        lambda: prior(codes, label),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_labels_by_name_and_number() -> None:
+    prior = Prior(PICTURE)
+    assert [prior.label_index(x) for x in ("cat", "owl", 1, -1)] == [0, 2, 1, -1]
+    with pytest.raises(ValueError, match="known: none, this prior has no classes"):
+        Prior(dataclasses.replace(PICTURE, class_names=())).sample(1, "cat")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+        ({"temperature": -1.0}, "temperature: expected"),
+        ({"top_k": 6}, r"top_k: expected 1 to 5"),
+        ({"top_p": 0.0}, "top_p: expected"),
+        ({"min_p": 1.5}, "min_p: expected"),
+        ({"cfg_schedule": "steep"}, "cfg_schedule: unknown 'steep'; known: constant, linear, cosine"),
+        ({"cfg_scale": 2.0}, "needs a label"),
+        ({"cfg_scale": 2.0, "label": -1}, "needs a label"),
+        ({"prefix": torch.full((1, 1, 1, 4), 5)}, "prefix: expected 0 to 4, got 5 to 5"),
+        (
+            {"prefix": torch.zeros(1, 1, 4, 4, dtype=torch.int64)},
+            "prefix: expected at most 3 rows or frames, got 4",
+        ),
+        (
+            {"prefix": torch.zeros(1, 1, 1, 3, dtype=torch.int64)},
+            r"prefix: expected int64 of shape \(B, 1, 1, 4\)",
+        ),
+        ({"prefix": torch.zeros(1, 4, dtype=torch.int64)}, r"prefix: expected int64 of shape"),
+        ({"prefix": torch.zeros(1, 1, 1, 4)}, r"got torch.float32"),
+        ({"prefix": torch.zeros(3, 1, 1, 4, dtype=torch.int64)}, "prefix: expected 1 or 2 examples, got 3"),
+        ({"size": 0}, "size: expected 1 to 3 rows or frames, got 0"),
+        ({"size": 4}, "size: expected 1 to 3 rows or frames, got 4"),
+        (
+            {"size": 1, "prefix": torch.zeros(1, 1, 2, 4, dtype=torch.int64)},
+            r"size: expected 2 \(the prefix's\) to 3 rows or frames, got 1",
+        ),
+        ({"generator": [torch.Generator()]}, "generator: expected one for all or 2 of them, got 1"),
+    ],
+)
+def test_bad_options_of_sampling_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prior(PICTURE).sample(**{"batch_size": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codebook_size": 1}, "codebook_size: expected 2 to"),
+        ({"codebook_size": 1 << 40}, "codebook_size: expected 2 to"),
+        ({"num_codebooks": 0}, "num_codebooks"),
+        ({"grid": ()}, "grid: expected a tuple of 1 to 3 sizes"),
+        ({"grid": [8, 8]}, "grid: expected a tuple"),
+        ({"grid": (8, 0)}, r"grid\[1\]: expected 1 to 65536, got 0"),
+        ({"grid": (60000, 60000)}, "codes per example"),
+        ({"class_names": ("a", "a")}, "class_names"),
+        ({"class_names": ("",)}, "class_names"),
+        ({"class_names": (), "unconditional": False}, "unconditional: expected true"),
+        ({"dim": 18}, "dim: expected a multiple of heads × 4 = 8"),
+        ({"dim": 10**9}, "dim: expected"),
+        ({"heads": 0}, "heads: expected"),
+        ({"depth": 10**9}, "depth: expected"),
+        ({"ffn": math.nan}, "ffn: expected"),
+        ({"dropout": 1.0}, r"dropout: expected a share in \[0, 1\), got 1.0"),
+        ({"pattern": "spiral"}, "pattern: unknown 'spiral'; known: .*flatten"),
+        ({"rope_theta": 0.0}, "rope_theta: expected"),
+        ({"rotary": "spiral"}, "rotary: expected grid or sequence, got 'spiral'"),
+        (
+            {"rotary": "sequence", "dim": 18, "heads": 6},
+            "a multiple of heads × 2 = 12 .*positions",
+        ),
+        ({"dim": 1 << 15, "heads": 64, "depth": 512}, "number of parameters"),
+    ],
+)
+def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PICTURE, **changes)

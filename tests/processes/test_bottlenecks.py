@@ -1,0 +1,145 @@
+"""Bottlenecks: accumulation passes and several processes train every registered one as one whole batch does.
+
+Left out: the rest of the contract (tokenizer/bottlenecks/test_contract.py), and whole models in several
+processes (test_two_processes.py).
+"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.run.command_line import leave_group
+from tests.helpers.tiny import bottleneck_config
+from tests.tokenizer.bottlenecks.test_contract import KINDS, assert_same
+from tokenizer.bottlenecks import Bottleneck, BottleneckConfig
+from tokenizer.distributed import Step, all_reduce_sum
+
+
+def run_in_passes(
+    bottleneck: Bottleneck, data: list[Tensor], seed: int, rank: int = 0, world: int = 1, passes: int = 1
+) -> list[Tensor]:
+    """Train on global batches `data`, of which this rank sees its part, in several accumulation passes, with
+    plain gradient descent. Returns the z_q of this rank's rows, in the order of the global batch's rows."""
+    outputs, parameters = [], list(bottleneck.parameters())
+    for index, z in enumerate(data):
+        total = z.shape[0]
+        rows = total // (world * passes)
+        for micro in range(passes):
+            offset = (rank * passes + micro) * rows
+            step = Step(seed, index, offset, total, last=micro == passes - 1)
+            out = bottleneck(z[offset : offset + rows], step)
+            outputs.append(out.z_q.detach())
+            if parameters:
+                loss = torch.stack([out.z_q.square().mean(), *out.losses.values()]).sum()
+                (loss / (passes * world)).backward()
+        for p in parameters:
+            assert p.grad is not None
+            p.data -= 0.02 * all_reduce_sum(p.grad)
+            p.grad = None
+    return outputs
+
+
+def moving_clusters(dim: int, steps: int) -> list[Tensor]:
+    """Global batches (24, dim, 2) float64 around few centres that jump halfway, so that entries die."""
+    generator = torch.Generator().manual_seed(3)
+    centres = [5 * torch.randn(10, dim, generator=generator, dtype=torch.float64) for _ in range(2)]
+    data = []
+    for index in range(steps):
+        which = torch.randint(10, (48,), generator=generator)
+        z = centres[2 * index // steps][which]
+        z = z + 0.3 * torch.randn(48, dim, generator=generator, dtype=torch.float64)
+        data.append(rearrange(z, "(b p) d -> b d p", b=24))
+    return data
+
+
+@pytest.mark.parametrize("passes", [2, 3, 12])
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_passes_equal_the_whole_batch(kind: str, passes: int) -> None:
+    def train(passes: int) -> tuple[Bottleneck, list[str], Tensor]:
+        torch.manual_seed(0)
+        bottleneck = lively_config(kind).build().double().train()
+        outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, 30), seed=1, passes=passes)
+        return bottleneck, bottleneck.events(), torch.cat(outputs)
+
+    whole, whole_events, expected = train(1)
+    parts, parts_events, found = train(passes)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-12, atol=1e-12, msg=name)
+    assert parts_events == whole_events
+    if kind == "vq":
+        assert [e.split()[0] for e in whole_events] == ["k-means", "revived"]
+
+
+def lively_config(kind: str) -> BottleneckConfig:
+    """Small, with a quick decay where there is one, so that 30 steps see deaths and revivals."""
+    changes = {"decay": 0.8, "kmeans_steps": 4, "revive_below": 0.2}
+    return lively(bottleneck_config(kind), changes)
+
+
+def lively(config: BottleneckConfig, changes: dict[str, float]) -> BottleneckConfig:
+    values = {n: getattr(config, n) for n in config.__dataclass_fields__}
+    inner = {n: lively(v, changes) for n, v in values.items() if isinstance(v, BottleneckConfig)}
+    mine = {n: v for n, v in changes.items() if n in values}
+    return dataclasses.replace(config, **mine, **inner)
+
+
+def one_rank(rank: int, world: int, kind: str, folder: str) -> None:
+    torch.manual_seed(0)
+    bottleneck = lively_config(kind).build().double().train()
+    passes = 4 // world
+    outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, 40), 1, rank, world, passes)
+    state = {
+        **bottleneck.state_dict(),
+        **{f"training.{k}": v for k, v in bottleneck.training_state().items()},
+    }
+    saved = {**state, "z_q": torch.stack(outputs)}
+    save_file({k: v.contiguous() for k, v in saved.items()}, f"{folder}/{kind}-{world}-{rank}")
+    Path(f"{folder}/{kind}-{world}-{rank}-events").write_text("\n".join(bottleneck.events()))
+
+
+def all_kinds_on_one_rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
+    for kind in KINDS:
+        one_rank(rank, world, kind, folder)
+    leave_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two and what four processes learn from the same global batches."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for world in (2, 4):
+        mp.spawn(all_kinds_on_one_rank, (world, str(folder)), nprocs=world)
+    return folder
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_processes_equal_one(kind: str, world: int, processes: Path) -> None:
+    torch.manual_seed(0)
+    single = lively_config(kind).build().double().train()
+    outputs = run_in_passes(single, moving_clusters(single.in_dim, 40), seed=1, passes=4)
+    ranks = [load_file(processes / f"{kind}-{world}-{rank}") for rank in range(world)]
+    z_q = rearrange(torch.stack(outputs), "(s r m) ... -> r (s m) ...", r=world, m=4 // world)
+    for rank in range(world):
+        torch.testing.assert_close(ranks[rank].pop("z_q"), z_q[rank], rtol=1e-9, atol=1e-9)
+        assert_same(ranks[0], ranks[rank])
+    state = {**single.state_dict(), **{f"training.{k}": v for k, v in single.training_state().items()}}
+    for name, value in state.items():
+        torch.testing.assert_close(ranks[0][name], value, rtol=1e-9, atol=1e-9, msg=name)
+    events = single.events()
+    for rank in range(world):
+        assert (processes / f"{kind}-{world}-{rank}-events").read_text().splitlines() == events
+    if kind.startswith("vq"):
+        assert any("vectors" in e for e in events) and any(e.startswith("revived") for e in events)
+    if kind == "vq":
+        assert any(e.startswith("k-means") for e in events) and any(e.startswith("revived") for e in events)

@@ -1,0 +1,208 @@
+"""Runs that are asked to stop, and processes that lose another: a checkpoint and a code, or an end, but no
+hang.
+
+Left out: kills that nothing can answer (`pipelines/training/test_checkpoints.py`).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.run import signals as interruption
+from pipelines.run.signals import Stopped, StopRequests, end_with_launcher
+from pipelines.training.checkpoints import list_checkpoints
+from tests.helpers.launching import free_port
+from tests.helpers.running import ROOT, TINY_TOKENIZER, WHOLE_TOKENIZER, Script, environment, whole_prior
+from tests.helpers.whole_runs import assert_same_run, rows_of
+
+# Does something in the midst of the fifth step, as the process of a rank.
+AT_STEP_5 = """
+import os, signal, sys, time
+from pipelines import train_prior, train_tokenizer
+from pipelines.run import command_line as cli
+from pipelines.training.loop import Course
+
+learn, (script, rank, what, *sys.argv[1:]) = Course.learn, sys.argv[1:]
+
+def learn_and_more(self, batch, *others):
+    if batch.step == 4 and os.environ.get("RANK", "0") == rank:
+        exec(what)
+    return learn(self, batch, *others)
+
+Course.learn = learn_and_more
+cli.run({"train_prior": train_prior, "train_tokenizer": train_tokenizer}[script].main)
+"""
+KILL = "os.kill(os.getpid(), signal.{})"
+# From outside and to all processes, also those that load data, as schedulers, `timeout` and terminals do.
+KILL_ALL = """
+import subprocess
+kill = f"import os; os.killpg({{os.getpid()}}, {{signal.{}.value}})"
+subprocess.run([sys.executable, "-c", kill], stderr=subprocess.DEVNULL)  # it is hit too
+"""
+
+
+def at_step_5(name: str, what: str, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", AT_STEP_5, name, "0", what, *map(str, words)]
+    pipes = {"capture_output": True, "text": True, "start_new_session": True}
+    return subprocess.run(command, env=environment(), timeout=120, **pipes)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [("train_tokenizer", "SIGTERM"), ("train_tokenizer", "SIGINT"), ("train_prior", "SIGUSR1")],
+)
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_can_be_resumed(
+    name: str,
+    asked: str,
+    script: Script,
+    no_plots: None,
+    whole_runs: dict[str, Path],
+    tiny_tokens: Path,
+    tmp_path: Path,
+) -> None:
+    folder, number = tmp_path / "run", signal.Signals[asked]
+    words = whole_prior(tiny_tokens)
+    if name == "train_tokenizer":
+        words = (*WHOLE_TOKENIZER, "--data.workers", 2)
+    stopped = at_step_5(name, KILL_ALL.format(asked), *words, "--output", folder)
+    assert stopped.returncode == 128 + number, stopped.stderr
+    assert f"Stopped by a signal ({number.value}) after step 5" in stopped.stderr
+    assert "--resume latest continues" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-4", "step-5"]
+    assert not (folder / "model.safetensors").exists()
+    script(name, "--output", folder, "--resume", "latest")
+    assert_same_run(folder, whole_runs[name])
+
+
+def test_who_insists_is_not_kept_waiting(tmp_path: Path) -> None:
+    twice = "from pipelines import interruption; interruption.REPEATED = -1; " + KILL.format("SIGTERM")
+    twice += "; " + KILL.format("SIGTERM")
+    stopped = at_step_5("train_tokenizer", twice, *WHOLE_TOKENIZER, "--output", tmp_path / "run")
+    assert stopped.returncode == -signal.SIGTERM
+    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-4"]
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(
+    script: Script, no_plots: None, whole_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    # As a full disk does: files may no longer grow beyond this.
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))"
+    folder = tmp_path / "run"
+    stopped = at_step_5("train_tokenizer", full, *WHOLE_TOKENIZER, "--output", folder)
+    assert stopped.returncode == 2, stopped.stderr
+    assert f"Error: {folder}/checkpoints/step-8: the checkpoint cannot be written (" in stopped.stderr
+    assert f"the one before it, {folder}/checkpoints/step-4, is intact" in stopped.stderr
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-4"]
+    script("train_tokenizer", "--output", folder, "--resume", "latest")
+    assert_same_run(folder, whole_runs["train_tokenizer"])
+
+
+def test_signals_are_as_before_after_a_run() -> None:
+    before = [signal.getsignal(number) for number in interruption.SIGNALS]
+    with StopRequests() as requests:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # as launchers pass on what all have got
+        assert requests.agreed(torch.device("cpu")) == signal.SIGTERM
+    assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
+    assert Stopped("", signal.SIGTERM).code == 143
+
+
+# Two processes
+
+
+@contextmanager
+def two_processes(what: str, rank: int, *words: object) -> Iterator["subprocess.Popen[str]"]:
+    """A launcher whose rank does something in the fifth step of training a tokenizer. Its stderr ends when
+    all processes have."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", str(free_port()), "--no_python", sys.executable, "-c", AT_STEP_5]
+    env = {**environment(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*launcher, "train_tokenizer", str(rank), what, *map(str, words)],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()  # its processes end with it
+        process.communicate()
+
+
+RUN: tuple[Any, ...] = ("emoji", *TINY_TOKENIZER, "--tracker", "none", "--checkpoint-every", 100)
+
+
+def test_one_process_that_is_asked_to_stop_stops_all(tmp_path: Path) -> None:
+    words = (*RUN, "--max-steps", 500, "--output", tmp_path / "run")
+    with two_processes(KILL.format("SIGTERM"), 1, *words) as process:
+        _, err = process.communicate(timeout=170)
+    assert process.returncode != 0
+    assert "Stopped by a signal (15) after step 5" in err
+    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-5"]
+    assert max(row["step"] for row in rows_of(tmp_path / "run")) == 5
+
+
+def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
+    words = (*RUN, "--max-steps", 100000, "--output", tmp_path / "run")
+    with two_processes(KILL.format("SIGKILL"), 1, *words) as process:
+        _, err = process.communicate(timeout=170)
+    assert process.returncode != 0
+    assert "SIGKILL" in err  # the launcher says who died
+
+
+def test_processes_end_with_their_launcher(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = (*RUN, "--max-steps", 100000, "--output", folder)
+    with two_processes("os.kill(os.getppid(), signal.SIGKILL)", 0, *words) as process:
+        _, err = process.communicate(timeout=170)
+    assert process.returncode == -signal.SIGKILL
+    assert err.count("Stopped by a signal (15)") == 1
+    (last,) = list_checkpoints(folder / "checkpoints")
+    assert f"step-{max(row['step'] for row in rows_of(folder))}" == last.name
+
+
+# What is stuck, as in a collective, answers no signal.
+STUCK = """
+import signal, time
+from pipelines.run import signals as interruption
+
+interruption.GRACE = interruption.PAUSE = 0.2
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+interruption.end_with_launcher()
+print("ready", flush=True)
+time.sleep(100)
+"""
+LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def test_a_stuck_process_ends_with_its_launcher_too() -> None:
+    env = {**environment(), "TORCHELASTIC_RUN_ID": "none"}
+    command = [sys.executable, "-c", LAUNCHER, STUCK]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
+        launcher.kill()
+        begun = time.monotonic()
+        assert launcher.stdout.read() == ""  # until the process that holds it ends
+        assert time.monotonic() - begun < 50
+
+
+def test_without_a_launcher_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in interruption.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    before = threading.enumerate()
+    end_with_launcher()
+    assert threading.enumerate() == before

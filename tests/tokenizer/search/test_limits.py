@@ -1,0 +1,245 @@
+"""The limits of the search: memory, bad input, hard numbers, torch.compile, triton's kernel, no triton.
+
+Left out: its results on usual input (test_exact.py), speed, which a benchmark measures, and real GPUs;
+triton's kernel runs in its interpreter.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.helpers.brute_force import brute_force, normal
+from tokenizer.search import cpu as search_cpu
+from tokenizer.search import cuda as search_cuda
+from tokenizer.search import exact as search
+from tokenizer.search import tiles as search_tiles
+from tokenizer.search.exact import CROWDED, Distance, Table, full_precision, nearest
+
+ROOT = Path(__file__).parents[3]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.largest = max(self.largest, leaf.numel())
+        return out
+
+
+@pytest.mark.parametrize(("m", "n"), [(3000, 6000), (30000, 1000), (100, 80000)])
+def test_no_table_of_all_distances(m: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_tiles, "COMPILED_FROM", 1 << 60)
+    monkeypatch.setattr(search_tiles, "TILE", 1 << 18)
+    monkeypatch.setattr(search, "TILE", 1 << 18)
+    z, codebook = normal(m, 4), normal(n, 4, seed=1)
+    with LargestTensor() as seen:  # it sees nothing inside an operator
+        Table(codebook).search(z)
+    bound = max(5 * m, 5 * n, 1 << 18)
+    assert 1 << 17 <= seen.largest <= bound < m * n
+
+
+def test_no_gradient_is_recorded() -> None:
+    z = normal(5, 3).requires_grad_()
+    assert not nearest(z, normal(4, 3, seed=1).requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    for where in ((0, 0), (-1, -1)):
+        z, codebook = normal(1000, 3), normal(9, 3)
+        z[where] = value
+        with pytest.raises(ValueError, match="not finite"):
+            nearest(z, codebook)
+        codebook[where] = value
+        with pytest.raises(ValueError, match="not finite"):
+            nearest(normal(4, 3), codebook)
+    opposite = torch.tensor([[float("inf")], [float("-inf")]])
+    with pytest.raises(ValueError, match="not finite"):
+        nearest(opposite, normal(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("z", "codebook", "message"),
+    [
+        ((4,), (5, 4), r"z \(M, D\) and codebook \(N, D\), got \(4,\) and \(5, 4\)"),
+        ((2, 3, 4), (5, 4), r"got \(2, 3, 4\)"),
+        ((3, 4), (5, 3), r"got \(3, 4\) and \(5, 3\)"),
+        ((3, 4), (5,), r"got \(3, 4\) and \(5,\)"),
+        ((3, 4), (0, 4), "the codebook has no entries"),
+        ((3, 0), (2, 0), "have no dimensions"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(z: Any, codebook: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nearest(torch.zeros(z), torch.zeros(codebook))
+
+
+@pytest.mark.parametrize("size", [1, 1 << 14])
+def test_a_collapsed_codebook_takes_no_long_search(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all entries are as near, each vector is not compared with each of them in float64."""
+    pairs, decide = [0], Table.decide
+
+    def counted(table: Table, z: Tensor, row: Tensor, code: Tensor) -> Tensor:
+        pairs[0] += len(row)
+        return decide(table, z, row, code)
+
+    monkeypatch.setattr(Table, "decide", counted)
+    codebook = torch.ones(size, 8) / 3
+    codebook[size // 2 :] = -0.7
+    codebook[-1] = -0.7
+    z = normal(4096, 8)
+    expected = brute_force(z, codebook[[0, size // 2]]) * (size // 2)
+    assert torch.equal(nearest(z, codebook), expected)
+    assert torch.equal(Table(codebook).search(z), expected)
+    assert pairs[0] <= 2 * CROWDED * len(z)
+
+
+def test_tight_clusters_are_told_apart() -> None:
+    # Entries a few float32 steps apart, in two places; the product in float32 sees two points.
+    steps = torch.arange(400.0)[:, None] * 2.0**-22
+    codebook = torch.cat([1 + steps, -1 - steps]).expand(-1, 3).contiguous()
+    z = codebook[::3] + 2.0**-23
+    assert torch.equal(nearest(z, codebook), brute_force(z, codebook))
+
+
+@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-100, 2.0**-45, 2.0**30, 2.0**80, 2.0**120])
+def test_scale_does_not_matter(scale: float) -> None:
+    # Multiples of 2⁻⁵ survive in float32 at all of these scales.
+    z, codebook = ((normal(n, 5, seed=n) * 32).round() / 32 for n in (200, 70))
+    assert torch.equal(nearest(z * scale, codebook * scale), brute_force(z, codebook))
+    assert torch.equal(nearest(z * scale, codebook), brute_force(z.double() * scale, codebook))
+
+
+def test_one_entry_far_away_harms_no_other() -> None:
+    z, codebook = normal(300, 8), normal(500, 8, seed=1)
+    for far in (1e4, 1e9, 1e25):
+        codebook[3] = far
+        with LargestTensor() as seen:
+            codes = Table(codebook).search(z)
+        assert torch.equal(codes, brute_force(z, codebook))
+        assert seen.largest < 20 * 500 * 64  # few were close enough to be compared in float64
+
+
+def test_float64_is_told_apart_in_float64() -> None:
+    codebook = 1 + torch.arange(50, dtype=torch.float64)[:, None] * 1e-13
+    assert torch.equal(nearest(codebook + 2e-14, codebook), torch.arange(50))
+    assert torch.equal(nearest(codebook * 1e140, codebook * 1e140), torch.arange(50))
+    with pytest.raises(ValueError, match=r"z holds values .* too large to be squared"):
+        nearest(codebook * 1e160, codebook)
+    with pytest.raises(ValueError, match="the codebook holds values"):
+        nearest(codebook, torch.stack([codebook[0], codebook[0] * 1e160, codebook[1]]))
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_torch_compile_takes_it_whole(distance: Distance) -> None:
+    z, codebook = normal(50, 4), normal(20, 4, seed=1)
+    compiled = torch.compile(nearest, fullgraph=True, backend="eager")
+    expected = nearest(z, codebook, distance)
+    assert torch.equal(compiled(z, codebook, distance), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(z, codebook, distance), expected)
+        assert torch.equal(nearest(z, codebook, distance), expected)
+    assert torch.equal(compiled(z.requires_grad_(), codebook, distance), expected)
+    with torch.inference_mode():
+        assert torch.equal(nearest(z, codebook, distance), expected)
+
+
+@pytest.fixture
+def precision() -> Any:
+    matmuls = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [m.fp32_precision for m in matmuls]
+    yield lambda: [m.fp32_precision for m in matmuls]
+    for matmul, value in zip(matmuls, before, strict=True):
+        matmul.fp32_precision = value
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_the_precision_of_products_is_full_and_then_as_before(precision: Any) -> None:
+    for chosen, expected in (
+        ("high", ["tf32", "tf32"]),
+        ("medium", ["tf32", "bf16"]),
+        ("highest", ["ieee"] * 2),
+    ):
+        torch.set_float32_matmul_precision(chosen)
+        assert precision() == expected
+        with full_precision():
+            assert precision() == ["ieee", "ieee"]
+        with pytest.raises(ValueError, match="not finite"):
+            nearest(torch.tensor([[torch.nan]]), torch.zeros(1, 1))
+        z, codebook = normal(300, 64), normal(200, 64, seed=1)
+        assert torch.equal(nearest(z, codebook), brute_force(z, codebook))
+        assert precision() == expected and torch.get_float32_matmul_precision() == chosen
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    nearest(normal(3, 2), normal(2, 2))
+    assert precision() == ["ieee", "bf16"]
+
+
+def test_an_unknown_distance_and_integers_are_refused() -> None:
+    with pytest.raises(ValueError, match="distance is 'manhattan', expected euclidean or cosine"):
+        nearest(torch.zeros(1, 1), torch.zeros(1, 1), "manhattan")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected floats, got z of torch.int64"):
+        nearest(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1))
+
+
+INTERPRETED = """
+import json, sys, torch
+from tokenizer.search import cuda as search_cuda
+from tokenizer.search import tiles as search_tiles
+wrong = []
+for m, n, k, programs in json.loads(sys.argv[1]):
+    generator = torch.Generator().manual_seed(m)
+    z, entries = torch.randn(m, k, generator=generator), torch.randn(n, k, generator=generator)
+    entries[n // 2] = entries[0]
+    expected = search_tiles.propose(z, entries)
+    found = search_cuda.launch(z, entries, search_cuda.Blocks(32, 64, 16, 4, 2), programs)
+    close = all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, expected))
+    if not close or [x.dtype for x in found] != [x.dtype for x in expected]:
+        wrong.append([m, n, k, programs])
+print(json.dumps(wrong))
+"""
+
+
+@pytest.mark.skipif(not search_cuda.installed(), reason="triton is not installed")
+def test_the_kernel_for_gpus_proposes_as_the_tiles_do() -> None:
+    shapes = [
+        (37, 50, 9, 1),
+        (5, 300, 2, 8),
+        (40, 129, 40, 1),
+        (33, 17, 17, 4),
+        (1, 1, 2, 1),
+        (16, 320, 65, 3),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, json.dumps(shapes)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_without_triton_and_numba_the_tiles_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((search_cpu, "numba"), (search_cuda, "triton")):
+        assert module.installed() == (importlib.util.find_spec(name) is not None)
+    monkeypatch.setattr(search_tiles, "COMPILED_FROM", 0)
+    monkeypatch.setattr(search_cpu, "installed", lambda: False)
+    monkeypatch.setattr(search_cpu, "propose", None)
+    z, codebook = normal(100, 8), normal(40, 8, seed=1)
+    assert torch.equal(nearest(z, codebook), brute_force(z, codebook))
