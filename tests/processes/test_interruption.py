@@ -85,7 +85,7 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_can_be_resumed(
 
 
 def test_who_insists_is_not_kept_waiting(tmp_path: Path) -> None:
-    twice = "from pipelines import interruption; interruption.REPEATED = -1; " + KILL.format("SIGTERM")
+    twice = "from pipelines.run import signals; signals.REPEATED = -1; " + KILL.format("SIGTERM")
     twice += "; " + KILL.format("SIGTERM")
     stopped = at_step_5("train_tokenizer", twice, *WHOLE_TOKENIZER, "--output", tmp_path / "run")
     assert stopped.returncode == -signal.SIGTERM
