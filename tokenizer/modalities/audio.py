@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.checks import Size, checked_list, checked_preprocess_size
 from tokenizer.installation import import_torchaudio
 from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample
 from tokenizer.modalities import Modality, ModalityConfig
-from tokenizer.modalities.files.sounds import open_sound
+from tokenizer.modalities.files.sounds import Sound
 from tokenizer.variants import require
 
 # Dilations of a level's residual blocks, in turn (Kumar et al. 2023, arXiv 2306.06546, section 3.1).
 DILATIONS = (1, 3, 9)
+# Of a sound that is asked for in one piece: 4 GB.
+MAX_SAMPLES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -141,27 +144,49 @@ class AudioModality(Modality):
         """Zeros after the end, up to the next multiple of the stride."""
         return F.pad(x, (0, -x.shape[2] % self.stride)) if x.shape[2] % self.stride else x
 
-    def preprocess(self, source: Any) -> Tensor:
+    def preprocess(self, source: Any, size: Size = None) -> Tensor:
         """A path, bytes or (waveform, its rate), or a list of them, as x: (B, channels, T) in [-1, 1].
 
         (its rate, waveform) and {"array": waveform, "sampling_rate": its rate} are taken too.
 
         Any sound file is taken; it is mixed to `channels` and resampled to `sample_rate`. A waveform is (T,)
-        or (C, T). Raises `ValueError` naming the file for what is not a readable sound, and if those of a
-        list differ in length.
+        or (C, T). `size`: the first so many samples, with zeros after the end of a shorter sound; left out or
+        "keep": the sound's own length. Raises `ValueError` naming the file for what is not a readable sound,
+        for an impossible size, and if those of a list differ in length.
         """
         if not isinstance(source, list):
-            return torch.from_numpy(open_sound(source, self.sample_rate, self.channels))[None]
-        if not source:
-            raise ValueError("preprocess got an empty list; give it at least one sound")
-        items = [self.preprocess(item) for item in source]
-        lengths = sorted({x.shape[2] for x in items})
-        if len(lengths) > 1:
+            wanted = self._wanted(size)
+            sound = self._opened(source, wanted)
+            return F.pad(sound, (0, (wanted or sound.shape[1]) - sound.shape[1]))[None]
+        x, lengths = self.preprocess_batch(source, size)
+        if size in (None, "keep") and int(lengths.min()) < int(lengths.max()):
             raise ValueError(
-                f"the sounds have {lengths[0]} to {lengths[-1]} samples, expected one length; pad them with "
-                "zeros to the longest and use encode(x, lengths=...)"
+                f"the sounds have {int(lengths.min())} to {int(lengths.max())} samples, expected one length; "
+                "preprocess_batch pads them with zeros to the longest and tells their lengths, which "
+                "encode(x, lengths) takes"
             )
-        return torch.cat(items)
+        return x
+
+    def preprocess_batch(self, sources: list[Any], size: Size = None) -> tuple[Tensor, Tensor]:
+        """A list as x (B, channels, T), with zeros after each sound's end up to the longest, or to `size`;
+        and how many samples (B,) int64 are a sound's own. Errors as of `preprocess`."""
+        wanted = self._wanted(size)
+        items = [self._opened(item, wanted) for item in checked_list(sources)]
+        lengths = torch.tensor([item.shape[1] for item in items])
+        x = torch.zeros(len(items), self.channels, wanted or int(lengths.max()))
+        for row, item in zip(x, items, strict=True):
+            row[:, : item.shape[1]] = item
+        return x, lengths
+
+    def _wanted(self, size: Size) -> int | None:
+        """The samples that sound is brought to; None: its own."""
+        wanted = checked_preprocess_size(size, None, self.axes, MAX_SAMPLES)
+        return wanted[0] if wanted else None
+
+    def _opened(self, source: Any, most: int | None) -> Tensor:
+        """A sound (channels, T), or its first samples, `most` of them."""
+        with Sound(source, self.sample_rate, self.channels) as sound:
+            return torch.from_numpy(sound.read(0, None if most is None else min(most, sound.length)))
 
     def postprocess(self, x_hat: Tensor) -> list[tuple[NDArray[np.float32], int]]:
         """x_hat (B, channels, T) as (waveform (channels, T) float32, clipped to [-1, 1]; sample rate)."""
