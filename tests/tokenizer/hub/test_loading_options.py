@@ -149,11 +149,15 @@ def test_the_cache_alone_is_read(model: HubModel, hub: LocalHub, tmp_path: Path)
     for others in ({"subfolder": "small"}, {"revision": "v1"}, {"cache_dir": tmp_path / "empty"}):
         with pytest.raises(ValueError, match=missing):
             load("user/model", local_files_only=True, **others)  # type: ignore[arg-type]
-    # A download that ended before the weights.
-    (cached,) = (Path(constants.HF_HUB_CACHE) / "models--user--model" / "snapshots").iterdir()
-    (cached / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=missing):
-        load("user/model", local_files_only=True)
+    # A download that ended before the weights, and one before the config; without the client's list of what
+    # there should be, as older ones left it.
+    repository = Path(constants.HF_HUB_CACHE) / "models--user--model"
+    (cached,) = (repository / "snapshots").iterdir()
+    shutil.rmtree(repository / "trees")
+    for name in ("model.safetensors", "config.json"):
+        (cached / name).unlink()
+        with pytest.raises(ValueError, match=missing):
+            load("user/model", local_files_only=True)
     assert hub.seen == []
     assert_same(load("user/model"), model)
 
