@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenizer.checks import Size
 from tokenizer.installation import import_torchaudio
 from tokenizer.modalities import CardWords, ModalityConfig
-from tokenizer.modalities.files.sounds import open_sound
+from tokenizer.modalities.files.sounds import Sound
 from tokenizer.modalities.signals import SignalModality, check_networks
 from tokenizer.variants import require
 
@@ -59,34 +60,28 @@ class AudioConfig(ModalityConfig, kind="audio"):
 class AudioModality(SignalModality):
     """Sound x: (B, channels, T) in [-1, 1]."""
 
-    name = "audio"
+    name, many = "audio", "sounds"
     pipeline_tag = "feature-extraction"
 
     def __init__(self, config: AudioConfig) -> None:
         import_torchaudio()  # a mistake of the installation is told now, not when a file has another rate
         super().__init__(config)
 
-    def preprocess(self, source: Any) -> Tensor:
+    def preprocess(self, source: Any, size: Size = None) -> Tensor:
         """A path, bytes or (waveform, its rate), or a list of them, as x: (B, channels, T) in [-1, 1].
 
         (its rate, waveform) and {"array": waveform, "sampling_rate": its rate} are taken too.
 
         Any sound file is taken; it is mixed to `channels` and resampled to `sample_rate`. A waveform is (T,)
-        or (C, T). Raises `ValueError` naming the file for what is not a readable sound, and if those of a
-        list differ in length.
+        or (C, T). `size`: the first so many samples, with zeros after the end of a shorter sound; left out or
+        "keep": the sound's own length. Raises `ValueError` naming the file for what is not a readable sound,
+        for an impossible size, and if those of a list differ in length.
         """
-        if not isinstance(source, list):
-            return torch.from_numpy(open_sound(source, self.sample_rate, self.channels))[None]
-        if not source:
-            raise ValueError("preprocess got an empty list; give it at least one sound")
-        items = [self.preprocess(item) for item in source]
-        lengths = sorted({x.shape[2] for x in items})
-        if len(lengths) > 1:
-            raise ValueError(
-                f"the sounds have {lengths[0]} to {lengths[-1]} samples, expected one length; pad them with "
-                "zeros to the longest and use encode(x, lengths=...)"
-            )
-        return torch.cat(items)
+        return super().preprocess(source, size)
+
+    def opened(self, source: Any, most: int | None) -> Tensor:
+        with Sound(source, self.sample_rate, self.channels) as sound:
+            return torch.from_numpy(sound.read(0, None if most is None else min(most, sound.length)))
 
     def postprocess(self, x_hat: Tensor) -> list[tuple[NDArray[np.float32], int]]:
         """x_hat (B, channels, T) as (waveform (channels, T) float32, clipped to [-1, 1]; sample rate)."""

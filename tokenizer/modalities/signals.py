@@ -4,17 +4,21 @@ Left out: what the signals are of, and their way from files and back (`audio.py`
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.checks import Size, checked_list, checked_preprocess_size
 from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample
 from tokenizer.modalities import Modality
 from tokenizer.variants import require
 
 # Dilations of a level's residual blocks, in turn (Kumar et al. 2023, arXiv 2306.06546, section 3.1).
 DILATIONS = (1, 3, 9)
+# Of an item that is asked for in one piece: 4 GB.
+MAX_SAMPLES = 1 << 30
 
 
 class SignalConfig(Protocol):
@@ -70,6 +74,8 @@ class SignalModality(Modality):
 
     axes = ("T",)
     timed = True
+    # What several of them are called.
+    many: ClassVar[str]
 
     def __init__(self, config: SignalConfig) -> None:
         self.config = config
@@ -124,3 +130,41 @@ class SignalModality(Modality):
     def pad(self, x: Tensor) -> Tensor:
         """Zeros after the end, up to the next multiple of the stride."""
         return F.pad(x, (0, -x.shape[2] % self.stride)) if x.shape[2] % self.stride else x
+
+    def opened(self, source: Any, most: int | None) -> Tensor:
+        """An item (channels, T) in [-1, 1], or its first samples, `most` of them."""
+        raise TypeError(f"{type(self).__name__} does not define opened")
+
+    def preprocess(self, source: Any, size: Size = None) -> Tensor:
+        """An item, or a list of them, as x: (B, channels, T) in [-1, 1]. `size`: the first so many samples,
+        with zeros after the end of a shorter one; left out or "keep": its own length. Raises `ValueError` for
+        what cannot be read, for an impossible size, and if those of a list differ in length."""
+        if not isinstance(source, list):
+            wanted = self._wanted(size)
+            item = self.opened(source, wanted)
+            return F.pad(item, (0, (wanted or item.shape[1]) - item.shape[1]))[None]
+        x, lengths = self.preprocess_batch(source, size)
+        least, most = int(lengths.min()), int(lengths.max())
+        if size in (None, "keep") and least < most:
+            raise ValueError(
+                f"the {self.many} have {least} to {most} samples, expected one length; "
+                "preprocess_batch pads them with zeros to the longest and tells their lengths, which "
+                "encode(x, lengths) takes"
+            )
+        return x
+
+    def preprocess_batch(self, sources: list[Any], size: Size = None) -> tuple[Tensor, Tensor]:
+        """A list as x (B, channels, T), with zeros after each one's end up to the longest, or to `size`;
+        and how many samples (B,) int64 are its own. Errors as of `preprocess`."""
+        wanted = self._wanted(size)
+        items = [self.opened(item, wanted) for item in checked_list(sources)]
+        lengths = torch.tensor([item.shape[1] for item in items])
+        x = torch.zeros(len(items), self.channels, wanted or int(lengths.max()))
+        for row, item in zip(x, items, strict=True):
+            row[:, : item.shape[1]] = item
+        return x, lengths
+
+    def _wanted(self, size: Size) -> int | None:
+        """The samples that an item is brought to; None: its own."""
+        wanted = checked_preprocess_size(size, None, self.axes, MAX_SAMPLES)
+        return wanted[0] if wanted else None
