@@ -10,7 +10,6 @@ from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.losses import default_weights, describe_losses, validate_weights
 from tokenizer.modalities import ModalityConfig
 from tokenizer.modalities.image import ImageConfig
-from tokenizer.variants import require
 
 
 def _default_losses() -> dict[str, float]:
@@ -26,7 +25,7 @@ class TokenizerConfig:
     """What a tokenizer is made of."""
 
     modality: ModalityConfig = field(default_factory=ImageConfig)
-    """Pictures or sound, and the networks for them."""
+    """What the data are, and the networks for them."""
     bottleneck: BottleneckConfig = field(default_factory=VQConfig)
     """Between encoder and decoder: a quantizer, or the Gaussian posterior of a VAE."""
     losses: dict[str, float] = field(default_factory=_default_losses, metadata={"help": _losses_help()})
@@ -34,14 +33,4 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         validate_weights(self.losses, self.modality.kind)
-        if isinstance(self.modality, ImageConfig):
-            used = {name for name, weight in self.losses.items() if weight > 0}
-            probabilities = self.modality.output == "tanh" and self.modality.channels == 1
-            require(
-                "bernoulli" not in used or probabilities,
-                "the loss bernoulli needs output tanh and channels 1",
-            )
-            require(
-                "ms_ssim" not in used or min(self.modality.size) >= 7,
-                "the loss ms_ssim needs 7 pixels or more",
-            )
+        self.modality.check_losses({name for name, weight in self.losses.items() if weight > 0})

@@ -4,6 +4,7 @@ Left out: the modalities themselves. Each is one file beside this one; a new fil
 others.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -91,6 +92,9 @@ class ModalityConfig(Variant):
     """Base of the modalities' configs; `--model.modality.*` sets the fields of the preset's choice."""
 
     home: ClassVar[str] = __name__
+
+    def check_losses(self, used: Set[str]) -> None:
+        """`ValueError` for losses, by name, that these networks or data cannot have."""
 
     def build(self) -> Modality:
         """The modality that this config describes."""

@@ -4,7 +4,7 @@ Left out: reading single file formats (`pictures.py`) and attention (see `tokeni
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -99,6 +99,13 @@ class ImageConfig(ModalityConfig, kind="image"):
             all(1 <= w <= 8192 for w in self.widths), f"widths are {self.widths}, expected 1 to 8192 each"
         )
         require(all(0 <= n <= 64 for n in self.blocks), f"blocks are {self.blocks}, expected 0 to 64 each")
+
+    def check_losses(self, used: Set[str]) -> None:
+        probabilities = self.output == "tanh" and self.channels == 1
+        require(
+            "bernoulli" not in used or probabilities, "the loss bernoulli needs output tanh and channels 1"
+        )
+        require("ms_ssim" not in used or min(self.size) >= 7, "the loss ms_ssim needs 7 pixels or more")
 
     def build(self) -> "ImageModality":
         return ImageModality(self)
