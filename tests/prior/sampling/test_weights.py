@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prior import Prior
-from prior.sampling.weights import WEIGHTS
+from prior.sampling.weights import LOOKED_AT, WEIGHTS
 from tests.helpers.decoders import CONFIG, DEPTH, random_prior
 
 
@@ -49,6 +49,18 @@ def through_data(prior: Prior) -> None:
         parameter.data.neg_()
 
 
+def beside(weight: Tensor) -> None:
+    """Changes a matrix, but for the numbers that are looked at."""
+    weight.view(LOOKED_AT, -1)[:, 1:].mul_(-3)
+
+
+def replaced(prior: Prior) -> None:
+    """The same, in a matrix that lies elsewhere from now on."""
+    weight = prior.blocks[0].attention.qkv.weight
+    weight.data = weight.detach().clone()
+    beside(weight.data)
+
+
 CHANGES: dict[str, Callable[[Prior], object]] = {
     "sgd": lambda p: step(p, torch.optim.SGD),
     # Torch does not count what these change.
@@ -58,7 +70,8 @@ CHANGES: dict[str, Callable[[Prior], object]] = {
     "assign": lambda p: p.load_state_dict(random_prior(p.config, scale=0.3).state_dict(), assign=True),
     "double": lambda p: p.double(),
     "half": through_half,
-    "one": lambda p: p.blocks[0].attention.qkv.weight.detach().mul_(-1),
+    "unseen": lambda p: beside(p.blocks[0].attention.qkv.weight.detach()),
+    "replaced": replaced,
 }
 
 
