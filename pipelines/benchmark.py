@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipelines import benchmarks
 from pipelines.benchmarks.registry import BENCHMARKS
-from pipelines.run.command_line import parse, run
+from pipelines.run.command_line import parse, print_version, run
 from tokenizer.hub.files import write_atomically
 
 for _module in pkgutil.walk_packages(benchmarks.__path__, "pipelines.benchmarks."):
@@ -29,6 +29,9 @@ def main() -> None:
     about = "".join(f"\n  {name}: {b.about}" for name, b in BENCHMARKS.items())
     if words and words[0] in ("-h", "--help"):
         print(f"{__doc__}\nThe first word chooses a benchmark; NAME --help explains its flags:{about}")
+        return
+    if "--version" in words:
+        print_version()
         return
     if not words or words[0] not in BENCHMARKS:
         got = f"unknown benchmark {words[0]!r}" if words else "no benchmark named"

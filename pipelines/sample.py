@@ -26,7 +26,6 @@ from pipelines.run.models import load_models, require_models
 from pipelines.run.progress import progress
 from prior import Prior
 from prior.sampling.choice import Choice, SamplingOptions
-from prior.sampling.continuation import continue_codes
 from prior.sampling.weights import Weights
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
@@ -195,8 +194,7 @@ def draw_codes(
         return prior.sample(count, label=label, generator=generator, **options.choice)
     frame_rate = tok.modality.sample_rate / tok.stride
     new = prior.config.grid[0] if options.seconds is None else max(1, round(options.seconds * frame_rate))
-    return continue_codes(
-        prior,
+    return prior.sample_long(
         count,
         new + (0 if prefix is None else prefix.shape[2]),
         label=label,

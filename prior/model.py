@@ -107,7 +107,7 @@ class Prior(Network):
         min_p: float | None = None,
         cfg_schedule: str = "constant",
     ) -> Tensor:
-        """Draw codes (batch_size, K, *grid) int64; never with dropout.
+        """Draw codes (batch_size, K, *grid) int64; never with dropout. `sample_long` draws more of them.
 
         `label`: a class (name or number) for all, a list, array or (batch_size,) tensor of them, -1 or None
         for the unconditional class. `prefix` (batch_size or 1, K, n, *grid[1:]) fixes the first n rows or
@@ -136,12 +136,57 @@ class Prior(Network):
         stop = int(wanted.max()) + 1 if wanted.numel() else 0
         return generate(self, self.prepared, codes, free, classes, choice, generator, stop)[:, :, :size]
 
+    def sample_long(
+        self,
+        batch_size: int,
+        frames: int,
+        label: Label = None,
+        prefix: Array | None = None,
+        overlap: int | None = None,
+        generator: torch.Generator | int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Tensor:
+        """Draw codes (batch_size, K, frames, *grid[1:]) int64 of any number of frames (rows of a picture).
+
+        The first window of grid[0] frames is drawn as `sample` does, each further one with the last `overlap`
+        frames (left out: half of the window) as its prefix. This is an approximation: a window forgets all
+        that lies before its prefix, and takes that for its beginning. A larger overlap forgets less and costs
+        more. `prefix` (batch_size or 1, K, n, *grid[1:]), of any length up to `frames`, begins the result.
+        `label` and `options` are those of `sample`, in every window.
+
+        Each example has a stream of its own, seeded from `generator`, so that neither the number of frames
+        nor the other examples change what is drawn. Raises `ValueError` for an argument out of range.
+        """
+        window = self.config.grid[0]
+        overlap = window // 2 if overlap is None else overlap
+        if not 0 <= overlap < window:
+            raise ValueError(
+                f"overlap: expected 0 to {window - 1} frames (the window has {window}), got {overlap}"
+            )
+        codes = self._begin_long(prefix, batch_size)
+        if frames < max(1, codes.shape[2]):
+            least = f"{codes.shape[2]} (the prefix's) or more" if codes.shape[2] else "1 or more"
+            raise ValueError(f"frames: expected {least}, got {frames}")
+        generator = generator_of(generator)
+        source = torch.device("cpu") if generator is None else generator.device
+        seeds = torch.randint(1 << 62, (batch_size,), generator=generator, device=source).tolist()
+        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        while codes.shape[2] < frames:
+            done = codes.shape[2]
+            # A prefix that leaves room in the window is seen whole.
+            kept = done if done < window else overlap
+            size = min(window, kept + frames - done)
+            seen = codes[:, :, done - kept :]
+            new = self.sample(batch_size, label, seen, generator=streams, size=size, **options)
+            codes = torch.cat([codes, new[:, :, kept:]], dim=2)
+        return codes
+
     def for_sampling(self, weights: Weights = "full", compile: bool = False) -> Self:
         """A copy whose `sample` and `inpaint` have their weights ready, for many calls.
 
         `weights`: `full`, as they are; `bf16`, rounded to bfloat16; `int8`, to whole numbers, which is the
-        fastest for one sequence (CPUs only). Take a new copy after training: this one may go on with the
-        weights of now.
+        fastest for one sequence (CPUs only). The copy shares the weights of this prior: once they have
+        changed (training, `load_state_dict`, `to`), its next call makes them ready anew.
 
         With `compile` a float32 prior's steps are compiled loops on a CPU, and codes do not depend on how
         many are drawn at once, to the bit (but for the pattern `depth`); on a GPU steps are CUDA graphs
@@ -252,6 +297,20 @@ class Prior(Network):
 
     def _classes(self, label: Label, batch_size: int) -> Tensor:
         return label_rows(label, batch_size, self.config.class_names, self.head.device)
+
+    def _begin_long(self, prefix: Array | None, batch_size: int) -> Tensor:
+        """The codes (batch_size, K, n, *grid[1:]) before the first window, n 0 without a prefix."""
+        config = self.config
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        if prefix is None:
+            prefix = torch.zeros((1, config.num_codebooks, 0, *config.grid[1:]), dtype=torch.int64)
+        prefix = as_codes(prefix, self.head.device, "prefix")
+        # Checked here and not by the windows, which see only its end.
+        length = prefix.shape[2] if prefix.ndim == len(config.grid) + 2 else 0
+        shape = (config.num_codebooks, length, *config.grid[1:])
+        check_prefix(prefix, config.codebook_size, shape, batch_size)
+        return prefix.expand(batch_size, *shape)
 
     def _begin(self, prefix: Array | None, batch_size: int) -> tuple[Tensor, int]:
         """Codes (B, K, *grid), 0 but for the prefix, and the rows or frames that it fixes."""

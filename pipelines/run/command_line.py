@@ -18,12 +18,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 import tyro
 
 from pipelines.run.environment import keep_freed_memory
 from pipelines.run.signals import Stopped, end_with_launcher
 from tokenizer.hub.files import read_json
+from tokenizer.hub.model import library_version
 from tokenizer.variants import config_from_dict, config_to_dict
 
 
@@ -82,6 +84,8 @@ O = TypeVar("O")
 # For an option of several values that has none by default, of which --help would show an empty default.
 NOTHING = tyro.conf.arg(help_behavior_hint="(default: none)")
 
+VERSION_HELP = "--version prints the versions of tokenloom and torch."
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -103,9 +107,13 @@ def parse(
 
     With `--resume` the run's own run.json, if it is there, stands in for a missing `--config`. Raises
     `ValueError` for an unknown preset, flag or value, for a config file that does not fit, and for a resume
-    where no run is and no word says which one to begin.
+    where no run is and no word says which one to begin. `--version` anywhere prints versions and exits 0, as
+    `--help` does its text.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in words:
+        print_version()
+        sys.exit(0)
     presets = presets or {}
     name = default_preset
     named = bool(presets and words and not words[0].startswith("-"))
@@ -138,6 +146,12 @@ def parse(
         if stop.code in (0, None):
             raise
         raise ValueError(f"the command line does not fit\n{usage.getvalue().rstrip()}") from None
+
+
+def print_version() -> None:
+    """The distribution and torch, each with its version, in a line; once, if there are several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"tokenloom {library_version()} (torch {torch.__version__})")
 
 
 def _take(words: list[str], flag: str) -> str | None:
@@ -210,7 +224,7 @@ def _join_lines(options: Any) -> None:
 
 def _preset_help(presets: Mapping[str, Preset], default_preset: str) -> str:
     if not presets:
-        return "\n\n--config FILE reads options from a JSON file (under the flags)."
+        return f"\n\n--config FILE reads options from a JSON file (under the flags). {VERSION_HELP}"
     lines = [
         f"  {name}{' (default)' if name == default_preset else ''}: {p.about} {p.cost}"
         for name, p in presets.items()
@@ -218,7 +232,8 @@ def _preset_help(presets: Mapping[str, Preset], default_preset: str) -> str:
     return (
         "\n\nThe first word chooses a preset:\n"
         + "\n".join(lines)
-        + "\n\n--config FILE reads options from a run.json (over the preset, under the flags)."
+        + "\n\n--config FILE reads options from a run.json (over the preset, under the flags). "
+        + VERSION_HELP
     )
 
 

@@ -74,7 +74,11 @@ def generate(
         return codes
     first, last = taken[0], taken[-1]
     layout = pattern.layout()
-    prepared, rows = prepared or Prepared(prior), copies * len(codes)
+    if prepared is None:
+        prepared = Prepared(prior)
+    else:
+        prepared.follow(prior)
+    rows = copies * len(codes)
     with chosen_decoder(prior, prepared, rows, last + 1) as decoder:
         x = prior.inputs(sequence[:, :first].repeat(copies, 1, 1), classes)
         for step in range(first, last + 1):

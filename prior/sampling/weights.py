@@ -22,6 +22,8 @@ WEIGHTS: tuple[Weights, ...] = ("full", "bf16", "int8")
 # 512 x 2752: 16 rows in 212 instead of 588 µs, 1 row in 139 instead of 127.
 MANY_ROWS = 3
 INT8_BLOCK = 16
+# Numbers of a parameter that tell whether it changed.
+LOOKED_AT = 64
 
 # x (rows, in) → (rows, out).
 Matrix = Callable[[Tensor], Tensor]
@@ -149,6 +151,40 @@ class Ready:
         return Dense(weight if self.weights == "full" else weight.bfloat16(), self.many)
 
 
+class Weighed:
+    """The weights that a network has now, to tell later whether it still has them.
+
+    Place and version tell of most changes in place. Those that torch does not count, as by fused optimizers
+    or through `.data`, are seen by `LOOKED_AT` numbers of each parameter: training changes nearly all.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        # Held, so that no other tensor can come to lie where they are.
+        self.values = [parameter.detach() for parameter in network.parameters()]
+        self.versions = [_version(parameter) for parameter in network.parameters()]
+        self.some = [_some(value).clone() for value in self.values]
+
+    def are_those_of(self, network: nn.Module) -> bool:
+        """Whether the network has these weights, unchanged."""
+        now = list(network.parameters())
+        return (
+            len(now) == len(self.values)
+            and all(a.data_ptr() == b.data_ptr() for a, b in zip(now, self.values, strict=True))
+            and self.versions == [_version(parameter) for parameter in now]
+            and all(torch.equal(_some(a.detach()), b) for a, b in zip(now, self.some, strict=True))
+        )
+
+
+def _version(parameter: Tensor) -> int:
+    """How often torch counted a change in place; it does not where it was made in inference mode."""
+    return 0 if parameter.is_inference() else parameter._version
+
+
+def _some(value: Tensor) -> Tensor:
+    """Numbers of a tensor, evenly spread."""
+    return value.reshape(-1)[:: max(1, value.numel() // LOOKED_AT)]
+
+
 class Prepared:
     """The weights of a prior ready for sampling, as they are at their first use: `full`, in `bf16`, or
     rounded to `int8` (products of many rows then take bfloat16 as well).
@@ -161,7 +197,15 @@ class Prepared:
     def __init__(self, prior: Network, weights: Weights = "full", compiled: bool = False) -> None:
         if weights not in WEIGHTS:
             raise ValueError(f"weights: unknown {weights!r}; known: {', '.join(WEIGHTS)}")
-        device = prior.head.device.type
+        self.weights, self.compiled = weights, compiled
+        self._require_device(prior.head.device.type)
+        self._made: dict[bool, Ready] = {}
+        self._made_of: Weighed | None = None
+        # What the compiled steps make once and use in the next call too.
+        self.kept: object = None
+
+    def _require_device(self, device: str) -> None:
+        weights, compiled = self.weights, self.compiled
         if weights == "int8" and device != "cpu":
             raise ValueError(f"weights: int8 is for CPUs, and this prior is on {device}; take bf16")
         if compiled and device not in ("cpu", "cuda"):
@@ -171,10 +215,16 @@ class Prepared:
                 "compile: needs numba; pip install -c pipelines/configs/constraints.txt -e '.[fast]', "
                 "or leave it out"
             )
-        self.weights, self.compiled = weights, compiled
-        self._made: dict[bool, Ready] = {}
-        # What the compiled steps make once and use in the next call too.
-        self.kept: object = None
+
+    def follow(self, prior: Network) -> None:
+        """Drop what was made of other weights than those that `prior` has now. Raises `ValueError` if it has
+        gone to a device that has not what was asked for."""
+        if self._made_of is not None and self._made_of.are_those_of(prior):
+            return
+        self._require_device(prior.head.device.type)
+        self._made.clear()
+        self.kept = None
+        self._made_of = Weighed(prior)
 
     def of(self, prior: Network, rows: int) -> Ready:
         """The weights for products of so many rows."""

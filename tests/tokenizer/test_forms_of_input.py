@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from prior import Prior
-from prior.sampling.continuation import continue_codes
 from tests.helpers.priors import PICTURE, random_codes
 from tests.helpers.tiny import codec, pictures, sounds, tokenizer
 from tokenizer import checks
@@ -108,8 +107,8 @@ def test_codes_of_a_prior_in_every_form(prior: Prior) -> None:
         assert torch.equal(prior.likelihood(given, 1).nats, prior.likelihood(codes, 1).nats)
         assert torch.equal(prior.inpaint(given, torch.zeros(3, 4, dtype=torch.bool)), codes)
         assert torch.equal(prior(given).nll, prior(codes).nll)
-        more = continue_codes(prior, 2, 5, 1, given[:, :, :1], generator=3)
-        assert torch.equal(more, continue_codes(prior, 2, 5, 1, codes[:, :, :1], generator=3))
+        more = prior.sample_long(2, 5, 1, given[:, :, :1], generator=3)
+        assert torch.equal(more, prior.sample_long(2, 5, 1, codes[:, :, :1], generator=3))
     with pytest.raises(TypeError, match="codes: expected a tensor or numpy array of integers, got list"):
         prior.nll(codes.tolist())
     with pytest.raises(ValueError, match=r"codes: expected int64 .*float64"):
@@ -151,7 +150,7 @@ def test_seeds_stand_for_generators(prior: Prior) -> None:
     for seed in (0, np.int64(0)):
         a, b = (prior.interpolate("cat", "dog", 3, generator=g) for g in (seed, seeded(0)))
         assert torch.equal(a, b)
-        a, b = (continue_codes(prior, 2, 5, generator=g) for g in (seed, seeded(0)))
+        a, b = (prior.sample_long(2, 5, generator=g) for g in (seed, seeded(0)))
         assert torch.equal(a, b)
     posterior = tokenizer("gaussian").posterior(pictures(2, 3, 16, 16))
     for seed in (0, np.int64(0)):

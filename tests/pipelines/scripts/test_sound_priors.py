@@ -19,7 +19,6 @@ from pipelines.tokens.windows import Windows, window_info
 from pipelines.train_prior import prior_config
 from pipelines.training.options import PriorSize, PriorTraining
 from prior import Prior
-from prior.sampling.continuation import continue_codes
 from tests.helpers.running import MODEL, TINY_PRIOR, Script, as_a_new_process, assert_refused, names_in, read
 from tests.helpers.whole_runs import rows_of
 from tests.pipelines.tokens.test_windows import INFO
@@ -85,7 +84,7 @@ def test_its_measure_by_hand(trained: Path, tokens: Path) -> None:
 
 def test_it_draws_more_frames_than_its_window(trained: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    codes = continue_codes(Prior.from_pretrained(trained), 32, 40, "high", generator=generator)
+    codes = Prior.from_pretrained(trained).sample_long(32, 40, "high", generator=generator)
     assert codes.shape == (32, 2, 40)
     assert (codes[:, 0, 0] >= 8).float().mean() > 0.8
     assert (codes[:, 0].diff() == 0).float().mean() > 0.8

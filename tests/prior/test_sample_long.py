@@ -1,6 +1,6 @@
-"""Codes longer than the grid: windows that overlap, their streams of chance, and what is refused.
+"""`sample_long`: windows that overlap, their streams of chance, and what is refused.
 
-Left out: sampling within a window, which is in test_generate.py.
+Left out: sampling within a window, which is in sampling/test_generate.py.
 """
 
 from typing import Any
@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from prior.sampling.continuation import continue_codes
 from tests.helpers.priors import SOUND, random_codes, random_prior
 
 PRIOR = random_prior(SOUND, seed=2, scale=0.5)  # windows of 6 frames
@@ -17,7 +16,7 @@ PRIOR = random_prior(SOUND, seed=2, scale=0.5)  # windows of 6 frames
 
 def draw(batch_size: int, frames: int, seed: int = 0, **options: Any) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return continue_codes(PRIOR, batch_size, frames, label="dog", generator=generator, **options)
+    return PRIOR.sample_long(batch_size, frames, label="dog", generator=generator, **options)
 
 
 def test_windows_begin_with_the_end_of_what_is_there() -> None:
@@ -43,17 +42,17 @@ def test_examples_do_not_depend_on_the_batch() -> None:
     together = draw(4, 13)
     assert len({tuple(c.flatten().tolist()) for c in together}) == 4
     generator = torch.Generator().manual_seed(0)
-    parts = [continue_codes(PRIOR, n, 13, "dog", generator=generator) for n in (3, 1)]
+    parts = [PRIOR.sample_long(n, 13, "dog", generator=generator) for n in (3, 1)]
     assert torch.equal(torch.cat(parts), together)
     assert not torch.equal(draw(4, 13, seed=1), together)
 
 
 def test_without_a_generator_the_global_one_decides() -> None:
     torch.manual_seed(3)
-    first = continue_codes(PRIOR, 2, 9)
+    first = PRIOR.sample_long(2, 9)
     torch.manual_seed(3)
-    assert torch.equal(continue_codes(PRIOR, 2, 9), first)
-    assert not torch.equal(continue_codes(PRIOR, 2, 9), first)
+    assert torch.equal(PRIOR.sample_long(2, 9), first)
+    assert not torch.equal(PRIOR.sample_long(2, 9), first)
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 6, 7, 11])
@@ -90,4 +89,4 @@ def test_a_prefix_of_any_length_is_continued(length: int) -> None:
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        continue_codes(PRIOR, **{"batch_size": 2, "frames": 12, **options})
+        PRIOR.sample_long(**{"batch_size": 2, "frames": 12, **options})

@@ -1,0 +1,45 @@
+"""--version of every script: one line, before anything is made.
+
+Left out: --help (presets/test_help.py).
+"""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.running import ROOT, Script, environment
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem != "__init__")
+LINE = f"tokenloom {version('tokenloom')} (torch {torch.__version__})\n"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_says_its_version(script: Script, name: str, tmp_path: Path) -> None:
+    for words in ((), ("small", "--output", tmp_path / "out"), ("--no-such-flag",)):
+        finished = script(name, *words, "--version")
+        assert (finished.code, finished.out, finished.err) == (0, LINE, ""), words
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_of_its_own_and_several(tmp_path: Path) -> None:
+    for rank, expected in (("", LINE), ("0", LINE), ("1", "")):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "pipelines" / "sample.py"), "--version"],
+            env=environment() | ({"RANK": rank} if rank else {}),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
+def test_the_list_of_scripts_is_whole() -> None:
+    assert {"train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate", "quickstart"} < set(
+        SCRIPTS
+    )
+    assert {"benchmark", "quantize_vae"} < set(SCRIPTS)
