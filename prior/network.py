@@ -35,11 +35,16 @@ class DepthTransformer(nn.Module):
         self.start = nn.Linear(config.dim, books * dim, bias=False)
         # One table for each codebook but the last, one below the other.
         self.code_embedding = nn.Embedding((books - 1) * size, dim)
-        self.register_buffer("first_row", torch.arange(0, (books - 1) * size, size), persistent=False)
+        self.make_unsaved()
         self.blocks = Blocks(
             config.inner_depth, dim, config.inner_heads, config.inner_ffn_dim, config.qk_norm
         )
         self.norm = RMSNorm(dim)
+
+    def make_unsaved(self) -> None:
+        """Where the table of each codebook begins."""
+        books, size = self.config.num_codebooks, self.config.codebook_size
+        self.register_buffer("first_row", torch.arange(0, (books - 1) * size, size), persistent=False)
 
     def forward(self, hidden: Tensor, codes: Tensor, dropout: float = 0.0) -> Tensor:
         """hidden (M, dim) and codes (M, K) of M positions → last hidden layers (M, K, inner_dim)."""
@@ -70,7 +75,7 @@ class Network(HubModel):
         self.pattern = Pattern(config.pattern, config.num_codebooks, config.grid)
         # One table per codebook, one below the other; the last class stands for "no class".
         self.code_embedding = nn.Embedding(config.num_codebooks * config.codebook_size, config.dim)
-        self.register_buffer("first_row", self.pattern.first_rows(config.codebook_size), persistent=False)
+        self.make_unsaved()
         self.class_embedding = nn.Embedding(len(config.class_names) + 1, config.dim)
         # What a step is about to predict: RoPE only tells where its input stands.
         self.target_embedding = (
@@ -82,6 +87,11 @@ class Network(HubModel):
         last = config.inner_dim if config.in_turn else config.dim
         self.head = nn.Parameter(torch.empty(config.num_codebooks, config.codebook_size, last))
         self.reset_parameters()
+
+    def make_unsaved(self) -> None:
+        """Where the tables of each step's codebooks begin."""
+        first_row = self.pattern.first_rows(self.config.codebook_size)
+        self.register_buffer("first_row", first_row, persistent=False)
 
     def reset_parameters(self) -> None:
         """Small normal weights; zeros at the end of every residual branch and in the heads, so that the
