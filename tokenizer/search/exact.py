@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from tokenizer.checks import NotFinite
-from tokenizer.search import bf16 as search_bf16
 from tokenizer.search.tiles import FAR, NEAR, TILE, propose
 
 Distance = Literal["euclidean", "cosine"]
@@ -66,13 +65,7 @@ def _nearest(z: Tensor, codebook: Tensor, distance: str) -> Tensor:
         z, codebook = z.to(dtype), codebook.to(dtype)
         if distance == "cosine":
             z, codebook = directions(z, "z"), directions(codebook, "the codebook")
-        if not search_bf16.serves(z, codebook):
-            return Table(codebook).search(z)
-        codes = search_bf16.search(z, codebook, middle(codebook))
-        left = (codes == search_bf16.UNDECIDED).nonzero()[:, 0]
-        if len(left):
-            codes[left] = Table(codebook).search(z[left])
-        return codes
+        return Table(codebook).search(z)
 
 
 @_nearest.register_fake

@@ -29,7 +29,7 @@ from pipelines.benchmarks.search.memory import measure_in_a_process
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra
-from tokenizer.search import bf16, cpu
+from tokenizer.search import cpu
 from tokenizer.search.exact import nearest
 from tokenizer.variants import require
 
@@ -41,7 +41,6 @@ PEERS = {"faiss-cpu": "faiss", "vector-quantize-pytorch": "vector_quantize_pytor
 # What is compared with what: ours → the others.
 COMPARED = {
     "nearest": (
-        "nearest float32",
         "nearest torch",
         "torch.mm",
         "torch.cdist",
@@ -95,15 +94,9 @@ def by_torch_alone(z: Tensor, codebook: Tensor) -> Tensor:
         return nearest(z, codebook)
 
 
-def in_float32(z: Tensor, codebook: Tensor) -> Tensor:
-    """`nearest` with products in float32, as on CPUs that are not fast in bfloat16."""
-    with patch.object(bf16, "serves", lambda *_: False):
-        return nearest(z, codebook)
-
-
 def jobs(shape: Shape, device: torch.device) -> Jobs:
-    """What is timed at a shape (M, N, D): ours, on a CPU what it is there without bfloat16 and without numba,
-    the bare product, and those peers that are installed."""
+    """What is timed at a shape (M, N, D): ours, on a CPU what it is there without numba, the bare product,
+    and those peers that are installed."""
     m, n, d = shape
     z = torch.randn(m, d, generator=keyed_generator(0, "z")).to(device)
     codebook = torch.randn(n, d, generator=keyed_generator(0, "codebook")).to(device)
@@ -114,7 +107,6 @@ def jobs(shape: Shape, device: torch.device) -> Jobs:
         "torch.cdist": lambda: torch.cdist(z, codebook).argmin(1),
     }
     if device.type == "cpu":
-        found["nearest float32"] = partial(in_float32, z, codebook)
         found["nearest torch"] = partial(by_torch_alone, z, codebook)
     grid = z.T[None].contiguous()
     for name, training in (("vq eval", False), ("vq train", True)):

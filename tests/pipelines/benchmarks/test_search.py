@@ -17,7 +17,7 @@ from pipelines.benchmarks.search.speed import PEERS, SearchBenchmark, jobs, pars
 from tests.helpers.running import assert_refused, environment, read, run_script
 from tokenizer.bottlenecks import Bottlenecked
 from tokenizer.installation import install_extra
-from tokenizer.search import bf16, cpu, tiles
+from tokenizer.search import cpu, tiles
 from tokenizer.search.exact import nearest
 
 CPU = torch.device("cpu")
@@ -32,9 +32,8 @@ def test_all_jobs_search_the_same() -> None:
     found = jobs((60, 20, 4), CPU)
     codes = found["nearest"]()
     assert isinstance(codes, torch.Tensor) and codes.shape == (60,)
-    for name in ("nearest float32", "nearest torch"):
-        same = found[name]()
-        assert isinstance(same, torch.Tensor) and torch.equal(same, codes)
+    same = found["nearest torch"]()
+    assert isinstance(same, torch.Tensor) and torch.equal(same, codes)
     products, cdist = found["torch.mm"](), found["torch.cdist"]()
     assert isinstance(products, torch.Tensor) and products.shape == (60, 20)
     assert isinstance(cdist, torch.Tensor) and torch.equal(cdist, codes)
@@ -49,21 +48,17 @@ def test_all_jobs_search_the_same() -> None:
 
 
 def test_each_way_is_the_one_it_is_named_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NARROW", "COMPILED_FROM"):
-        monkeypatch.setattr(bf16, name, 0)
-    monkeypatch.setattr(bf16, "fast", lambda: True)
     monkeypatch.setattr(tiles, "COMPILED_FROM", 0)
     asked: list[str] = []
 
     def counted(name: str, function: Any) -> Any:
         return lambda *arguments: (asked.append(name), function(*arguments))[1]
 
-    monkeypatch.setattr(bf16, "search", counted("bf16", bf16.search))
     monkeypatch.setattr(cpu, "propose", counted("loops", cpu.propose))
     monkeypatch.setattr(cpu, "installed", lambda: True)
     pytest.importorskip("numba")
     found = jobs((60, 20, 4), CPU)
-    for name, way in (("nearest", ["bf16"]), ("nearest float32", ["loops"]), ("nearest torch", [])):
+    for name, way in (("nearest", ["loops"]), ("nearest torch", [])):
         asked.clear()
         found[name]()
         assert asked == way
@@ -87,7 +82,6 @@ def test_the_script_prints_and_writes(tmp_path: Path) -> None:
     assert values["missing"] == [package for package in PEERS if not installed(package)]
     expected = {
         "nearest",
-        "nearest float32",
         "nearest torch",
         "torch.mm",
         "torch.cdist",
