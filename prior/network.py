@@ -15,7 +15,10 @@ from prior.checks import UNCONDITIONAL
 from prior.config import PriorConfig
 from prior.layers import Blocks, RMSNorm, rotary_table
 from prior.patterns import Pattern
+from tokenizer.hub.meta import outline_of
 from tokenizer.hub.model import HubModel
+
+MAX_PARAMETERS = 10_000_000_000
 
 
 class DepthTransformer(nn.Module):
@@ -71,6 +74,8 @@ class Network(HubModel):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
+        if torch.get_default_device().type != "meta":
+            _require_size(config)
         self.config = config
         self.pattern = Pattern(config.pattern, config.num_codebooks, config.grid)
         # One table per codebook, one below the other; the last class stands for "no class".
@@ -169,3 +174,17 @@ class Network(HubModel):
             positions = torch.arange(len(positions), device=positions.device)[:, None]
         coordinates = F.pad(positions[:-1], (0, 0, 1, 0), value=-1)
         return rotary_table(coordinates, self.config.dim // self.config.heads, self.config.rope_theta)
+
+
+def num_parameters(config: PriorConfig) -> int:
+    """Parameters of the network of `config`, counted without taking memory for them."""
+    return sum(parameter.numel() for parameter in outline_of(lambda: Network(config)).parameters())
+
+
+def _require_size(config: PriorConfig) -> None:
+    """`ValueError` for a network larger than any real one."""
+    if (count := num_parameters(config)) > MAX_PARAMETERS:
+        raise ValueError(
+            f"number of parameters: expected at most {MAX_PARAMETERS:g}, got {count:g}; take a smaller dim, "
+            "depth or ffn, or fewer classes"
+        )
