@@ -64,7 +64,7 @@ class DepthTransformer(nn.Module):
         return rotary_table(books, config.inner_dim // config.inner_heads, config.rope_theta)
 
 
-class Network(HubModel):
+class PriorNetwork(HubModel):
     """A transformer over the steps of the config's pattern, each predicted from those before it."""
 
     model_type = "tokenloom-prior"
@@ -178,7 +178,7 @@ class Network(HubModel):
 
 def num_parameters(config: PriorConfig) -> int:
     """Parameters of the network of `config`, counted without taking memory for them."""
-    return sum(parameter.numel() for parameter in outline_of(lambda: Network(config)).parameters())
+    return sum(parameter.numel() for parameter in outline_of(lambda: PriorNetwork(config)).parameters())
 
 
 def _require_size(config: PriorConfig) -> None:

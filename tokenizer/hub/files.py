@@ -107,7 +107,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         for name in sorted(mapped.keys(), key=lambda name: header[name]["data_offsets"]):
             state[name] = value = torch.empty_like(mapped.get_tensor(name))
             file.seek(8 + size + header[name]["data_offsets"][0])
-            if file.readinto(value.flatten().view(torch.uint8).numpy()) != value.nbytes:
+            if file.readinto(value.flatten().view(torch.uint8).numpy().data) != value.nbytes:
                 raise OSError(f"it ends within tensor {name!r}")
     return state
 

@@ -33,7 +33,7 @@ from prior import Prior
 from prior.sampling import generate
 from prior.sampling.cpu.products import installed
 from prior.sampling.decoder_cuda import StaticDecoder
-from prior.sampling.weights import WEIGHTS, Prepared
+from prior.sampling.weights import WEIGHTS, PreparedWeights
 from tokenizer.installation import install_extra
 from tokenizer.variants import require
 
@@ -127,7 +127,7 @@ def torch_sampler(prior: Prior, batch: int) -> Callable[[], Tensor]:
     replace. The first call compiles it."""
     kept: list[StaticDecoder] = []
 
-    def chosen(network: Prior, prepared: Prepared, rows: int, steps: int) -> StaticDecoder:
+    def chosen(network: Prior, prepared: PreparedWeights, rows: int, steps: int) -> StaticDecoder:
         if not kept:
             kept.append(StaticDecoder(network, prepared, rows, steps, {"backend": "inductor"}))
         kept[0].length = 0
