@@ -10,13 +10,13 @@ from typing import Literal
 from prior.patterns import IN_TURN, PATTERNS
 
 MAX_STEPS = 1 << 16
-MAX_PARAMETERS = 10_000_000_000
 
 
 @dataclass(frozen=True)
 class PriorConfig:
     """All that decides what a `Prior` is. Checks itself, with bounds that a real prior stays below, so that a
-    broken or hostile file is a `ValueError` before any memory is taken."""
+    broken or hostile file is a `ValueError` before any memory is taken; all parameters together the network
+    counts before it makes them."""
 
     codebook_size: int = 512
     """Number of entries of each codebook, N."""
@@ -100,7 +100,6 @@ class PriorConfig:
         if self.pattern not in PATTERNS:
             raise ValueError(f"pattern: unknown {self.pattern!r}; known: {', '.join(sorted(PATTERNS))}")
         _between("rope_theta", self.rope_theta, 1, 1e12)
-        _between("number of parameters", self.num_parameters, 1, MAX_PARAMETERS)
 
     @property
     def num_codes(self) -> int:
@@ -122,26 +121,8 @@ class PriorConfig:
         """Hidden width of the SwiGLU layers of the depth transformer."""
         return self._hidden(self.inner_dim)
 
-    @property
-    def num_parameters(self) -> int:
-        """Parameters of the model, in which the pattern takes at most one step per code."""
-        codes = self.num_codebooks * self.codebook_size
-        steps = self.num_codes if self.target_embedding else 0
-        rows = codes + len(self.class_names) + 1 + steps + 1
-        total = self.depth * self._block(self.dim, self.heads) + rows * self.dim
-        if not self.in_turn:
-            return total + codes * self.dim
-        rows = codes + codes - self.codebook_size + 1 + self.num_codebooks * self.dim
-        inner = self.inner_depth * self._block(self.inner_dim, self.inner_heads)
-        return total + inner + rows * self.inner_dim
-
     def _hidden(self, dim: int) -> int:
         return math.ceil(self.ffn * dim / 16) * 16
-
-    def _block(self, dim: int, heads: int) -> int:
-        """Parameters of a block."""
-        norms = 2 * dim + (2 * (dim // heads) if self.qk_norm else 0)
-        return 4 * dim**2 + 3 * dim * self._hidden(dim) + norms
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -10,13 +10,13 @@ from einops import rearrange
 from torch import Tensor
 
 from prior.layers import NORM_EPS
-from prior.network import Network
+from prior.network import PriorNetwork
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 
-def to_llama(prior: Network) -> "LlamaForCausalLM":
+def to_llama(prior: PriorNetwork) -> "LlamaForCausalLM":
     """A Llama with the logits of `prior`, in its dtype, in eval mode.
 
     Its vocabulary holds code c of codebook k as k · N + c, then the classes, then "no class". A sequence
@@ -80,7 +80,7 @@ def to_llama(prior: Network) -> "LlamaForCausalLM":
     return llama
 
 
-def _weights(prior: Network) -> dict[str, Tensor]:
+def _weights(prior: PriorNetwork) -> dict[str, Tensor]:
     """The prior's weights under Llama's names."""
     state = prior.state_dict()
     head = rearrange(state["head"], "k n d -> (k n) d")

@@ -26,10 +26,10 @@ from prior.checks import (
 )
 from prior.interop import to_llama
 from prior.likelihood import Score, in_parts, nats, nats_and_entropy
-from prior.network import Network
+from prior.network import PriorNetwork
 from prior.sampling.choice import Choice, Generators, SamplingOptions, generator_of
 from prior.sampling.generate import generate
-from prior.sampling.weights import Prepared, Weights
+from prior.sampling.weights import PreparedWeights, Weights
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -51,11 +51,11 @@ class Likelihood(NamedTuple):
     entropy: Tensor
 
 
-class Prior(Network):
+class Prior(PriorNetwork):
     """p(codes | class), one step of the config's pattern after the other."""
 
     # Weights for sampling, if they are to serve several calls.
-    prepared: Prepared | None = None
+    prepared: PreparedWeights | None = None
     # What FSDP gathers the weights of at a time; the name is transformers', which accelerate reads.
     _no_split_modules = ("Block",)
 
@@ -195,7 +195,7 @@ class Prior(Network):
         ways, with `int8` many in bfloat16. Raises `ValueError` for what cannot be had here.
         """
         ready = copy.copy(self)
-        ready.prepared = Prepared(self, weights, compile)
+        ready.prepared = PreparedWeights(self, weights, compile)
         return ready
 
     @torch.no_grad()

@@ -15,7 +15,10 @@ from prior.checks import UNCONDITIONAL
 from prior.config import PriorConfig
 from prior.layers import Blocks, RMSNorm, rotary_table
 from prior.patterns import Pattern
+from tokenizer.hub.meta import outline_of
 from tokenizer.hub.model import HubModel
+
+MAX_PARAMETERS = 10_000_000_000
 
 
 class DepthTransformer(nn.Module):
@@ -35,11 +38,16 @@ class DepthTransformer(nn.Module):
         self.start = nn.Linear(config.dim, books * dim, bias=False)
         # One table for each codebook but the last, one below the other.
         self.code_embedding = nn.Embedding((books - 1) * size, dim)
-        self.register_buffer("first_row", torch.arange(0, (books - 1) * size, size), persistent=False)
+        self.make_unsaved()
         self.blocks = Blocks(
             config.inner_depth, dim, config.inner_heads, config.inner_ffn_dim, config.qk_norm
         )
         self.norm = RMSNorm(dim)
+
+    def make_unsaved(self) -> None:
+        """Where the table of each codebook begins."""
+        books, size = self.config.num_codebooks, self.config.codebook_size
+        self.register_buffer("first_row", torch.arange(0, (books - 1) * size, size), persistent=False)
 
     def forward(self, hidden: Tensor, codes: Tensor, dropout: float = 0.0) -> Tensor:
         """hidden (M, dim) and codes (M, K) of M positions → last hidden layers (M, K, inner_dim)."""
@@ -56,7 +64,7 @@ class DepthTransformer(nn.Module):
         return rotary_table(books, config.inner_dim // config.inner_heads, config.rope_theta)
 
 
-class Network(HubModel):
+class PriorNetwork(HubModel):
     """A transformer over the steps of the config's pattern, each predicted from those before it."""
 
     model_type = "tokenloom-prior"
@@ -66,11 +74,13 @@ class Network(HubModel):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
+        if torch.get_default_device().type != "meta":
+            _require_size(config)
         self.config = config
         self.pattern = Pattern(config.pattern, config.num_codebooks, config.grid)
         # One table per codebook, one below the other; the last class stands for "no class".
         self.code_embedding = nn.Embedding(config.num_codebooks * config.codebook_size, config.dim)
-        self.register_buffer("first_row", self.pattern.first_rows(config.codebook_size), persistent=False)
+        self.make_unsaved()
         self.class_embedding = nn.Embedding(len(config.class_names) + 1, config.dim)
         # What a step is about to predict: RoPE only tells where its input stands.
         self.target_embedding = (
@@ -82,6 +92,11 @@ class Network(HubModel):
         last = config.inner_dim if config.in_turn else config.dim
         self.head = nn.Parameter(torch.empty(config.num_codebooks, config.codebook_size, last))
         self.reset_parameters()
+
+    def make_unsaved(self) -> None:
+        """Where the tables of each step's codebooks begin."""
+        first_row = self.pattern.first_rows(self.config.codebook_size)
+        self.register_buffer("first_row", first_row, persistent=False)
 
     def reset_parameters(self) -> None:
         """Small normal weights; zeros at the end of every residual branch and in the heads, so that the
@@ -159,3 +174,17 @@ class Network(HubModel):
             positions = torch.arange(len(positions), device=positions.device)[:, None]
         coordinates = F.pad(positions[:-1], (0, 0, 1, 0), value=-1)
         return rotary_table(coordinates, self.config.dim // self.config.heads, self.config.rope_theta)
+
+
+def num_parameters(config: PriorConfig) -> int:
+    """Parameters of the network of `config`, counted without taking memory for them."""
+    return sum(parameter.numel() for parameter in outline_of(lambda: PriorNetwork(config)).parameters())
+
+
+def _require_size(config: PriorConfig) -> None:
+    """`ValueError` for a network larger than any real one."""
+    if (count := num_parameters(config)) > MAX_PARAMETERS:
+        raise ValueError(
+            f"number of parameters: expected at most {MAX_PARAMETERS:g}, got {count:g}; take a smaller dim, "
+            "depth or ffn, or fewer classes"
+        )

@@ -107,8 +107,12 @@ class Pattern(nn.Module):
             raise ValueError(f"pattern: unknown {name!r}; known: {', '.join(sorted(PATTERNS))}")
         self.name, self.num_codebooks, self.grid = name, num_codebooks, grid
         self.in_turn = name in IN_TURN and num_codebooks > 1
-        # Small tables, made on the CPU: on the device meta, by which sizes are checked on loading, such steps
-        # take a hundred times longer, and a second to import what they need there.
+        self.make_unsaved()
+
+    def make_unsaved(self) -> None:
+        """All tables."""
+        # They are small, and made on the CPU: on the device meta, by which sizes are checked on loading, such
+        # steps take a hundred times longer, and a second to import what they need there.
         device = torch.get_default_device()
         with torch.device("cpu"):
             tables = self._tables()

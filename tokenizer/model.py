@@ -79,7 +79,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
 
         `NotFinite` if z_e is not finite; in training, if the step is `optional`, losses that are NaN instead.
         """
-        z_e = self._latents(x)
+        z_e = self._latents(self.prepared(x))
         # Other processes wait for this one in the bottleneck and in the backward pass, so it goes on without
         # these values, and NaN reaches all processes with the gradient.
         given_up = self.training and step is not None and step.optional and not all_finite(z_e)
@@ -123,11 +123,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
             if not self.modality.timed:
                 raise ValueError(f"lengths are for padded batches of sound, not of {self.modality.name}s")
             return encode_padded(self, x, checked_lengths(lengths, x).to(x.device), k)
-        if is_long(self, x.shape):
-            return torch.cat(
-                list(self.encode_stream(torch.split(x, chunk_size(self, len(x)), dim=2), k)), dim=2
-            )
-        return self.bottleneck.encode(self._latents(x))[:, :k]
+        return encode_prepared(self, x, k)
 
     @torch.no_grad()
     def decode(self, codes: Array, size: int | tuple[int, ...] | None = None) -> Tensor:
@@ -263,6 +259,15 @@ def chunk_size(tok: Tokenizer, batch_size: int) -> int:
     return max(1, CHUNK // batch_size // tok.stride) * tok.stride
 
 
+def encode_prepared(tok: Tokenizer, x: Tensor, num_codebooks: int) -> Tensor:
+    """x (B, C, *size), as `prepared` gives it → codes (B, K, *grid)."""
+    if not is_long(tok, x.shape):
+        return tok.bottleneck.encode_first(tok._latents(x), num_codebooks)
+    stream = EncodeStream(tok, num_codebooks)
+    parts = [stream.push_prepared(chunk) for chunk in torch.split(x, chunk_size(tok, len(x)), dim=2)]
+    return torch.cat([*parts, stream.finish()], dim=2)
+
+
 def encode_padded(tok: Tokenizer, x: Tensor, lengths: Tensor, num_codebooks: int) -> Tensor:
     """x (B, C, T) of which each example has `lengths` (B,) samples → codes (B, K, t), 0 beyond an
     example's frames."""
@@ -271,7 +276,7 @@ def encode_padded(tok: Tokenizer, x: Tensor, lengths: Tensor, num_codebooks: int
     if is_long(tok, x.shape):
         codes = x.new_zeros(len(x), num_codebooks, x.shape[2] // tok.stride, dtype=torch.int64)
         for row, example, n, t in zip(codes, x, lengths.tolist(), frames.tolist(), strict=True):
-            row[:, :t] = tok.encode(example[None, :, :n], num_codebooks=num_codebooks)[0]
+            row[:, :t] = encode_prepared(tok, example[None, :, :n], num_codebooks)[0]
         return codes
     z_e = tok.encoder(x, frames * tok.stride)
-    return zero_after(tok.bottleneck.encode(z_e)[:, :num_codebooks], frames)
+    return zero_after(tok.bottleneck.encode_first(z_e, num_codebooks), frames)

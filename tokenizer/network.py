@@ -70,8 +70,8 @@ class TokenizerNetwork(nn.Module):
         return math.log2(self.codebook_size)
 
     def _latents(self, x: Tensor) -> Tensor:
-        """The encoder's z_e (B, in_dim, *grid) for x of any size."""
-        latents: Tensor = self.encoder(self.modality.pad(self.prepared(x)))
+        """The encoder's z_e (B, in_dim, *grid) for x of any size, as `prepared` gives it."""
+        latents: Tensor = self.encoder(self.modality.pad(x))
         return latents
 
     def _decoded(self, z: Tensor) -> Tensor:

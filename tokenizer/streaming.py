@@ -54,7 +54,12 @@ class EncodeStream(_Stream):
     @torch.no_grad()
     def push(self, x: Tensor) -> Tensor:
         """x: (B, C, n) float in [-1, 1], any n → the codes (B, K, t) int64 that are now complete, t ≥ 0."""
-        return self._codes(self._run(self._tok.prepared(x, empty=True), last=False))
+        return self.push_prepared(self._tok.prepared(x, empty=True))
+
+    @torch.no_grad()
+    def push_prepared(self, x: Tensor) -> Tensor:
+        """`push` of what `prepared` gave."""
+        return self._codes(self._run(x, last=False))
 
     @torch.no_grad()
     def finish(self) -> Tensor:
@@ -67,7 +72,7 @@ class EncodeStream(_Stream):
     def _codes(self, z_e: Tensor) -> Tensor:
         if z_e.shape[2] == 0:
             return torch.empty((len(z_e), self._count, 0), dtype=torch.int64, device=z_e.device)
-        return self._tok.bottleneck.encode(z_e)[:, : self._count]
+        return self._tok.bottleneck.encode_first(z_e, self._count)
 
 
 class DecodeStream(_Stream):

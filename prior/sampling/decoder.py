@@ -1,7 +1,7 @@
 """A prior's blocks as sampling uses them: one step after the other, with a cache that is taken once.
 
 Left out: the weights and their forms (`weights.py`), choosing codes (`choice.py`), the loop over steps
-(`generate.py`), and the same blocks for whole sequences with gradients (`modalities/image.py`).
+(`generate.py`), and the same blocks for whole sequences with gradients (`layers.py`).
 """
 
 from typing import Self
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior.layers import at_least_float32
-from prior.network import DepthTransformer, Network
-from prior.sampling.weights import Matrix, Prepared, Stack
+from prior.network import DepthTransformer, PriorNetwork
+from prior.sampling.weights import Matrix, PreparedWeights, Stack
 
 
 class Projections:
@@ -108,7 +108,7 @@ class DepthSteps(Steps):
 class Decoder(Steps):
     """The steps of `prior` for `rows` sequences of up to `steps` inputs."""
 
-    def __init__(self, prior: Network, prepared: Prepared, rows: int, steps: int) -> None:
+    def __init__(self, prior: PriorNetwork, prepared: PreparedWeights, rows: int, steps: int) -> None:
         config, ready = prior.config, prepared.of(prior, rows)
         like = at_least_float32(prior.norm.weight.detach())
         super().__init__(ready.stack, prior.rotary(), rows, steps, config.heads, config.dim, like)

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior.layers import rotate
-from prior.network import Network
+from prior.network import PriorNetwork
 from prior.sampling.decoder import Decoder
-from prior.sampling.weights import Prepared
+from prior.sampling.weights import PreparedWeights
 
 INDUCTOR: dict[str, Any] = {"backend": "inductor", "mode": "reduce-overhead"}
 
 
-def static_decoder(prior: Network, prepared: Prepared, rows: int) -> "StaticDecoder":
+def static_decoder(prior: PriorNetwork, prepared: PreparedWeights, rows: int) -> "StaticDecoder":
     """The decoder for so many sequences of all steps that `prepared` keeps, at its beginning: its graph reads
     the cache where it is, so a new one would have to be captured anew."""
     kept = prepared.kept
@@ -33,7 +33,12 @@ class StaticDecoder(Decoder):
     """As `Decoder`; `options` are those of torch.compile."""
 
     def __init__(
-        self, prior: Network, prepared: Prepared, rows: int, steps: int, options: dict[str, Any] = INDUCTOR
+        self,
+        prior: PriorNetwork,
+        prepared: PreparedWeights,
+        rows: int,
+        steps: int,
+        options: dict[str, Any] = INDUCTOR,
     ) -> None:
         super().__init__(prior, prepared, rows, steps)
         self.cache.zero_()  # what is masked must still be numbers

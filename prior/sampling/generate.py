@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from prior.checks import UNCONDITIONAL
-from prior.network import Network
+from prior.network import PriorNetwork
 from prior.sampling.choice import Choice, Generators, draw, uniform_table
 from prior.sampling.cpu.decoder import CompiledDecoder, serves
 from prior.sampling.decoder import Decoder
 from prior.sampling.decoder_cuda import static_decoder
-from prior.sampling.weights import Prepared
+from prior.sampling.weights import PreparedWeights
 
 
-def chosen_decoder(prior: Network, prepared: Prepared, rows: int, steps: int) -> Decoder | CompiledDecoder:
+def chosen_decoder(
+    prior: PriorNetwork, prepared: PreparedWeights, rows: int, steps: int
+) -> Decoder | CompiledDecoder:
     """The decoder for so many sequences of so many steps, compiled if `prepared` asks for it."""
     if prepared.compiled and prior.head.device.type == "cuda":
         return static_decoder(prior, prepared, rows)
@@ -26,8 +28,8 @@ def chosen_decoder(prior: Network, prepared: Prepared, rows: int, steps: int) ->
 
 
 def generate(
-    prior: Network,
-    prepared: Prepared | None,
+    prior: PriorNetwork,
+    prepared: PreparedWeights | None,
     codes: Tensor,
     free: Tensor,
     classes: Tensor,
@@ -36,7 +38,7 @@ def generate(
     stop: int | None = None,
 ) -> Tensor:
     """codes (B, K, *grid) int64 with those where `free` (B, K, *grid) bool holds drawn anew, for `classes`
-    (B,) or mixtures of them (B, classes + 1), as `Network.inputs` takes them; with the weights that are
+    (B,) or mixtures of them (B, classes + 1), as `PriorNetwork.inputs` takes them; with the weights that are
     `prepared`, or those of the network.
 
     A code is drawn given all codes of the steps before its own, drawn or fixed. With `stop` only the steps
@@ -75,7 +77,7 @@ def generate(
     first, last = taken[0], taken[-1]
     layout = pattern.layout()
     if prepared is None:
-        prepared = Prepared(prior)
+        prepared = PreparedWeights(prior)
     else:
         prepared.follow(prior)
     rows = copies * len(codes)

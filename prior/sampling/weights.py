@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior.layers import NORM_EPS, Block, at_least_float32
-from prior.network import Network
+from prior.network import PriorNetwork
 from prior.sampling.cpu.products import installed
 
 Weights = Literal["full", "bf16", "int8"]
@@ -77,7 +77,7 @@ class Norm:
         return torch.div(x, length).mul_(self.scale)
 
 
-class Layer(NamedTuple):
+class BlockWeights(NamedTuple):
     """A block's norms and matrices."""
 
     attention_norm: Norm
@@ -94,14 +94,14 @@ class Layer(NamedTuple):
 class Stack(NamedTuple):
     """Blocks, and the norm after them."""
 
-    layers: list[Layer]
+    layers: list[BlockWeights]
     norm: Norm
 
 
 class Ready:
     """What the steps of `prior` read for `many` or few rows, each part made at its first use."""
 
-    def __init__(self, prior: Network, weights: Weights, many: bool) -> None:
+    def __init__(self, prior: PriorNetwork, weights: Weights, many: bool) -> None:
         self.prior, self.weights, self.many = prior, weights, many
 
     @cached_property
@@ -124,7 +124,7 @@ class Ready:
     def _stack(self, blocks: Iterable[nn.Module], norm: nn.RMSNorm) -> Stack:
         return Stack([self._layer(block) for block in blocks], Norm(norm))  # type: ignore[arg-type]
 
-    def _layer(self, block: Block) -> Layer:
+    def _layer(self, block: Block) -> BlockWeights:
         attention, ffn = block.attention, block.ffn
         qk_norm = None
         if attention.q_norm is not None and attention.k_norm is not None:
@@ -133,7 +133,7 @@ class Ready:
         qkv, out, gate, up, down = (linear.weight.detach() for linear in linears)
         # Wide products are faster, but take a copy.
         gates = [self._matrix(weight) for weight in ([torch.cat([gate, up])] if self.many else [gate, up])]
-        return Layer(
+        return BlockWeights(
             attention_norm=Norm(block.attention_norm),
             qkv=self._matrix(qkv),
             qk_norm=qk_norm,
@@ -185,7 +185,7 @@ def _some(value: Tensor) -> Tensor:
     return value.reshape(-1)[:: max(1, value.numel() // LOOKED_AT)]
 
 
-class Prepared:
+class PreparedWeights:
     """The weights of a prior ready for sampling, as they are at their first use: `full`, in `bf16`, or
     rounded to `int8` (products of many rows then take bfloat16 as well).
 
@@ -194,7 +194,7 @@ class Prepared:
     compiled loops without numba.
     """
 
-    def __init__(self, prior: Network, weights: Weights = "full", compiled: bool = False) -> None:
+    def __init__(self, prior: PriorNetwork, weights: Weights = "full", compiled: bool = False) -> None:
         if weights not in WEIGHTS:
             raise ValueError(f"weights: unknown {weights!r}; known: {', '.join(WEIGHTS)}")
         self.weights, self.compiled = weights, compiled
@@ -216,7 +216,7 @@ class Prepared:
                 "or leave it out"
             )
 
-    def follow(self, prior: Network) -> None:
+    def follow(self, prior: PriorNetwork) -> None:
         """Drop what was made of other weights than those that `prior` has now. Raises `ValueError` if it has
         gone to a device that has not what was asked for."""
         if self._made_of is not None and self._made_of.are_those_of(prior):
@@ -226,7 +226,7 @@ class Prepared:
         self.kept = None
         self._made_of = Weighed(prior)
 
-    def of(self, prior: Network, rows: int) -> Ready:
+    def of(self, prior: PriorNetwork, rows: int) -> Ready:
         """The weights for products of so many rows."""
         many = rows >= MANY_ROWS
         if many not in self._made:

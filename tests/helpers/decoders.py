@@ -13,7 +13,7 @@ from torch import Tensor
 from prior import Prior, PriorConfig
 from prior.sampling.cpu.decoder import CompiledDecoder
 from prior.sampling.decoder import Decoder
-from prior.sampling.weights import Prepared
+from prior.sampling.weights import PreparedWeights
 
 CONFIG = PriorConfig(codebook_size=40, grid=(4, 4), class_names=("a", "b"), dim=64, depth=3, heads=4)
 VARIANTS = [
@@ -48,7 +48,7 @@ def both_logits(
     x = prior.inputs(sequence[:, :-1], classes)
     hidden = prior.by_codebook(prior.hidden(x), codes)
     all_logits = rearrange(hidden @ prior.head.mT, "k (b p) n -> k p b n", b=batch)
-    prepared = Prepared(prior, weights, compiled=kind is CompiledDecoder)
+    prepared = PreparedWeights(prior, weights, compiled=kind is CompiledDecoder)
     ours, whole = [], []
     with kind(prior, prepared, batch, x.shape[1]) as decoder:
         for part in [x[:, :first], *x[:, first:].split(1, dim=1)]:

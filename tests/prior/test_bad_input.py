@@ -139,9 +139,16 @@ def test_bad_options_of_sampling_are_refused(options: dict[str, Any], message: s
             {"rotary": "sequence", "dim": 18, "heads": 6},
             "a multiple of heads × 2 = 12 .*positions",
         ),
-        ({"dim": 1 << 15, "heads": 64, "depth": 512}, "number of parameters"),
     ],
 )
 def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PICTURE, **changes)
+
+
+def test_a_network_of_too_many_parameters_is_refused_before_it_takes_memory() -> None:
+    config = dataclasses.replace(PICTURE, dim=1 << 15, heads=64, depth=16)  # 690 GB in float32
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"number of parameters: expected at most 1e\+10, got 1\.7\d*e\+11"):
+        Prior(config)
+    assert torch.equal(torch.get_rng_state(), before)

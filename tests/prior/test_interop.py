@@ -16,6 +16,7 @@ from pipelines.presets import PRIORS
 from pipelines.tokens.info import TokenInfo
 from pipelines.train_prior import prior_config
 from prior import Prior, PriorConfig
+from prior.network import num_parameters
 from tests.helpers.priors import PICTURE, SOUND, random_codes, random_prior, step_logits
 from tokenizer.installation import PIP_INSTALL
 
@@ -56,7 +57,7 @@ def test_logits_are_the_same(config: PriorConfig, dtype: torch.dtype, close: flo
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_parameters_are_counted_before_they_are_allocated(config: PriorConfig) -> None:
-    assert sum(p.numel() for p in Prior(config).parameters()) == config.num_parameters
+    assert sum(p.numel() for p in Prior(config).parameters()) == num_parameters(config)
 
 
 @pytest.mark.parametrize(("grid", "num_codebooks"), [((8, 8), 1), ((75,), 6)])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from prior import Prior, PriorConfig
+from prior.network import num_parameters
 from prior.patterns import PATTERNS
 from tests.helpers.priors import ALL, PICTURE, SOUND, random_codes, random_prior, step_logits
 
@@ -34,7 +35,7 @@ def test_an_untrained_prior_is_uniform(config: PriorConfig) -> None:
     [PICTURE, SOUND, *(dataclasses.replace(c, target_embedding=False, inner_dim=24) for c in ALL)],
 )
 def test_parameters_are_counted_before_they_are_allocated(config: PriorConfig) -> None:
-    assert sum(p.numel() for p in Prior(config).parameters()) == config.num_parameters
+    assert sum(p.numel() for p in Prior(config).parameters()) == num_parameters(config)
 
 
 @pytest.mark.parametrize("config", [PICTURE, SOUND, *ALL])

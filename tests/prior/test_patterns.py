@@ -84,7 +84,7 @@ def test_a_pattern_takes_at_most_one_step_per_code(
     name: str, num_codebooks: int, grid: tuple[int, ...]
 ) -> None:
     pattern = Pattern(name, num_codebooks, grid)
-    assert pattern.num_steps <= pattern.step.numel()  # which the bound on a config's parameters relies on
+    assert pattern.num_steps <= pattern.step.numel()
     # A position is complete no earlier than those before it, so that a beginning can be drawn alone.
     assert (pattern.step.amax(dim=0).diff() > 0).all()
 

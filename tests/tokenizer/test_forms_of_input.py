@@ -12,7 +12,7 @@ import torch
 from prior import Prior
 from tests.helpers.priors import PICTURE, random_codes
 from tests.helpers.tiny import codec, pictures, sounds, tokenizer
-from tokenizer import checks
+from tokenizer import checks, model, network
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -71,6 +71,30 @@ def test_arrays_of_numpy_are_encoded_and_decoded() -> None:
     for call in (tok.encode, tok.decode):
         with pytest.raises(TypeError, match="as a tensor or numpy array, got str"):
             call("a.png")
+
+
+def test_input_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    check = network.check_input
+
+    def counted(x: Any, *rest: Any) -> None:
+        asked.append(tuple(x.shape))
+        check(x, *rest)
+
+    monkeypatch.setattr(network, "check_input", counted)
+    tok, vae, sound = tokenizer(), tokenizer("gaussian"), codec()
+    for chunk in (model.CHUNK, 500):  # of sound; the second time in several
+        monkeypatch.setattr(model, "CHUNK", chunk)
+        for call, x in (
+            *((f, pictures(2, 3, 16, 16)) for f in (tok, tok.encode, vae, vae.posterior)),
+            *((f, sounds(2, 1, 800)) for f in (sound.encode, lambda x: sound.encode(x, [800, 500]))),
+        ):
+            asked.clear()
+            call(x)
+            assert asked == [tuple(x.shape)]
+    asked.clear()
+    list(sound.encode_stream([sounds(1, 1, 400)] * 2))
+    assert asked == [(1, 1, 400)] * 2
 
 
 def test_lengths_in_every_form() -> None:

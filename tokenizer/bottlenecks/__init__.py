@@ -57,6 +57,11 @@ class Bottleneck(nn.Module):
         """z: (B, in_dim, *grid) → codes: (B, K, *grid) int64."""
         raise TypeError(f"{type(self).__name__} has no codes; use posterior(x) and decode_latents(z)")
 
+    def encode_first(self, z: Tensor, count: int) -> Tensor:
+        """z: (B, in_dim, *grid) → the first `count` codes of each position, (B, count, *grid) int64; where
+        `prefix_decodes` without computing the others."""
+        return self.encode(z)[:, :count]
+
     def decode(self, codes: Tensor) -> Tensor:
         """codes: (B, K, *grid) int64 → z_q: (B, out_dim, *grid)."""
         raise TypeError(f"{type(self).__name__} has no codes; use posterior(x) and decode_latents(z)")

@@ -62,9 +62,13 @@ class FSQ(Implicit):
             advice += ", or bound even"
         super().__init__(config.dim, len(config.levels), math.prod(config.levels), advice)
         self.config = config
-        # Whole numbers, which no change of the module's type may round.
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        places = [math.prod(config.levels[:i]) for i in range(len(config.levels))]
+        self.make_unsaved()
+
+    def make_unsaved(self) -> None:
+        """Levels and what each counts: whole numbers, which no change of the module's type may round."""
+        levels = self.config.levels
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        places = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("place", torch.tensor(places), persistent=False)
 
     def quantized(self, z_e: Tensor) -> tuple[Tensor, Tensor]:

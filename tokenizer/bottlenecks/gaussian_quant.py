@@ -110,9 +110,12 @@ class GaussianQuant(Gaussian):
         self.register_buffer("codebook", draws)
         # Of groups below, within and above the tolerance; the middle one is a factor of all.
         self.register_buffer("kl_weights", torch.ones(3))
-        # Bits of all groups since the last optimizer step; groups, those below and those above.
-        self.register_buffer("pending", torch.zeros(4), persistent=False)
+        self.make_unsaved()
         self.health = Health(config.codebook_size, ADVICE)
+
+    def make_unsaved(self) -> None:
+        """Bits of all groups since the last optimizer step; groups, those below and those above."""
+        self.register_buffer("pending", torch.zeros(4), persistent=False)
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         with torch.autocast(z.device.type, enabled=False):

@@ -77,6 +77,11 @@ class Grouped(Several):
     def encode(self, z: Tensor) -> Tensor:
         return torch.cat([member.encode(part) for member, part in self._parts(z)], dim=1)
 
+    def encode_first(self, z: Tensor, count: int) -> Tensor:
+        if self.config.groups > 1:
+            return super().encode_first(z, count)
+        return next(self.each()).encode_first(z, count)
+
     def decode(self, codes: Tensor) -> Tensor:
         parts = rearrange(codes, "b (g k) ... -> g b k ...", g=self.config.groups)
         return torch.cat([member.decode(c) for member, c in zip(self.each(), parts, strict=True)], dim=1)

@@ -4,6 +4,7 @@ Left out: the quantiser of a stage, which is any bottleneck with one codebook, a
 """
 
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import ClassVar, Self
 
 import torch
@@ -108,11 +109,15 @@ class RVQ(Several):
         return Bottlenecked(z_q, torch.cat(codes, dim=1), losses, stats)
 
     def encode(self, z: Tensor) -> Tensor:
+        return self.encode_first(z, self.num_codebooks)
+
+    def encode_first(self, z: Tensor, count: int) -> Tensor:
         residual = z.to(torch.promote_types(z.dtype, torch.float32))
-        codes = []
-        for stage in self.each():
+        codes: list[Tensor] = []
+        for stage in islice(self.each(), count):
             codes.append(stage.encode(residual))
-            residual = residual - stage.decode(codes[-1]).to(residual.dtype)
+            if len(codes) < count:
+                residual = residual - stage.decode(codes[-1]).to(residual.dtype)
         return torch.cat(codes, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:

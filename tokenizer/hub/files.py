@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tokenizer.checks import all_finite
@@ -80,7 +80,7 @@ def load_tensors(path: Path, expected: Mapping[str, Tensor], partly: bool = Fals
     """
     check_tensors(path, {name: tuple(value.shape) for name, value in expected.items()}, partly)
     try:
-        state: dict[str, Tensor] = load_file(path)
+        state = _read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error!s:.200}); {AGAIN}") from error
     for name, held in state.items():
@@ -93,6 +93,22 @@ def load_tensors(path: Path, expected: Mapping[str, Tensor], partly: bool = Fals
             raise ValueError(
                 f"{path}: tensor {name!r} holds NaN or infinity, or numbers beyond {value.dtype}; {AGAIN}"
             )
+    return state
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors, each in memory of its own: those of safetensors are all parts of one mapping of the file,
+    whose pages follow the file, begin anywhere, and are small."""
+    state: dict[str, Tensor] = {}
+    # Which checks the header, and maps what is not touched here.
+    with safe_open(path, framework="pt") as mapped, path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        for name in sorted(mapped.keys(), key=lambda name: header[name]["data_offsets"]):
+            state[name] = value = torch.empty_like(mapped.get_tensor(name))
+            file.seek(8 + size + header[name]["data_offsets"][0])
+            if file.readinto(value.flatten().view(torch.uint8).numpy().data) != value.nbytes:
+                raise OSError(f"it ends within tensor {name!r}")
     return state
 
 

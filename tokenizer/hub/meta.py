@@ -1,13 +1,15 @@
-"""A model without its memory: names, shapes and sizes of what it would hold, known before any is taken.
+"""A model without its memory: names, shapes and sizes of what it would hold, known before any is taken; and
+the same model filled with what a file holds.
 
 Left out: files (`tokenizer.hub.files`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,3 +44,17 @@ def check_tables(outline: nn.Module, stored: int, where: str) -> None:
             f"{where}: asks for {tables >> 20} MiB of tables beside {stored >> 20} MiB of weights, expected "
             f"at most {MAX_TABLES >> 20} MiB beyond 8 times the weights"
         )
+
+
+def fill(outline: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model of `outline_of` the tensors of `state`, all that it saves; what it does not save its
+    modules make: those that have any have a method `make_unsaved`, which their constructors call too.
+    """
+    outline.load_state_dict(state, strict=True, assign=True)
+    with torch.device("cpu"):
+        for module in outline.modules():
+            if (make_unsaved := getattr(module, "make_unsaved", None)) is not None:
+                make_unsaved()
+    tensors = chain(outline.named_parameters(), outline.named_buffers())
+    left = [name for name, value in tensors if value.is_meta]
+    assert not left, f"{left}: neither saved nor made by a method make_unsaved of their module"

@@ -36,7 +36,7 @@ from tokenizer.hub.files import (
     read_json,
     write_atomically,
 )
-from tokenizer.hub.meta import check_tables, outline_of
+from tokenizer.hub.meta import check_tables, fill, outline_of
 from tokenizer.variants import config_from_dict, config_to_dict, shortened
 
 logger = logging.getLogger(__name__)
@@ -155,14 +155,15 @@ class HubModel(nn.Module):
         # Whatever torch's default is now: it would decide the weights' type, and constants that no file has.
         with _default_dtype(torch.float32):
             # Sizes are compared with the files before anything is allocated.
-            outline = outline_of(lambda: cls(config))
-            state = load_tensors(directory / WEIGHTS, outline.state_dict())
-            check_tables(outline, (directory / WEIGHTS).stat().st_size, f"{directory / CONFIG}: config")
-            model = cls(config)
-        stored = {value.dtype for value in state.values() if value.is_floating_point()}
-        if len(stored) == 1:
-            model.to(stored.pop())
-        model.load_state_dict(state, strict=True)
+            model = outline_of(lambda: cls(config))
+            expected = model.state_dict()
+            state = load_tensors(directory / WEIGHTS, expected)
+            check_tables(model, (directory / WEIGHTS).stat().st_size, f"{directory / CONFIG}: config")
+            stored = {value.dtype for value in state.values() if value.is_floating_point()}
+            if len(stored) > 1:  # of several types the one that weights are made in
+                state = {name: value.to(expected[name].dtype) for name, value in state.items()}
+            fill(model, state)
+        model.to(torch.get_default_device(), stored.pop() if len(stored) == 1 else None)
         model.eval()
         model.check_extra_config(raw)
         model._loaded_from = directory

@@ -1,4 +1,4 @@
-"""The same as `search_tiles.propose` in compiled loops for CPUs, with numba (the extra `fast`) where it is
+"""The same as `tiles.propose` in compiled loops for CPUs, with numba (the extra `fast`) where it is
 installed: for few dimensions the table of distances is never written at all.
 
 Left out: float64, and deciding between numba and torch (`tiles.py`).
@@ -36,7 +36,7 @@ def installed() -> bool:
 
 
 def propose(z: Tensor, entries: Tensor) -> Found:
-    """As `search_tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous, K up to `WIDTH`."""
+    """As `tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous, K up to `WIDTH`."""
     missing = -len(entries) % GROUP
     if missing:
         far = entries.new_zeros(missing, entries.shape[1])

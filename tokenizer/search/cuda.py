@@ -1,4 +1,4 @@
-"""The same as `search_tiles.propose` in one pass on a GPU, with triton: product, least, its index and the
+"""The same as `tiles.propose` in one pass on a GPU, with triton: product, least, its index and the
 least of all others, without the table of distances.
 
 Left out: float64, and deciding when to use it (`tiles.py`).
@@ -37,7 +37,7 @@ def installed() -> bool:
 
 
 def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `search_tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous. Memory is O(M)."""
+    """As `tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous. Memory is O(M)."""
     processors = torch.cuda.get_device_properties(z.device).multi_processor_count if z.is_cuda else 1
     with torch.cuda.device(z.device):
         return launch(z, entries, NARROW if z.shape[1] <= 16 else WIDE, PROGRAMS * processors)

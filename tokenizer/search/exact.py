@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from tokenizer.checks import NotFinite
-from tokenizer.search import bf16 as search_bf16
 from tokenizer.search.tiles import FAR, NEAR, TILE, propose
 
 Distance = Literal["euclidean", "cosine"]
@@ -66,13 +65,7 @@ def _nearest(z: Tensor, codebook: Tensor, distance: str) -> Tensor:
         z, codebook = z.to(dtype), codebook.to(dtype)
         if distance == "cosine":
             z, codebook = directions(z, "z"), directions(codebook, "the codebook")
-        if not search_bf16.serves(z, codebook):
-            return Table(codebook).search(z)
-        codes = search_bf16.search(z, codebook, middle(codebook))
-        left = (codes == search_bf16.UNDECIDED).nonzero()[:, 0]
-        if len(left):
-            codes[left] = Table(codebook).search(z[left])
-        return codes
+        return CentredCodebook(codebook).search(z)
 
 
 @_nearest.register_fake
@@ -96,7 +89,7 @@ def middle(codebook: Tensor) -> Tensor:
     return sample.sort(0).values[len(sample) // 2]
 
 
-class Table:
+class CentredCodebook:
     """A codebook (N, D), float32 or float64, centred and made ready for products with vectors."""
 
     def __init__(self, codebook: Tensor, final: bool = False) -> None:
@@ -131,7 +124,7 @@ class Table:
         lengths = self.at_most(torch.linalg.vector_norm(z_lifted[:, :-1], dim=1))
         of_z, of_entries = torch.stack([lengths.amax(), self.longest]).tolist()
         if z.dtype != torch.float64 and not (of_z <= FAR and NEAR <= of_entries <= FAR):
-            return Table(self.codebook.double()).search(z.double())
+            return CentredCodebook(self.codebook.double()).search(z.double())
         if not of_entries <= FAR_IN_FLOAT64:
             raise not_finite("the codebook")
         if not of_z <= FAR_IN_FLOAT64:
@@ -153,7 +146,7 @@ class Table:
         if crowded:
             rows = torch.cat(crowded)
             distinct = first_of_equal(self.codebook)
-            table = Table(self.codebook[distinct].double(), final=True)
+            table = CentredCodebook(self.codebook[distinct].double(), final=True)
             codes[rows] = distinct[table.search(z[rows].double())]
         return codes
 

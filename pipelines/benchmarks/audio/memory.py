@@ -3,15 +3,14 @@
 Left out: memory of GPUs, and of training.
 """
 
-import json
-import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from pipelines.benchmarks.audio.codecs import load_tokenizer
-from pipelines.benchmarks.own_process import MIB, peak, run_module
+from pipelines.benchmarks.process_memory import MIB, peak
+from pipelines.run.own_process import in_own_process
 from tokenizer import Tokenizer
 
 # encode: the waveform is in memory and goes to `encode`, which takes it in chunks; encode_stream: chunks of
@@ -20,14 +19,15 @@ WAYS = ("encode", "encode_stream")
 
 
 def measure_in_a_process(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
-    """`measure` in a process of its own, with as many threads as here: a peak never falls again."""
-    values: dict[str, float] = run_module(
-        "pipelines.benchmarks.audio.memory", preset, tokenizer, repr(seconds), way
+    """`peak_of_encoding` in a process of its own, with as many threads as here: a peak never falls again."""
+    threads = torch.get_num_threads()
+    values: dict[str, float] = in_own_process(
+        peak_of_encoding, preset, tokenizer, seconds, way, threads=threads
     )
     return values
 
 
-def measure(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
+def peak_of_encoding(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
     """MiB: the peak's growth while a sound is encoded one of the `WAYS`, and what is not in it (the waveform)
     or is (the codes)."""
     tok = load_tokenizer(preset, tokenizer)
@@ -53,9 +53,3 @@ def chunks(tok: Tokenizer, samples: int) -> Iterator[Tensor]:
     """The same in chunks of a second."""
     for start in range(0, samples, tok.modality.sample_rate):
         yield noise(tok, min(tok.modality.sample_rate, samples - start))
-
-
-if __name__ == "__main__":
-    *_words, _threads = sys.argv[1:]
-    torch.set_num_threads(int(_threads))
-    print(json.dumps(measure(_words[0], _words[1], float(_words[2]), _words[3])))

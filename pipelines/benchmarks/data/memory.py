@@ -6,9 +6,7 @@ are read on access, as are those larger than `load_splits` keeps.
 
 import ctypes
 import gc
-import json
 import math
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from pipelines.benchmarks.data.made import MAKERS, SECONDS
-from pipelines.benchmarks.own_process import MIB, own_memory, peak, run_module
+from pipelines.benchmarks.process_memory import MIB, own_memory, peak
 from pipelines.benchmarks.registry import print_table
 from pipelines.data.batches import batches, load_splits
 from pipelines.data.clips import Clips
@@ -26,6 +24,7 @@ from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
 from pipelines.presets import TOKENIZERS
 from pipelines.run.environment import keep_freed_memory
+from pipelines.run.own_process import in_own_process
 from pipelines.training.options import TokenizerTraining
 
 EPOCHS = 2
@@ -45,8 +44,8 @@ class Slope(NamedTuple):
 
 
 def measure_all(pictures: int, hours: float, workers: tuple[int, ...]) -> dict[str, Any]:
-    """`measure` of all kinds of made data with so many loader processes, by kind and these; prints a table of
-    each kind as soon as it is there."""
+    """`memory_of_loading` of all kinds of made data with so many loader processes, by kind and these; prints
+    a table of each kind as soon as it is there."""
     values: dict[str, Any] = {}
     for kind in MAKERS:
         sound = kind.startswith("sound")
@@ -76,28 +75,31 @@ def measure_all(pictures: int, hours: float, workers: tuple[int, ...]) -> dict[s
 
 
 def measure_in_a_process(kind: str, count: int, workers: int) -> dict[str, Any]:
-    """`measure` of `count` examples, made now, in a process of its own."""
+    """`memory_of_loading` of `count` examples, made now, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         for name, size in ((SMALL, WARM_UP), (DATA, count)):
             MAKERS[kind](Path(folder, name), size)
         caches = dict.fromkeys(("XDG_CACHE_HOME", "HF_DATASETS_CACHE"), f"{folder}/cache")
         cache = {**caches, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-        values: dict[str, Any] = run_module(
-            "pipelines.benchmarks.data.memory", kind, folder, workers, environment=cache
+        threads = torch.get_num_threads()
+        values: dict[str, Any] = in_own_process(
+            memory_of_loading, kind, folder, workers, threads=threads, environment=cache
         )
         return values
 
 
-def measure(kind: str, folder: Path, workers: int) -> dict[str, Any]:
-    """Bytes, while `EPOCHS` epochs of `folder`/data are loaded as a training run loads them.
+def memory_of_loading(kind: str, place: str, workers: int) -> dict[str, Any]:
+    """Bytes, while `EPOCHS` epochs of `place`/data are loaded as a training run loads them.
 
-    `before`: after imports and whatever else happens once, for `folder`/warm-up was loaded in the same way.
+    `before`: after imports and whatever else happens once, for `place`/warm-up was loaded in the same way.
     `per_example`: what was added by finding and checking the data, for each of them. `slopes`: what each item
     that is read adds, in each epoch; an item is a picture or a crop of sound, of which there are `items` in
     an epoch. `to_goal`: what the slope of the last epoch comes to for `GOAL_PICTURES` or `GOAL_HOURS`.
     `largest` and `last`: while they were read. `peak`: the largest resident memory of this process alone,
     with mapped files.
     """
+    keep_freed_memory()
+    folder = Path(place)
     options = TOKENIZERS["audio-small" if kind.startswith("sound") else "emoji"].build()
     _stream(options, _found(options, folder / SMALL), workers)
     before = _settled()
@@ -165,10 +167,3 @@ def slope(read: np.ndarray[Any, Any], memory: np.ndarray[Any, Any], low: float, 
     value = (x @ y) / (x @ x)
     rest = y - value * x
     return Slope(float(value), float(np.sqrt(rest @ rest / (len(x) - 2) / (x @ x))))
-
-
-if __name__ == "__main__":
-    _kind, _folder, _workers, _threads = sys.argv[1:]
-    torch.set_num_threads(int(_threads))
-    keep_freed_memory()
-    print(json.dumps(measure(_kind, Path(_folder), int(_workers))))

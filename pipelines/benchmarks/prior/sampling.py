@@ -1,4 +1,5 @@
-"""The benchmark `prior`: speed of sampling and of training beside transformers' Llama with the same weights.
+"""The benchmark `prior`: speed of sampling and of training beside transformers' Llama with the same weights,
+and of compiled loops beside what torch ships: its operations one by one, and torch.compile.
 
 Left out: steps of training (`training/setup.py`), and quality: both have the same logits, and
 `evaluate.py` measures a prior.
@@ -10,6 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,8 +30,10 @@ from pipelines.benchmarks.registry import (
     synchronizer,
 )
 from prior import Prior
+from prior.sampling import generate
 from prior.sampling.cpu.products import installed
-from prior.sampling.weights import WEIGHTS
+from prior.sampling.decoder_cuda import StaticDecoder
+from prior.sampling.weights import WEIGHTS, PreparedWeights
 from tokenizer.installation import install_extra
 from tokenizer.variants import require
 
@@ -37,6 +41,14 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 READING = "reading the weights"
+OURS, PLAIN, BY_TORCH = "tokenloom", "plain", "torch.compile"
+COLUMNS = {
+    "ms": "ms per step",
+    "faster": "times as fast as generate",
+    "ours_faster": "ours are so many times as fast",
+    "bandwidth": "share of bandwidth",
+    "differing": "differ one by one",
+}
 Jobs = dict[str, Callable[[], object]]
 
 
@@ -57,9 +69,10 @@ class PriorBenchmark:
     batch_sizes: tuple[int, ...] = (1, 16)
     """Items drawn at once, one measurement each."""
     train_batch_size: int = 8
-    """Items of a training step."""
+    """Items of a training step; 0: training is not measured."""
     compile: bool = False
-    """Measure training with compiled blocks too (torch.compile; takes a C++ compiler on a CPU)."""
+    """Measure steps of sampling and training compiled by torch.compile too (takes a C++ compiler on a
+    CPU)."""
     memory: bool = False
     """Measure the memory of training too, in processes of its own (CPU only)."""
     turns: int = 10
@@ -76,8 +89,10 @@ class PriorBenchmark:
         require(min(self.batch_sizes) >= 1, f"batch_sizes are {self.batch_sizes}, expected 1 or more each")
         require(self.turns >= 1, f"turns is {self.turns}, expected 1 or more")
         require(self.warm_up >= 0, f"warm_up is {self.warm_up}, expected 0 or more")
-        for name in ("codes", "train_batch_size"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
+        require(self.codes >= 1, f"codes is {self.codes}, expected 1 or more")
+        require(
+            self.train_batch_size >= 0, f"train_batch_size is {self.train_batch_size}, expected 0 or more"
+        )
 
 
 def llama_sampler(llama: "LlamaForCausalLM", batch: int, codes: int) -> Callable[[], Tensor]:
@@ -104,14 +119,38 @@ def ready_priors(prior: Prior, device: torch.device) -> dict[str, Prior]:
     """By name, the prior with its weights in every form, compiled where it can be."""
     forms = [form for form in WEIGHTS if form != "int8" or device.type == "cpu"]
     compiled = device.type == "cuda" or installed()
-    return {f"tokenloom {form}": prior.for_sampling(form, compiled) for form in forms}
+    return {f"{OURS} {form}": prior.for_sampling(form, compiled) for form in forms}
 
 
-def sampling_jobs(prior: Prior, ready: dict[str, Prior], batch: int) -> Jobs:
-    """What is timed: ours with weights of every form, `generate` with two, and reading all weights once for
-    each code."""
+def torch_sampler(prior: Prior, batch: int) -> Callable[[], Tensor]:
+    """`sample` on a CPU with the step of `StaticDecoder` compiled by torch.compile: what the compiled loops
+    replace. The first call compiles it."""
+    kept: list[StaticDecoder] = []
+
+    def chosen(network: Prior, prepared: PreparedWeights, rows: int, steps: int) -> StaticDecoder:
+        if not kept:
+            kept.append(StaticDecoder(network, prepared, rows, steps, {"backend": "inductor"}))
+        kept[0].length = 0
+        return kept[0]
+
+    def draw() -> Tensor:
+        with patch.object(generate, "chosen_decoder", chosen):
+            return prior.sample(batch)
+
+    return draw
+
+
+def sampling_jobs(prior: Prior, ready: dict[str, Prior], batch: int, compiled: bool = False) -> Jobs:
+    """What is timed: ours with weights of every form; on a CPU the same without compiled loops, and with
+    `compiled` by torch.compile; `generate` with two; and reading all weights once for each code."""
     found: Jobs = {name: partial(form.sample, batch) for name, form in ready.items()}
     codes = prior.config.num_codes
+    if prior.head.device.type == "cpu":
+        for form in WEIGHTS:
+            plain = prior.for_sampling(form)
+            found[f"{PLAIN} {form}"] = partial(plain.sample, batch)
+            if compiled:
+                found[f"{BY_TORCH} {form}"] = torch_sampler(prior.for_sampling(form), batch)
     found["generate full"] = llama_sampler(prior.to_transformers(), batch, codes)
     found["generate bf16"] = llama_sampler(prior.to_transformers().bfloat16(), batch, codes)
     weights = torch.cat([p.detach().flatten() for p in prior.parameters()])
@@ -132,11 +171,12 @@ def differing(prior: Prior, batch: int) -> float:
 
 
 def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.device) -> dict[str, Any]:
-    """Milliseconds of a step, how many times as fast as `generate` with full weights, the share of the
+    """Milliseconds of a step, how many times as fast as `generate` with full weights, and, of what torch
+    computes, how many times as fast ours with the same form of weights is (`ours_faster`); the share of the
     bandwidth (the time that reading the weights takes, in their form, over the time taken), and the share of
     codes that differ when drawn one by one."""
     ready = ready_priors(prior, device)
-    jobs = sampling_jobs(prior, ready, batch)
+    jobs = sampling_jobs(prior, ready, batch, options.compile)
     seconds = in_turns(jobs, options.turns, options.warm_up, synchronizer(device))
     size = {"full": 1.0, "bf16": 1 / 2, "int8": 1 / 4}
     rows: dict[str, dict[str, Spread | float]] = {}
@@ -144,7 +184,9 @@ def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.de
         rows[name] = {"ms": spread([1000 * s / options.codes for s in values])}
         if name == READING:
             continue
-        form = name.split()[1]
+        way, form = name.split()
+        if way in (PLAIN, BY_TORCH):
+            rows[name]["ours_faster"] = ratios(values, seconds[f"{OURS} {form}"])
         rows[name]["faster"] = ratios(seconds["generate full"], values)
         rows[name]["bandwidth"] = ratios(seconds[READING], values, scale=size[form])
         if name in ready and batch > 1:
@@ -175,16 +217,15 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
         print_table(
             f"Drawing {options.codes} codes of {batch} at once: median over turns (least..greatest)",
             [
-                ("", "ms per step", "times as fast as generate", "share of bandwidth", "differ one by one"),
-                *(
-                    (n, *(_cell(r.get(column)) for column in ("ms", "faster", "bandwidth", "differing")))
-                    for n, r in rows.items()
-                ),
+                ("", *COLUMNS.values()),
+                *((n, *(_cell(r.get(column)) for column in COLUMNS)) for n, r in rows.items()),
             ],
         )
     batch = options.train_batch_size
-    trained = training(config, batch, options.turns, options.warm_up, options.compile, device)
-    peaks = memory(config, batch) if options.memory else {}
+    trained, peaks = {}, {}
+    if batch:
+        trained = training(config, batch, options.turns, options.warm_up, options.compile, device)
+        peaks = memory(config, batch) if options.memory else {}
     for precision, by_name in trained.items():
         print_table(
             f"Training on {batch} × {options.codes} codes, {precision}: median over turns (least..greatest)",

@@ -4,16 +4,16 @@ time, their losses, and the memory they take.
 Left out: sampling (`prior/sampling/choice.py`), and the memory of GPUs.
 """
 
-import json
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.benchmarks.own_process import MIB, peak, run_module, status
+from pipelines.benchmarks.process_memory import MIB, peak, status
 from pipelines.benchmarks.registry import in_turns, ratios, spread, synchronizer
+from pipelines.run.own_process import in_own_process
 from prior import Prior, PriorConfig
 from tokenizer.distributed import keyed_generator
 
@@ -125,16 +125,19 @@ def training(
 
 def memory(config: PriorConfig, batch: int) -> dict[str, dict[str, float]]:
     """By precision and name, MiB that training takes at most on a CPU: weights, optimizer, activations."""
-    sizes = (config.num_codes, config.codebook_size, config.dim, config.depth, config.heads, batch)
-    module = "pipelines.benchmarks.prior.training"
-    return {
-        precision: {name: run_module(module, name, precision, *sizes) for name in (OURS, PEER)}
-        for precision in PRECISIONS
-    }
+    sizes = (config.num_codes, config.codebook_size, config.dim, config.depth, config.heads)
+    threads = torch.get_num_threads()
+
+    def peak_of(name: str, precision: str) -> float:
+        found: float = in_own_process(peak_of_training, name, precision, sizes, batch, threads=threads)
+        return found
+
+    return {p: {name: peak_of(name, p) for name in (OURS, PEER)} for p in PRECISIONS}
 
 
-def peak_of_training(name: str, precision: str, config: PriorConfig, batch: int) -> float:
-    """MiB by which this process grows at most in three steps."""
+def peak_of_training(name: str, precision: str, sizes: Sequence[int], batch: int) -> float:
+    """MiB by which this process grows at most in three steps of a model of `llama_like` sizes."""
+    config = llama_like(*sizes)
     device = torch.device("cpu")
     # What is imported and set up at the first use does not count.
     tiny = replace(config, dim=2 * config.heads, depth=1, grid=(2,))
@@ -144,10 +147,3 @@ def peak_of_training(name: str, precision: str, config: PriorConfig, batch: int)
     for _ in range(3):
         step()
     return (peak() - before) / MIB
-
-
-if __name__ == "__main__":
-    _name, _precision, *_numbers = sys.argv[1:]
-    *_sizes, _batch, _threads = map(int, _numbers)
-    torch.set_num_threads(_threads)
-    print(json.dumps(peak_of_training(_name, _precision, llama_like(*_sizes), _batch)))

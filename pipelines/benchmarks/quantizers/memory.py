@@ -3,15 +3,14 @@
 Left out: memory of encoder, decoder and optimizers, which is the same for all, and of GPUs.
 """
 
-import json
 import os
-import sys
 from pathlib import Path
 
 import torch
 
-from pipelines.benchmarks.own_process import MIB, run_module, status
+from pipelines.benchmarks.process_memory import MIB, status
 from pipelines.benchmarks.quantizers.contestants import contestants
+from pipelines.run.own_process import in_own_process
 from tokenizer.distributed import Step
 
 CLEAR = Path("/proc/self/clear_refs")
@@ -24,15 +23,15 @@ def available() -> bool:
 
 
 def measure_in_a_process(name: str, bits: int, dim: int, batch_size: int, grid: tuple[int, int]) -> float:
-    """`measure` in a process of its own, with as many threads as here."""
+    """`growth_of_a_step` in a process of its own, with as many threads as here."""
     # Freed tensors go back to the system (mallopt(3)), instead of being kept for the step that is measured.
     environment = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
-    words = (name, bits, dim, batch_size, *grid)
-    value: float = run_module("pipelines.benchmarks.quantizers.memory", *words, environment=environment)
+    sizes, threads = (bits, dim, batch_size, grid), torch.get_num_threads()
+    value: float = in_own_process(growth_of_a_step, name, *sizes, threads=threads, environment=environment)
     return value
 
 
-def measure(name: str, bits: int, dim: int, batch_size: int, grid: tuple[int, int]) -> float:
+def growth_of_a_step(name: str, bits: int, dim: int, batch_size: int, grid: tuple[int, int]) -> float:
     """MiB by which the resident memory grows at most during a forward and backward pass in training, after
     the codes have started; z (batch_size, in_dim, *grid) and its gradient are not in it."""
     (contestant,), _ = contestants(bits, dim, [name])
@@ -50,10 +49,3 @@ def measure(name: str, bits: int, dim: int, batch_size: int, grid: tuple[int, in
             growth = max(growth, status("VmHWM") - before)
         index, ready_for = index + 1, ready_for + bottleneck.ready
     return growth / MIB
-
-
-if __name__ == "__main__":
-    _name, *_numbers = sys.argv[1:]
-    _bits, _dim, _batch_size, _height, _width, _threads = map(int, _numbers)
-    torch.set_num_threads(_threads)
-    print(json.dumps(measure(_name, _bits, _dim, _batch_size, (_height, _width))))

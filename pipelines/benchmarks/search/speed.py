@@ -5,9 +5,11 @@ Left out: quality of what is learnt; codes are exact here, so only time and memo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from pipelines.benchmarks.search.memory import measure_in_a_process
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra
+from tokenizer.search import cpu
 from tokenizer.search.exact import nearest
 from tokenizer.variants import require
 
@@ -37,7 +40,13 @@ Jobs = dict[str, Callable[[], object]]
 PEERS = {"faiss-cpu": "faiss", "vector-quantize-pytorch": "vector_quantize_pytorch"}
 # What is compared with what: ours → the others.
 COMPARED = {
-    "nearest": ("torch.mm", "torch.cdist", "faiss", "VectorQuantize eval"),
+    "nearest": (
+        "nearest torch",
+        "torch.mm",
+        "torch.cdist",
+        "faiss",
+        "VectorQuantize eval",
+    ),
     "vq eval": ("torch.mm", "VectorQuantize eval"),
     "vq train": ("torch.mm", "VectorQuantize train"),
 }
@@ -79,8 +88,15 @@ def parse_shape(text: str) -> Shape:
     return m, n, d
 
 
+def by_torch_alone(z: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest` without compiled loops, as where numba is not installed."""
+    with patch.object(cpu, "installed", lambda: False):
+        return nearest(z, codebook)
+
+
 def jobs(shape: Shape, device: torch.device) -> Jobs:
-    """What is timed at a shape (M, N, D): ours, the bare product, and those peers that are installed."""
+    """What is timed at a shape (M, N, D): ours, on a CPU what it is there without numba, the bare product,
+    and those peers that are installed."""
     m, n, d = shape
     z = torch.randn(m, d, generator=keyed_generator(0, "z")).to(device)
     codebook = torch.randn(n, d, generator=keyed_generator(0, "codebook")).to(device)
@@ -90,6 +106,8 @@ def jobs(shape: Shape, device: torch.device) -> Jobs:
         "torch.mm": lambda: torch.mm(z, codebook.T, out=products),
         "torch.cdist": lambda: torch.cdist(z, codebook).argmin(1),
     }
+    if device.type == "cpu":
+        found["nearest torch"] = partial(by_torch_alone, z, codebook)
     grid = z.T[None].contiguous()
     for name, training in (("vq eval", False), ("vq train", True)):
         vq = VQConfig(codebook_size=n, dim=d, codebook_dim=d, kmeans_steps=0).build().to(device)

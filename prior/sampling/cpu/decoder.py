@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prior.network import Network
+from prior.network import PriorNetwork
 from prior.sampling.cpu.kernels import SIGNALS, STOPPED, step_kernel
 from prior.sampling.cpu.layout import PackedPrior
 from prior.sampling.decoder import DepthSteps
-from prior.sampling.weights import Prepared
+from prior.sampling.weights import PreparedWeights
 
 # More threads would wait longer for each other than they save.
 MOST_THREADS = 16
 
 
-def serves(prior: Network, prepared: Prepared) -> bool:
+def serves(prior: PriorNetwork, prepared: PreparedWeights) -> bool:
     """Whether these loops are there for this prior."""
     return prepared.compiled and prior.head.dtype == torch.float32
 
@@ -35,7 +35,7 @@ def serves(prior: Network, prepared: Prepared) -> bool:
 class CompiledDecoder:
     """As `Decoder`, within a context, with which its threads end."""
 
-    def __init__(self, prior: Network, prepared: Prepared, rows: int, steps: int) -> None:
+    def __init__(self, prior: PriorNetwork, prepared: PreparedWeights, rows: int, steps: int) -> None:
         config = prior.config
         if not isinstance(prepared.kept, PackedPrior):
             prepared.kept = PackedPrior(prior, prepared.weights)

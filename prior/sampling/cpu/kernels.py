@@ -28,8 +28,8 @@ def step_kernel(weights: str) -> Callable[..., None]:
     `hidden` (rows, dim) the last hidden layer, `out` (Q, rows, N and more) the logits of the codebooks that
     `books` (S, Q) names for the (last) step. y (rows · span, dim), `found` (rows · span, dim and more) and
     `gates` (2, rows · span, ffn and more) are room for what threads tell each other. `cache` (depth, 2, rows,
-    heads, S, width) has keys and values. `norms` to `panels` are those of `panels.PackedPrior`; the others
-    are as in `decoder_cpu.CompiledDecoder`.
+    heads, S, width) has keys and values. `norms` to `panels` are those of `layout.PackedPrior`; the others
+    are as in `decoder.CompiledDecoder`.
     """
     from numba import njit, types
 

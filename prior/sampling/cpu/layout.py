@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior.layers import Block
-from prior.network import Network
+from prior.network import PriorNetwork
 from prior.sampling.cpu.products import VECTORS, lanes
 from prior.sampling.weights import Int8, Norm, Weights
 
@@ -43,7 +43,7 @@ class PackedPrior:
     `head_norms` (depth, 2, width), those of queries and keys, or (0, 2, width); `shifts` of both kinds.
     """
 
-    def __init__(self, prior: Network, form: Weights) -> None:
+    def __init__(self, prior: PriorNetwork, form: Weights) -> None:
         config = prior.config
         self.matrices: list[Panels] = []
         norms, of_heads = [], []

@@ -16,7 +16,7 @@ from pipelines.benchmarks.data import made as made_data
 from pipelines.benchmarks.data import memory as loading_memory
 from pipelines.benchmarks.data.made import MAKERS, SECONDS
 from pipelines.benchmarks.data.memory import measure_in_a_process, slope
-from pipelines.benchmarks.own_process import MIB, own_memory
+from pipelines.benchmarks.process_memory import MIB, own_memory
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from tests.helpers.running import environment

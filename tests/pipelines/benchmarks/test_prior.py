@@ -30,7 +30,7 @@ pytest.importorskip("transformers")
 SIZES = {"codes": 6, "codebook_size": 10, "dim": 16, "depth": 2, "heads": 2}
 WORDS = [word for name, value in SIZES.items() for word in ("--" + name.replace("_", "-"), value)]
 TINY = ("prior", "--device", "cpu", "--turns", 2, "--warm-up", 1, *WORDS)
-NAMES = {f"tokenloom {form}" for form in ("full", "bf16", "int8")} | {
+NAMES = {f"{way} {form}" for way in ("tokenloom", "plain") for form in ("full", "bf16", "int8")} | {
     "generate full",
     "generate bf16",
     READING,
@@ -47,7 +47,7 @@ def test_all_jobs_draw_as_many_codes_from_equal_weights() -> None:
     assert jobs.keys() == NAMES
     for name, job in jobs.items():
         drawn = job()
-        if name.startswith("tokenloom"):
+        if name.startswith(("tokenloom", "plain")):
             assert isinstance(drawn, torch.Tensor) and drawn.shape == (3, 1, 6)
         elif name.startswith("generate"):
             assert isinstance(drawn, torch.Tensor) and drawn.shape == (3, 1 + 6)  # the class comes first
@@ -87,6 +87,13 @@ def test_the_script_prints_and_writes(tmp_path: Path) -> None:
         assert ("differing" in rows["tokenloom bf16"]) == (rows is values["sampling"]["3"])
         same = rows["generate full"]["faster"]
         assert same["low"] == same["high"] == 1
+        for form in ("full", "bf16", "int8"):
+            ours, plain = (rows[f"{way} {form}"] for way in ("tokenloom", "plain"))
+            assert (
+                "ours_faster" not in ours
+                and plain["ours_faster"]["low"] <= plain["ms"]["high"] / ours["ms"]["low"]
+            )
+            assert plain["ours_faster"]["high"] >= plain["ms"]["low"] / ours["ms"]["high"]
         whole, half = (rows[f"generate {form}"] for form in ("full", "bf16"))
         # Half of the bytes in the same time is half of the bandwidth.
         share = whole["bandwidth"]["median"] * whole["ms"]["median"]
@@ -107,7 +114,7 @@ def test_what_cannot_be_measured_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         (("--codes", 0), "codes is 0"),
         (("--batch-sizes", 0), "batch_sizes are (0,)"),
         (("--warm-up", -1), "warm_up is -1"),
-        (("--train-batch-size", 0), "train_batch_size is 0"),
+        (("--train-batch-size", -1), "train_batch_size is -1"),
     ):
         assert_refused(run_script("benchmark", "prior", *words, code=None), message)
     with pytest.raises(ValueError, match="batch_sizes is empty"):
@@ -115,6 +122,38 @@ def test_what_cannot_be_measured_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(benchmark_prior, "find_spec", lambda name: None)
     done = run_script("benchmark", *TINY, code=None)
     assert_refused(done, "this benchmark compares with transformers", install_extra("bench"))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own
+def test_what_torch_compiles_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = build(CONFIG, CPU)
+    steps: list[int] = []
+
+    class Eager(benchmark_prior.StaticDecoder):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments[:-1], options={"backend": "eager"})
+
+        def advance(self, x: torch.Tensor) -> torch.Tensor:
+            steps.append(self.length)
+            return super().advance(x)
+
+    monkeypatch.setattr(benchmark_prior, "StaticDecoder", Eager)
+    jobs = sampling_jobs(prior, ready_priors(prior, CPU), 2, compiled=True)
+    assert jobs.keys() == NAMES | {f"torch.compile {form}" for form in ("full", "bf16", "int8")}
+    for _ in range(2):
+        steps.clear()
+        torch.manual_seed(3)
+        drawn = jobs["torch.compile full"]()
+        torch.manual_seed(3)
+        assert isinstance(drawn, torch.Tensor) and torch.equal(drawn, prior.sample(2))
+        assert steps == list(range(6))
+
+
+def test_training_can_be_left_out(tmp_path: Path) -> None:
+    words = ("--batch-sizes", 1, "--train-batch-size", 0, "--memory", "--output", tmp_path)
+    done = run_script("benchmark", *TINY, *words)
+    values = read(tmp_path / "benchmark-prior.json")
+    assert values["training"] == values["training_peak_mib"] == {} and "Training" not in done.out
 
 
 def test_every_flag_is_explained_and_loops_are_compiled_where_they_can_be() -> None:

@@ -6,6 +6,7 @@ Left out: how fast anything is.
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pipelines.benchmarks.search.speed import PEERS, SearchBenchmark, jobs, pars
 from tests.helpers.running import assert_refused, environment, read, run_script
 from tokenizer.bottlenecks import Bottlenecked
 from tokenizer.installation import install_extra
+from tokenizer.search import cpu, tiles
 from tokenizer.search.exact import nearest
 
 CPU = torch.device("cpu")
@@ -30,6 +32,8 @@ def test_all_jobs_search_the_same() -> None:
     found = jobs((60, 20, 4), CPU)
     codes = found["nearest"]()
     assert isinstance(codes, torch.Tensor) and codes.shape == (60,)
+    same = found["nearest torch"]()
+    assert isinstance(same, torch.Tensor) and torch.equal(same, codes)
     products, cdist = found["torch.mm"](), found["torch.cdist"]()
     assert isinstance(products, torch.Tensor) and products.shape == (60, 20)
     assert isinstance(cdist, torch.Tensor) and torch.equal(cdist, codes)
@@ -41,6 +45,23 @@ def test_all_jobs_search_the_same() -> None:
         first, second = found[name](), found[name]()
         assert isinstance(first, Bottlenecked) and isinstance(second, Bottlenecked)
         assert torch.equal(first.stats["commitment"], second.stats["commitment"]) == still
+
+
+def test_each_way_is_the_one_it_is_named_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "COMPILED_FROM", 0)
+    asked: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        return lambda *arguments: (asked.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(cpu, "propose", counted("loops", cpu.propose))
+    monkeypatch.setattr(cpu, "installed", lambda: True)
+    pytest.importorskip("numba")
+    found = jobs((60, 20, 4), CPU)
+    for name, way in (("nearest", ["loops"]), ("nearest torch", [])):
+        asked.clear()
+        found[name]()
+        assert asked == way
 
 
 @pytest.mark.skipif(
@@ -59,7 +80,14 @@ def test_the_script_prints_and_writes(tmp_path: Path) -> None:
     assert (values["benchmark"], values["turns"]) == ("search", 3)
     assert list(values["shapes"]) == ["60x20x4", "33x1x3"]
     assert values["missing"] == [package for package in PEERS if not installed(package)]
-    expected = {"nearest", "torch.mm", "torch.cdist", "vq eval", "vq train"}
+    expected = {
+        "nearest",
+        "nearest torch",
+        "torch.mm",
+        "torch.cdist",
+        "vq eval",
+        "vq train",
+    }
     expected |= {"faiss"} if installed("faiss-cpu") else set()
     if installed("vector-quantize-pytorch"):
         expected |= {"VectorQuantize eval", "VectorQuantize train"}
@@ -95,7 +123,9 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch:
     assert memory["table_mib"] == pytest.approx(300 * 2000 * 4 / 2**20)
     assert 0 < memory["additional_mib"] < 300  # not 0, as it is below the peak of the process that asked
     assert "Searching 300x2000x3" in done.out
-    with pytest.raises(ValueError, match="measuring memory failed with exit code 1"):
+    with pytest.raises(
+        ValueError, match=r"peak_of_search\(3, 0, 2\) failed .* exit code 1(.|\n)* no entries"
+    ):
         search_memory.measure_in_a_process((3, 0, 2))
 
 

@@ -13,7 +13,7 @@ from prior.sampling.cpu import products as numba_products
 from prior.sampling.cpu.decoder import CompiledDecoder
 from prior.sampling.cpu.kernels import step_kernel
 from prior.sampling.cpu.products import installed, product_kernel, tile_kernel
-from prior.sampling.weights import WEIGHTS, Prepared
+from prior.sampling.weights import WEIGHTS, PreparedWeights
 from tests.helpers.decoders import CONFIG, DEPTH, VARIANTS, both_logits, codes_of, random_prior
 from tokenizer.installation import install_extra
 
@@ -47,7 +47,7 @@ def test_threads_end_when_drawing_stops_early() -> None:
     before = threading.active_count()
     with (
         pytest.raises(KeyboardInterrupt),
-        CompiledDecoder(prior, Prepared(prior, "full", True), 1, 9) as decoder,
+        CompiledDecoder(prior, PreparedWeights(prior, "full", True), 1, 9) as decoder,
     ):
         decoder.advance(x)
         raise KeyboardInterrupt
@@ -88,7 +88,7 @@ def test_logits_do_not_depend_on_how_many_are_drawn_or_on_the_prefix(
     config: PriorConfig, weights: Any
 ) -> None:
     prior, batch = random_prior(config), 13
-    prepared = Prepared(prior, weights, compiled=True)
+    prepared = PreparedWeights(prior, weights, compiled=True)
     sequence = prior.pattern.to_sequence(codes_of(config, batch))
     x = prior.inputs(sequence[:, :-1], torch.zeros(batch, dtype=torch.int64))
 

@@ -13,7 +13,7 @@ from prior import Prior, PriorConfig
 from prior.sampling import decoder_cuda as decoder_static
 from prior.sampling import generate as generation
 from prior.sampling.decoder_cuda import StaticDecoder, static_decoder
-from prior.sampling.weights import Prepared
+from prior.sampling.weights import PreparedWeights
 from tests.helpers.decoders import CONFIG, DEPTH, VARIANTS, both_logits, random_prior
 
 
@@ -55,7 +55,7 @@ def test_one_decoder_serves_all_calls(config: PriorConfig, monkeypatch: pytest.M
     ready = prior.for_sampling()
     kept = []
 
-    def chosen(prior: Prior, prepared: Prepared, rows: int, _: int) -> StaticDecoder:
+    def chosen(prior: Prior, prepared: PreparedWeights, rows: int, _: int) -> StaticDecoder:
         kept.append(static_decoder(prior, prepared, rows))
         assert kept[-1].length == 0
         return kept[-1]

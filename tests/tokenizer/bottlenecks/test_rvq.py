@@ -1,5 +1,6 @@
 """Residual quantisation against ten plain lines; its start, dropout, and the first codebooks alone."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.tiny import bottleneck_config, codec, latents, pictures, sounds, tokenizer, trained
+from tokenizer import model
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.grouped import GroupedConfig
@@ -14,6 +16,7 @@ from tokenizer.bottlenecks.lfq import LFQConfig
 from tokenizer.bottlenecks.rvq import RVQ, RVQConfig
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import Step
+from tokenizer.search.exact import nearest
 
 K = 3
 
@@ -165,6 +168,47 @@ def test_encode_and_decode_with_fewer_codebooks(make: object) -> None:
     assert full.shape == coarse.shape == x.shape and not torch.equal(full, coarse)
     with pytest.raises(ValueError, match="num_codebooks is 3, this tokenizer has 2"):
         tok.encode(x, num_codebooks=3)
+
+
+def searches(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What `call` returns, and how many codebooks it searched."""
+    asked: list[int] = []
+
+    def counted(*arguments: Tensor) -> Tensor:
+        asked.append(1)
+        return nearest(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tokenizer.bottlenecks.vq.nearest", counted)
+        return call(), len(asked)
+
+
+def test_only_the_codebooks_that_are_asked_for_are_searched(
+    rvq: RVQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = latents(rvq, 2, 5)
+    one_group = GroupedConfig(1, bottleneck_config("rvq", num_codebooks=K)).build().eval()
+    two_groups = GroupedConfig(2, bottleneck_config("vq")).build().eval()
+    one_group.groups[0].load_state_dict(rvq.state_dict())
+    for bottleneck in (rvq, one_group):
+        for k in range(1, K + 1):
+            codes, count = searches(monkeypatch, lambda: bottleneck.encode_first(z, k))  # noqa: B023
+            assert torch.equal(codes, rvq.encode(z)[:, :k]) and count == k
+    z = latents(two_groups, 2, 5)
+    assert torch.equal(two_groups.encode_first(z, 2), two_groups.encode(z))
+    tok = codec()
+    x, lengths = sounds(2, 1, 1800), torch.tensor([1800, 1300])
+    ways: list[Callable[[int], Tensor]] = [
+        lambda k: tok.encode(x, num_codebooks=k),
+        lambda k: tok.encode(x, lengths, num_codebooks=k),
+        lambda k: torch.cat(list(tok.encode_stream(x.split(600, dim=2), k)), dim=2),
+    ]
+    for chunk in (model.CHUNK, 1000):  # the second time whole and padded batches go in several
+        monkeypatch.setattr(model, "CHUNK", chunk)
+        for encode in ways:
+            both, of_both = searches(monkeypatch, lambda: encode(2))  # noqa: B023
+            codes, count = searches(monkeypatch, lambda: encode(1))  # noqa: B023
+            assert torch.equal(codes, both[:, :1]) and 0 < count == of_both / 2
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tokenizer.search import cpu as search_cpu
 from tokenizer.search import cuda as search_cuda
 from tokenizer.search import exact as search
 from tokenizer.search import tiles as search_tiles
-from tokenizer.search.exact import CROWDED, Distance, Table, full_precision, nearest
+from tokenizer.search.exact import CROWDED, CentredCodebook, Distance, full_precision, nearest
 
 ROOT = Path(__file__).parents[3]
 
@@ -48,7 +48,7 @@ def test_no_table_of_all_distances(m: int, n: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(search, "TILE", 1 << 18)
     z, codebook = normal(m, 4), normal(n, 4, seed=1)
     with LargestTensor() as seen:  # it sees nothing inside an operator
-        Table(codebook).search(z)
+        CentredCodebook(codebook).search(z)
     bound = max(5 * m, 5 * n, 1 << 18)
     assert 1 << 17 <= seen.largest <= bound < m * n
 
@@ -92,20 +92,20 @@ def test_shapes_that_do_not_fit_are_refused(z: Any, codebook: Any, message: str)
 @pytest.mark.parametrize("size", [1, 1 << 14])
 def test_a_collapsed_codebook_takes_no_long_search(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all entries are as near, each vector is not compared with each of them in float64."""
-    pairs, decide = [0], Table.decide
+    pairs, decide = [0], CentredCodebook.decide
 
-    def counted(table: Table, z: Tensor, row: Tensor, code: Tensor) -> Tensor:
+    def counted(table: CentredCodebook, z: Tensor, row: Tensor, code: Tensor) -> Tensor:
         pairs[0] += len(row)
         return decide(table, z, row, code)
 
-    monkeypatch.setattr(Table, "decide", counted)
+    monkeypatch.setattr(CentredCodebook, "decide", counted)
     codebook = torch.ones(size, 8) / 3
     codebook[size // 2 :] = -0.7
     codebook[-1] = -0.7
     z = normal(4096, 8)
     expected = brute_force(z, codebook[[0, size // 2]]) * (size // 2)
     assert torch.equal(nearest(z, codebook), expected)
-    assert torch.equal(Table(codebook).search(z), expected)
+    assert torch.equal(CentredCodebook(codebook).search(z), expected)
     assert pairs[0] <= 2 * CROWDED * len(z)
 
 
@@ -130,7 +130,7 @@ def test_one_entry_far_away_harms_no_other() -> None:
     for far in (1e4, 1e9, 1e25):
         codebook[3] = far
         with LargestTensor() as seen:
-            codes = Table(codebook).search(z)
+            codes = CentredCodebook(codebook).search(z)
         assert torch.equal(codes, brute_force(z, codebook))
         assert seen.largest < 20 * 500 * 64  # few were close enough to be compared in float64
 

@@ -74,7 +74,11 @@ class Bits(Implicit):
         super().__init__(options.dim, options.bits, 1 << options.bits, ADVICE)
         self.options, self.scale = options, scale
         self.mean_entropy = MeanEntropy(options.bits, options.group_bits, options.decay)
-        self.register_buffer("place", 1 << torch.arange(options.bits), persistent=False)
+        self.make_unsaved()
+
+    def make_unsaved(self) -> None:
+        """What each bit counts."""
+        self.register_buffer("place", 1 << torch.arange(self.options.bits), persistent=False)
 
     def quantized(self, z_e: Tensor) -> tuple[Tensor, Tensor]:
         # Index(z) = Σ_i 2^(i−1) 1{z_i > 0} (Yu et al. 2023, arXiv 2310.05737, section 3.1)
@@ -133,8 +137,12 @@ class MeanEntropy(nn.Module):
         uniform = torch.cat([torch.full((1 << k,), 0.5**k) for k in self.sizes])
         # The moving average of distributions, and of 1: divided by that, p̄ does not remember its start.
         self.register_buffer("ema", START * torch.cat([uniform, torch.ones(1)]))
-        # Sums of q(c | z) and the number of z since the last optimizer step: one tensor, one collective.
-        self.register_buffer("pending", torch.zeros(len(uniform) + 1), persistent=False)
+        self.make_unsaved()
+
+    def make_unsaved(self) -> None:
+        """Sums of q(c | z) and the number of z since the last optimizer step: one tensor, one collective."""
+        size = sum(1 << k for k in self.sizes)
+        self.register_buffer("pending", torch.zeros(size + 1), persistent=False)
 
     def forward(self, logits: Tensor, step: Step | None) -> Tensor:
         """logits: (M, bits) of the single bits → H(p_pass, p̄) in nats. In training it also takes them into

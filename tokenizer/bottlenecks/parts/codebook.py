@@ -63,16 +63,20 @@ class Codebook(nn.Module):
         self.revive_below = self.least_use if revive_below is None else revive_below
         self.register_buffer("ema_count", torch.ones(size))
         self.register_buffer("started", torch.tensor(kmeans_steps == 0))
-        # Sums (N, D) of vectors by code, if they are needed, and counts (N,) since the last optimizer step.
-        self.register_buffer("pending_sums", torch.zeros(size, dim * self.sums), persistent=False)
-        self.register_buffer("pending_counts", torch.zeros(size), persistent=False)
         self.health = Health(size, ADVICE)
         self._picked: Tensor | None = None
         self._reservoir: list[Tensor] = []
+        self._events: list[str] = []
+        self.make_unsaved()
+        self._make()
+
+    def make_unsaved(self) -> None:
+        """Statistics at their beginning."""
+        # Sums (N, D) of vectors by code, if they are needed, and counts (N,) since the last optimizer step.
+        self.register_buffer("pending_sums", torch.zeros(self.size, self.dim * self.sums), persistent=False)
+        self.register_buffer("pending_counts", torch.zeros(self.size), persistent=False)
         # Entries revived since the last report, but for the latest step; and in that.
         self._revived, self._revived_last = torch.zeros(2, dtype=torch.int64).unbind()
-        self._events: list[str] = []
-        self._make()
 
     def _make(self) -> None:
         """Add random entries, or what they are made of."""

@@ -35,13 +35,17 @@ class Health(nn.Module):
     def __init__(self, size: int, advice: str) -> None:
         super().__init__()
         self.size, self.advice = size, advice
+        self.make_unsaved()
+        self._quiet_until = 2 * WINDOW
+
+    def make_unsaved(self) -> None:
+        """All counts at their beginning."""
         # Counts that fade by a factor of e in a window, and steps since a code was used last.
-        self.register_buffer("recent", torch.zeros(size), persistent=False)
-        self.register_buffer("age", torch.full((size,), torch.inf), persistent=False)
+        self.register_buffer("recent", torch.zeros(self.size), persistent=False)
+        self.register_buffer("age", torch.full((self.size,), torch.inf), persistent=False)
         # Optimizer steps so far, and codes in the last of them.
         self.register_buffer("seen", torch.zeros(2), persistent=False)
-        self.register_buffer("pending", torch.zeros(size), persistent=False)
-        self._quiet_until = 2 * WINDOW
+        self.register_buffer("pending", torch.zeros(self.size), persistent=False)
 
     @torch.no_grad()
     def count(self, codes: Tensor, step: Step | None) -> None:

@@ -1,44 +1,19 @@
-"""Measuring memory in a process of its own, whose peak nothing else has raised.
+"""The memory of a process and of those that it started, as the system tells it.
 
-Left out: what is measured (`memory.py` in the rooms), and GPUs.
+Left out: processes of their own, whose peak nothing else has raised (`pipelines/run/own_process.py`), what is
+measured in them (`memory.py` in the rooms), and GPUs.
 """
 
-import json
 import multiprocessing
-import os
 import resource
-import shlex
-import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 MIB = 1 << 20
 STATUS = Path("/proc/self/status")
 # Of a process's smaps_rollup (proc_pid_smaps(5)): memory that no file backs, as a part of the pages that it
 # shares with others, such as those that it was forked from.
 OWN = ("Pss_Anon", "Pss_Shmem")
-
-
-def run_module(module: str, *words: object, environment: Mapping[str, str] | None = None) -> Any:
-    """What `python -m module words... threads` prints last, as JSON, with as many threads as here.
-    `ValueError` with the end of its errors if it fails."""
-    command = ["-m", module, *map(str, words), str(torch.get_num_threads())]
-    done = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(environment or {})},
-    )
-    if done.returncode:
-        raise ValueError(
-            f"measuring memory failed with exit code {done.returncode}: python {shlex.join(command)}: "
-            f"{done.stderr[-2000:]}"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak() -> int:

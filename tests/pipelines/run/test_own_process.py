@@ -1,0 +1,117 @@
+"""A function in a process of its own: what goes in and comes back, and that nothing of it stays.
+
+Left out: what the benchmarks measure there.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.run.own_process import in_own_process
+from tests.helpers.running import ROOT, environment
+
+
+def seen(values: list[Any]) -> dict[str, Any]:
+    """What a process of its own can tell."""
+    print("this is no answer")
+    os.write(1, b"nor is this")
+    return {
+        "values": values,
+        "process": os.getpid(),
+        "threads": torch.get_num_threads(),
+        "variables": [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MADE_UP")],
+    }
+
+
+def fail(text: str) -> None:
+    raise KeyError(text)
+
+
+def wait(file: str) -> None:
+    """Write this process's id to a file, and wait for a minute."""
+    Path(file).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # One that ended and was not waited for is none.
+    return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def ends(process: int) -> bool:
+    """Whether it ends within ten seconds."""
+    for _ in range(100):
+        if not is_there(process):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_values_go_in_and_come_back() -> None:
+    found = in_own_process(seen, [1, "a", None, 2.5], threads=1, environment={"MADE_UP": "b"})
+    assert found["values"] == [1, "a", None, 2.5] and found["process"] != os.getpid()
+    assert found["threads"] == 1 and found["variables"] == ["1", "b"]
+    assert not is_there(found["process"])
+
+
+@pytest.mark.parametrize("words", ["of the error", "x" * 5000 + " at its end"])
+def test_the_error_of_the_process_is_raised_with_its_text(words: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"own_process\.fail\(.* exit code 1: (.|\n)*" + words[-12:]
+    ) as error:
+        in_own_process(fail, words)
+    assert len(str(error.value)) < 2500
+
+
+def test_it_ends_with_the_call(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise InterruptedError("enough")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+    try:
+        with pytest.raises(InterruptedError):
+            # Only once it is there: a signal before that ends the wait for the file, not the call.
+            while not (tmp_path / "process").exists():
+                try:
+                    in_own_process(wait, str(tmp_path / "process"))
+                except InterruptedError:
+                    if (tmp_path / "process").exists():
+                        raise
+                    signal.setitimer(signal.ITIMER_REAL, 8, 8)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ends(int((tmp_path / "process").read_text()))
+
+
+def test_it_ends_with_the_process_that_asked(tmp_path: Path) -> None:
+    file = tmp_path / "process"
+    ask = (
+        "from pipelines.run.own_process import in_own_process\n"
+        "from tests.pipelines.run.test_own_process import wait\n"
+        f"in_own_process(wait, {str(file)!r})"
+    )
+    asking = subprocess.Popen([sys.executable, "-c", ask], cwd=ROOT, env=environment())
+    try:
+        for _ in range(600):
+            if file.exists() and file.read_text():
+                break
+            time.sleep(0.1)
+        process = int(file.read_text())
+        assert is_there(process)
+    finally:
+        asking.kill()
+        asking.wait()
+    assert ends(process)
