@@ -85,11 +85,13 @@ NOTHING = tyro.conf.arg(help_behavior_hint="(default: none)")
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of options; `cost` says what it takes, for --help."""
+    """A named set of options; `cost` says what it takes, for --help. `timed`: of a prior, whether it is for
+    tokens with an axis of time."""
 
     build: Callable[[], Any]
     about: str
     cost: str
+    timed: bool = False
 
 
 def parse(
@@ -138,6 +140,15 @@ def parse(
         if stop.code in (0, None):
             raise
         raise ValueError(f"the command line does not fit\n{usage.getvalue().rstrip()}") from None
+
+
+def chosen_preset(default_preset: str, argv: Sequence[str] | None = None) -> str:
+    """The preset that the options of a command line which `parse` took begin with; "" where a file gives
+    them: with --config, and on a resume."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(_peek(words, flag) for flag in ("--config", "--resume")):
+        return ""
+    return words[0] if words and not words[0].startswith("-") else default_preset
 
 
 def _take(words: list[str], flag: str) -> str | None:
