@@ -22,7 +22,7 @@ from pipelines.data.tables import EMBEDDED, credit
 from pipelines.evaluation.tokenizers import evaluate_tokenizer, measure_tokenizer
 from pipelines.presets import TOKENIZERS
 from pipelines.reports.tokenizers import write_tokenizer_report
-from pipelines.run.command_line import parse, run
+from pipelines.run.command_line import chosen_preset, parse, run
 from pipelines.run.processes import load_alike, on_main
 from pipelines.run.publishing import check_push, push
 from pipelines.training.loop import Course
@@ -44,12 +44,16 @@ from tokenizer.perceptual import Perceptual, load_perceptual
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_PRESET = "emoji"
+
 
 def main() -> None:
     """Read the options, check data and folder, train."""
-    options = parse(TokenizerTraining, __doc__ or "", presets=TOKENIZERS, default_preset="emoji")
+    options = parse(TokenizerTraining, __doc__ or "", presets=TOKENIZERS, default_preset=DEFAULT_PRESET)
     accelerator = start_accelerator(options)
-    options = short_run(options, log=accelerator.is_main_process)
+    name = chosen_preset(DEFAULT_PRESET)
+    usual = TOKENIZERS[name].build().max_steps if name else 0
+    options = short_run(options, accelerator.is_main_process, usual)
     if options.perceptual and options.model.modality.kind != "image":
         raise ValueError("--perceptual is for pictures; sound has the losses mel and stft")
     check_run_folder(accelerator, options)
