@@ -30,7 +30,13 @@ from pipelines.tokens.windows import rows_of, window_info
 from pipelines.training.loop import Course
 from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import PriorSize, PriorTraining
-from pipelines.training.run_folder import check_run_folder, command_line, run_folder
+from pipelines.training.run_folder import (
+    check_run_folder,
+    command_line,
+    note_license,
+    remembered_place,
+    run_folder,
+)
 from pipelines.training.setup import start_accelerator
 from prior import Prior, PriorConfig
 from prior.checks import UNCONDITIONAL
@@ -52,10 +58,12 @@ def main() -> None:
     accelerator = start_accelerator(options)
     check_run_folder(accelerator, options)
     check_push(accelerator, options, resumed=bool(options.resume))
-    info, splits = load_alike(accelerator, "the tokens", lambda: load_tokens(options), digest_of)
+    with remembered_place(options, "tokens"):
+        info, splits = load_alike(accelerator, "the tokens", lambda: load_tokens(options), digest_of)
     if accelerator.is_main_process:
         logger.info("%s", found_in(options, info, splits))
         check_preset(chosen_preset(DEFAULT_PRESET), info)
+    note_license(accelerator, options, info.source)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     if options.activation_checkpointing:

@@ -31,6 +31,8 @@ from pipelines.training.options import TokenizerTraining
 from pipelines.training.run_folder import (
     check_run_folder,
     command_line,
+    note_license,
+    remembered_place,
     require_same_data,
     run_folder,
     write_skipped,
@@ -63,9 +65,11 @@ def main() -> None:
     perceptual = None
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
-    splits = load_alike(
-        accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
-    )
+    with remembered_place(options, "data.path"):
+        splits = load_alike(
+            accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
+        )
+    note_license(accelerator, options, options.data.path)
     with run_folder(accelerator, options):
         on_main(accelerator, lambda: require_same_data(options.output, bool(options.resume), splits.record()))
         skipped = dict.fromkeys((*splits.train.skipped, *splits.held_out.skipped))
