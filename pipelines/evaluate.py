@@ -29,6 +29,7 @@ from pipelines.evaluation.priors import Positions, evaluate_prior, measure_posit
 from pipelines.evaluation.tokenizers import EVAL_BATCH, measure_tokenizer
 from pipelines.reports.kinds import report_of
 from pipelines.reports.priors import write_positions
+from pipelines.reports.rate_distortion import quantity
 from pipelines.reports.tokenizers import write_results
 from pipelines.run.accelerator import patient_accelerator
 from pipelines.run.command_line import parse, run
@@ -119,7 +120,8 @@ def main() -> None:
         if remarks := report_of(tok.modality).remarks(measured):
             print(remarks, end="\n\n")
         for name, value in metrics.items():
-            print(f"{name:28} {value:.6g}")
+            unit = f" {quantity(name).unit}" if name.endswith("_speed") else ""
+            print(f"{name:28} {value:.6g}{unit}")
         logger.info("written to %s", options.output)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -148,6 +148,7 @@ def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[D
     unnamed = "no class" if prior.config.class_names else "samples"
     names = [prior.config.class_names[i] if i >= 0 else unnamed for i in indices]
     prefix = tok.encode(tok.preprocess(options.prefix)) if options.prefix else None
+    given = 0 if prefix is None else prefix.shape[2] * tok.stride
     rows = []
     bar = progress(len(indices) * options.num, "sample")
     for name, index in zip(names, indices, strict=True):
@@ -160,7 +161,7 @@ def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[D
             parts.append(codes)
             shown.append(decoded(tok, codes).cpu())
             bar.update(count)
-        rows.append(Drawn(name, torch.cat(shown), torch.cat(parts)))
+        rows.append(Drawn(name, torch.cat(shown), torch.cat(parts), given))
     bar.close()
     return rows
 

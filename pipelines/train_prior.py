@@ -20,7 +20,7 @@ from pipelines.evaluation.priors import evaluate_prior
 from pipelines.presets import PRIORS
 from pipelines.reports.plots import loss_plot
 from pipelines.reports.priors import write_prior_sample
-from pipelines.run.command_line import parse, run
+from pipelines.run.command_line import chosen_preset, parse, run
 from pipelines.run.models import public_name
 from pipelines.run.processes import load_alike
 from pipelines.run.publishing import check_push, push
@@ -30,7 +30,13 @@ from pipelines.tokens.windows import rows_of, window_info
 from pipelines.training.loop import Course
 from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import PriorSize, PriorTraining
-from pipelines.training.run_folder import check_run_folder, command_line, run_folder
+from pipelines.training.run_folder import (
+    check_run_folder,
+    command_line,
+    note_license,
+    remembered_place,
+    run_folder,
+)
 from pipelines.training.setup import start_accelerator
 from prior import Prior, PriorConfig
 from prior.checks import UNCONDITIONAL
@@ -43,17 +49,21 @@ logger = logging.getLogger(__name__)
 
 # Options of the depth transformer.
 INNER = ("inner_dim", "inner_depth", "inner_heads")
+DEFAULT_PRESET = "small"
 
 
 def main() -> None:
     """Read the options, check tokens and folder, train."""
-    options = parse(PriorTraining, __doc__ or "", presets=PRIORS, default_preset="small")
+    options = parse(PriorTraining, __doc__ or "", presets=PRIORS, default_preset=DEFAULT_PRESET)
     accelerator = start_accelerator(options)
     check_run_folder(accelerator, options)
     check_push(accelerator, options, resumed=bool(options.resume))
-    info, splits = load_alike(accelerator, "the tokens", lambda: load_tokens(options), digest_of)
+    with remembered_place(options, "tokens"):
+        info, splits = load_alike(accelerator, "the tokens", lambda: load_tokens(options), digest_of)
     if accelerator.is_main_process:
         logger.info("%s", found_in(options, info, splits))
+        check_preset(chosen_preset(DEFAULT_PRESET), info)
+    note_license(accelerator, options, info.source)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     if options.activation_checkpointing:
@@ -92,6 +102,17 @@ def found_in(options: PriorTraining, info: TokenInfo, splits: dict[str, Rows]) -
     held = f"{held_out} held out" if held_out else "none held out"
     codes = f"{info.codes_per_item} codes each, of {info.codebook_size} entries"
     return f"{options.tokens}: {train} {unit}{classes} to train on, {held}; {codes}"
+
+
+def check_preset(name: str, info: TokenInfo) -> None:
+    """Say so if the preset `name` ("" for none) is for tokens of another kind, and which are for these."""
+    timed = info.frame_rate != 0
+    if not name or PRIORS[name].timed == timed:
+        return
+    others = " or ".join(other for other, preset in PRIORS.items() if preset.timed == timed)
+    what = ("frames over time", "pictures") if timed else ("grids of pictures", "sound")
+    text = "the tokens are %s, but the preset %s is for %s; for these take: train_prior.py %s"
+    logger.warning(text, what[0], name, what[1], others)
 
 
 def digest_of(tokens: tuple[TokenInfo, dict[str, Rows]]) -> str:

@@ -22,7 +22,7 @@ from pipelines.data.tables import EMBEDDED, credit
 from pipelines.evaluation.tokenizers import evaluate_tokenizer, measure_tokenizer
 from pipelines.presets import TOKENIZERS
 from pipelines.reports.tokenizers import write_tokenizer_report
-from pipelines.run.command_line import parse, run
+from pipelines.run.command_line import chosen_preset, parse, run
 from pipelines.run.processes import load_alike, on_main
 from pipelines.run.publishing import check_push, push
 from pipelines.training.loop import Course
@@ -31,6 +31,8 @@ from pipelines.training.options import TokenizerTraining
 from pipelines.training.run_folder import (
     check_run_folder,
     command_line,
+    note_license,
+    remembered_place,
     require_same_data,
     run_folder,
     write_skipped,
@@ -44,12 +46,16 @@ from tokenizer.perceptual import Perceptual, load_perceptual
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_PRESET = "emoji"
+
 
 def main() -> None:
     """Read the options, check data and folder, train."""
-    options = parse(TokenizerTraining, __doc__ or "", presets=TOKENIZERS, default_preset="emoji")
+    options = parse(TokenizerTraining, __doc__ or "", presets=TOKENIZERS, default_preset=DEFAULT_PRESET)
     accelerator = start_accelerator(options)
-    options = short_run(options, log=accelerator.is_main_process)
+    name = chosen_preset(DEFAULT_PRESET)
+    usual = TOKENIZERS[name].build().max_steps if name else 0
+    options = short_run(options, accelerator.is_main_process, usual)
     if options.perceptual and options.model.modality.kind != "image":
         raise ValueError("--perceptual is for pictures; sound has the losses mel and stft")
     check_run_folder(accelerator, options)
@@ -59,9 +65,11 @@ def main() -> None:
     perceptual = None
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
-    splits = load_alike(
-        accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
-    )
+    with remembered_place(options, "data.path"):
+        splits = load_alike(
+            accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
+        )
+    note_license(accelerator, options, options.data.path)
     with run_folder(accelerator, options):
         on_main(accelerator, lambda: require_same_data(options.output, bool(options.resume), splits.record()))
         skipped = dict.fromkeys((*splits.train.skipped, *splits.held_out.skipped))

@@ -108,24 +108,29 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
                 f"{config.path}: held-out {kind.many} are {held_out.shape} (C, *size), the others "
                 f"{train.shape}; give all of them one size and number of channels"
             )
-        logger.info("%s", summary(kind, found, len(train.rows), len(held_out.rows)))
-        return Splits(found.name, train.examples(), held_out.examples(), found.class_names)
+        splits = Splits(found.name, train.examples(), held_out.examples(), found.class_names)
+        logger.info("%s", summary(kind, found, splits))
+        return splits
     mask = held_out_mask(train.digests, config.valid_fraction)
     if by_content and not mask.any():
         which = f"all {kind.many} are equal" if len(train.rows) > 1 else f"there is one {kind.one}"
         logger.warning("%s: %s, so none is held out", config.path, which)
-    logger.info("%s", summary(kind, found, int((~mask).sum()), int(mask.sum())))
-    return Splits(found.name, train.examples(~mask), train.examples(mask), found.class_names)
+    splits = Splits(found.name, train.examples(~mask), train.examples(mask), found.class_names)
+    logger.info("%s", summary(kind, found, splits))
+    return splits
 
 
-def summary(kind: Kind, found: Found, train: int, held_out: int) -> str:
+def summary(kind: Kind, found: Found, splits: Splits) -> str:
     """What was found, in one line: how many examples of which classes, how many of them are held out and why
     these, and what was left out."""
     names = found.class_names
     listed = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
     classes = f" of {len(names)} class{'es' * (len(names) > 1)} ({listed})" if names else ""
+    train, held_out = len(splits.train), len(splits.held_out)
     what = kind.one if train == 1 else kind.many
-    held = f"{held_out} held out ({found.held_out_from or 'by content'})" if held_out else "none held out"
+    what += f" ({splits.train.amount})" if splits.train.amount else ""
+    why = ", ".join(filter(None, (splits.held_out.amount, found.held_out_from or "by content")))
+    held = f"{held_out} held out ({why})" if held_out else "none held out"
     left = f"; left out: {', '.join(found.left_out)}" if found.left_out else ""
     return f"{train} {what}{classes} to train on, {held}{left}"
 

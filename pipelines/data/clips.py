@@ -85,6 +85,11 @@ class Clips:
     def skipped(self) -> tuple[Skip, ...]:
         return tuple(self._skipped.items())
 
+    @property
+    def amount(self) -> str:
+        """The length of all clips, which may differ much."""
+        return in_time(int(self._lengths[self._rows].sum()) / self.sample_rate)
+
     def id(self, i: int) -> str:
         """The file's path below its folder, or the split and number of its row."""
         return self._source.id(int(self._rows[i]))
@@ -418,6 +423,14 @@ def _report(
         most = int(rows[loudest[rows].argmax()])
         text = "%d of %d %s hold values beyond [-1, 1], which are clamped; the largest is %g, in %s"
         logger.warning(text, clamped, len(rows), kind.many, loudest[most], source.id(most))
+
+
+def in_time(seconds: float) -> str:
+    """Seconds as people say them."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def skipped_samples(most: int, view: int, clip: int, seed: int) -> int:

@@ -57,7 +57,8 @@ def find_sources(config: DataConfig, kind: Kind) -> Found:
     if path.is_dir():
         if is_saved(path):
             return read_saved(config, kind, path)
-        names = walk(path)
+        names, hidden = walk(path)
+        hidden = [n for n in hidden if n.lower().endswith(kind.suffixes)]
         items = [n for n in names if n.lower().endswith(kind.suffixes)]
         tables = [n for n in names if n.lower().endswith(".parquet")]
         if items and tables:
@@ -69,13 +70,14 @@ def find_sources(config: DataConfig, kind: Kind) -> Found:
             return read_parquet(config, kind, path, tables)
         if not items:
             _refuse_other_kinds(kind, path, names)
-            there = "; ".join(left_out(kind, "", (), names)) or "nothing"
+            there = "; ".join(left_out(kind, "", (), [*names, *hidden])) or "nothing"
             raise ValueError(
                 f"{path}: no {kind.many} and no .parquet files in this folder; it holds {there}; "
                 "check --data.path"
             )
         taken = set(items)
-        return read_folder(config, kind, path, items, [n for n in names if n not in taken])
+        others = [n for n in names if n not in taken]
+        return read_folder(config, kind, path, items, [*others, *hidden])
     if path.is_file():
         if path.suffix.lower() != ".parquet":
             fix = ARCHIVES.get(path.suffix.lower(), "give its folder")
@@ -137,14 +139,15 @@ class Files:
         return os.path.join(self.root, self.names[i])
 
 
-def walk(root: Path) -> list[str]:
-    """Sorted relative paths of all files under `root` but hidden ones.
+def walk(root: Path) -> tuple[list[str], list[str]]:
+    """Sorted relative paths of all files under `root`: those that are shown, and hidden ones, but for what
+    lies in hidden folders.
 
     Links to folders are followed, but each folder is read once: in its own place if that is under `root`,
     else by the first link to it in the order of names. A link to a folder above itself is left out.
     `ValueError` for a folder that cannot be listed.
     """
-    found: list[str] = []
+    found, hidden = list[str](), list[str]()
     seen, links, waiting = set(), [], [""]
     while waiting or links:
         # Links come last, so that they do not take a folder from its own place.
@@ -156,11 +159,15 @@ def walk(root: Path) -> list[str]:
         start = f"{below}/" if below else ""
         try:
             with os.scandir(folder) as entries:
-                shown = [entry for entry in entries if entry.name[0] != "."]
+                every = list(entries)
         except OSError as error:
             reason = f"cannot be listed ({error.strerror}); check its permissions"
             raise ValueError(f"{root / below}: {reason}") from error
-        for entry in shown:
+        for entry in every:
+            if entry.name[0] == ".":
+                if entry.is_file(follow_symlinks=False):
+                    hidden.append(start + entry.name)
+                continue
             # Not is_dir(), which raises for a link to itself.
             linked = entry.is_symlink() and os.path.isdir(entry.path)
             if not linked and not entry.is_dir(follow_symlinks=False):
@@ -174,7 +181,7 @@ def walk(root: Path) -> list[str]:
                 waiting.append(start + entry.name)
             elif not Path(folder).is_relative_to(os.path.realpath(entry.path)):
                 heapq.heappush(links, start + entry.name)
-    return sorted(found)
+    return sorted(found), sorted(hidden)
 
 
 def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str], others: Sequence[str]) -> Found:
@@ -243,15 +250,23 @@ def left_out(
     places = {top: f"in {shown(top)}/" if top else "beside the splits" for top in tops}
     words = [f"{count} {kind.many} {places[top]}" for top, count in tops.items()]
     read = metadata.files if metadata is not None and metadata.column is not None else ()
-    rest = [n for n in others if n not in read]
+    hidden = [n for n in others if n.rpartition("/")[2].startswith(".")]
+    taken = {*read, *hidden}
+    rest = [n for n in others if n not in taken]
     suffixes = Counter(os.path.splitext(n)[1].lower() for n in rest)
+    strange = []
     for suffix, count in suffixes.most_common():
         if fix := (kind.unreadable.get(suffix) or ARCHIVES.get(suffix)):
             words.append(f"{count} {suffix} ({fix})")
         elif count <= FEW:
-            words += [shown(n) for n in rest if os.path.splitext(n)[1].lower() == suffix]
+            strange += [shown(n) for n in rest if os.path.splitext(n)[1].lower() == suffix]
         else:
-            words.append(f"{count} {suffix or 'without a suffix'}")
+            strange.append(f"{count} {suffix or 'without a suffix'}")
+    if strange:
+        words += [*strange[:-1], f"{strange[-1]} (not {kind.many})"]
+    if hidden:
+        few = ", ".join(map(shown, hidden[:FEW])) + (", …" if len(hidden) > FEW else "")
+        words.append(f"{len(hidden)} hidden ({few}: the names begin with a dot)")
     return tuple(words)
 
 

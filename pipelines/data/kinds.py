@@ -73,6 +73,11 @@ class Split(Protocol):
     @property
     def skipped(self) -> tuple[Skip, ...]: ...
 
+    @property
+    def amount(self) -> str:
+        """How much it is in all, in words, where the number of examples does not tell; else ""."""
+        ...
+
     def __len__(self) -> int: ...
 
     def id(self, i: int) -> str:

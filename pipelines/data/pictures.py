@@ -73,6 +73,11 @@ class Examples:
     def skipped(self) -> tuple[Skip, ...]:
         return tuple(self._skipped.items())
 
+    @property
+    def amount(self) -> str:
+        """Nothing: pictures are all of one size."""
+        return ""
+
     def id(self, i: int) -> str:
         """The file's path below its folder, or the split and number of its row."""
         return self._source.id(int(self._rows[i]))

@@ -58,6 +58,7 @@ def _base() -> PriorTraining:
     "speech",
     "Tokens of sound in windows of 4 seconds, all codebooks of a frame delayed against each other.",
     "About 3 minutes on 2 CPU cores; 3 M parameters.",
+    timed=True,
 )
 def _speech() -> PriorTraining:
     return PriorTraining(

@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def preset(
-    registry: dict[str, Preset], name: str, about: str, cost: str
+    registry: dict[str, Preset], name: str, about: str, cost: str, timed: bool = False
 ) -> Callable[[Callable[[], T]], Callable[[], T]]:
     """Enter a function that makes options into a registry under `name`."""
 
     def add(build: Callable[[], T]) -> Callable[[], T]:
-        registry[name] = Preset(build, about, cost)
+        registry[name] = Preset(build, about, cost, timed)
         return build
 
     return add

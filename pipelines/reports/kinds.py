@@ -17,13 +17,23 @@ from pipelines.evaluation.tokenizers import Measured
 from tokenizer import Tokenizer
 from tokenizer.modalities import Modality
 
+# The name of samples of no class.
+UNNAMED = "samples"
+
 
 class Drawn(NamedTuple):
-    """Samples x (num, C, *size) in [-1, 1] of a name, and their codes (num, K, *grid), if there are some."""
+    """Samples x (num, C, *size) in [-1, 1] of a name, and their codes (num, K, *grid), if there are some.
+    `given`: how many values along time, at the beginning of each, were not drawn but given."""
 
     name: str
     x: Tensor
     codes: Tensor | None
+    given: int = 0
+
+
+def numbered(name: str, i: int) -> str:
+    """What people read above sample i of a name, counted from 1."""
+    return f"{'sample' if name == UNNAMED else name} {i + 1}"
 
 
 class Report:
@@ -51,8 +61,8 @@ class Report:
 
     def neighbours(
         self, tok: Tokenizer, names: list[str], samples: Tensor, nearest: Tensor, folder: Path
-    ) -> None:
-        """neighbours.*: samples (b, C, *size) beside the training items nearest to them."""
+    ) -> Path:
+        """neighbours.*: samples (b, C, *size) beside the training items nearest to them; returns its path."""
         raise TypeError(f"{type(self).__name__} does not define neighbours")
 
     def remarks(self, measured: Measured) -> str:

@@ -123,12 +123,13 @@ def listening_page(
     title: str,
     notes: Sequence[str] = (),
     metrics: Mapping[str, float | None] | None = None,
+    mark: float = 0.0,
 ) -> None:
     """Write one HTML file that needs no other: a player and a spectrogram of each clip (C, T) in [-1, 1].
 
-    `notes` are paragraphs under the title, `metrics` a table with units. Everything is plain text and is
-    escaped. A second of mono at 16 kHz takes 43 kB, a spectrogram about 75: choose how many clips to show,
-    and how long. `ValueError` for no clips, empty ones, NaN, or other shapes.
+    `notes` are paragraphs under the title, `metrics` a table with units, `mark` as in `mel_sheet`. Everything
+    is plain text and is escaped. A second of mono at 16 kHz takes 43 kB, a spectrogram about 75: choose how
+    many clips to show, and how long. `ValueError` for no clips, empty ones, NaN, or other shapes.
     """
     import jinja2
 
@@ -144,14 +145,14 @@ def listening_page(
             for key, value in (metrics or {}).items()
             for what in (quantity(key),)
         ],
-        rows=[(name, _players(clips, sample_rate)) for name, clips in rows],
+        rows=[(name, _players(clips, sample_rate, mark)) for name, clips in rows],
     )
     save_picture(path, lambda beside: beside.write_text(page, encoding="utf-8"))
 
 
-def _players(clips: Mapping[str, Tensor], sample_rate: int) -> list[tuple[str, float, str, str]]:
+def _players(clips: Mapping[str, Tensor], sample_rate: int, mark: float) -> list[tuple[str, float, str, str]]:
     """(label, seconds, WAV and PNG in base64) of each clip."""
-    pictures = spectrogram_pngs(clips, sample_rate)
+    pictures = spectrogram_pngs(clips, sample_rate, mark)
     return [
         (label, x.shape[-1] / sample_rate, _base64(_wav(x, sample_rate)), _base64(pictures[label]))
         for label, x in clips.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.reports.kinds import Drawn, report_of
+from pipelines.reports.kinds import Drawn, numbered, report_of
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import read_info
 from pipelines.tokens.items import Rows, TokenSplit, read_tokens
@@ -51,22 +51,23 @@ def training_items(tok: Tokenizer, tokens: str) -> TokenSplit | CodeClips:
 
 
 def write_neighbours(folder: Path, tok: Tokenizer, rows: list[Drawn], items: TokenSplit | CodeClips) -> None:
-    """Show each of the first samples with its neighbour, and log how many codes the two share. Items of any
-    length are compared in windows of the samples' length."""
+    """Show each of the first samples with its neighbour, and log where, and how much the two share. Items of
+    any length are compared in windows of the samples' length."""
     codes = torch.cat([row.codes for row in rows if row.codes is not None]).cpu()
     found = rows_of(items, codes.shape[2])
     near = found.rows(nearest_items(tok, codes, found).numpy())[0]
     same = 100 * (near == codes).flatten(1).float().mean(1)
-    logger.info(
-        "codes that a sample has in the same place as the training item nearest to it: %.0f %% (median), "
-        "%.0f %% at most",
-        same.median(),
-        same.max(),
-    )
     shown = report_of(tok.modality)
     with torch.no_grad():
         pair = [
             tok.decode(x[: shown.pairs].to(tok.device), tok.modality.drawn_size).cpu() for x in (codes, near)
         ]
-    names = [f"{row.name} {i + 1}" for row in rows for i in range(len(row.x))]
-    shown.neighbours(tok, names, *pair, folder)
+    names = [numbered(row.name, i) for row in rows for i in range(len(row.x))]
+    path = shown.neighbours(tok, names, *pair, folder)
+    logger.info(
+        "each beside the training item nearest to it: %s; a sample shares %.0f %% of its codes with that "
+        "(median; at most %.0f %%): 0 %% means all new, 100 %% a copy",
+        path,
+        same.median(),
+        same.max(),
+    )

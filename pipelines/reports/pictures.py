@@ -48,7 +48,7 @@ class PictureReport(Report):
             (row.name if i == 0 else "", part) for row in rows for i, part in enumerate(row.x.split(COLUMNS))
         ]
         used = set[str]()
-        for row, (name, x, _) in enumerate(rows):
+        for row, (name, x, *_) in enumerate(rows):
             stem = re.sub(r"[^\w-]+", "-", name)
             stem = f"{stem}-{row}" if stem in used else stem
             used.add(stem)
@@ -63,9 +63,10 @@ class PictureReport(Report):
 
     def neighbours(
         self, tok: Tokenizer, names: list[str], samples: Tensor, nearest: Tensor, folder: Path
-    ) -> None:
+    ) -> Path:
         """neighbours.png, pairs of pictures."""
         reconstruction_sheet(samples, nearest, folder / "neighbours.png", names=("sample", "nearest"))
+        return folder / "neighbours.png"
 
 
 def spread_out(count: int, some: int) -> list[int]:

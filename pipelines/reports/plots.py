@@ -78,7 +78,7 @@ def _plot_usage(ax: "Axes", count: Tensor, prefix: str) -> None:
     ax.axhline(even, color=ORANGE, linestyle="--", linewidth=1, label=f"if all were used equally: {even:.4g}")
     if ordered[0] > 20 * ordered[size // 2]:  # on a linear axis most codes would look unused
         ax.set_yscale("log")
-        ax.set_ylim(bottom=0.7)
+        ax.set_ylim(bottom=0.7 * min(1.0, even))
     ax.set(xlim=(0, size), xlabel="codes, most used first", ylabel="times used")
     ax.set_title(f"{prefix}{used} of {size} used ({used / size:.1%}), perplexity {perplexity:.1f}")
     ax.legend(frameon=False)
@@ -116,16 +116,21 @@ def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:
     """Write a PNG of all numbers in a run's metrics.jsonl by step: a panel per quantity, a curve per split.
 
     The split is what stands before the last "/" of a key ("train/l1"). Losses that are always positive get
-    a logarithmic axis. The bitrate, what is of single codebooks ("usage_2", see codebook.png) and the speed
-    of training, which differs between equal runs, have no panel. Lines that cannot be read, as a killed run
-    leaves, are ignored with a warning. `ValueError` if
-    there is nothing to plot.
+    a logarithmic axis. A weighted loss ("loss_l1") has no panel beside the one without its weight. The
+    bitrate, what is of single codebooks ("usage_2", see codebook.png) and the speed of training, which
+    differs between equal runs, have no panel. Lines that cannot be read, as a killed run leaves, are ignored
+    with a warning. `ValueError` if there is nothing to plot.
     """
     panels: dict[str, dict[str, dict[float, float]]] = defaultdict(dict)
     for key, curve in _read_curves(Path(metrics_jsonl)).items():
         split, _, quantity = key.rpartition("/")
         if not re.fullmatch(r"bitrate|items_per_second|(usage|perplexity)_\d+", quantity):
             panels[quantity][split] = curve
+    for weighted in [q for q in panels if q.startswith("loss_")]:
+        plain = panels.get(weighted.removeprefix("loss_"), {})
+        if panels[weighted].keys() <= plain.keys():
+            del panels[weighted]
+    last = max(step for curves in panels.values() for curve in curves.values() for step in curve)
     figure, axes = panel_figure(len(panels), columns=3)
     for ax, (quantity, curves) in zip(axes, panels.items(), strict=True):
         for split, curve in sorted(curves.items()):
@@ -137,6 +142,8 @@ def loss_plot(metrics_jsonl: str | Path, path: str | Path) -> None:
         values = [v for curve in curves.values() for v in curve.values() if math.isfinite(v)]
         if any(word in quantity for word in LOSS_WORDS) and values and min(values) > 0:
             _log_axis(ax, min(values), max(values))
+        if len({step for curve in curves.values() for step in curve}) == 1:
+            _axes_of_a_point(ax, values, last)
         ax.set(title=quantity, xlabel="step")
         if any(curves):
             ax.legend(frameon=False)
@@ -147,6 +154,15 @@ def _lonely(heights: list[float]) -> list[int]:
     """The places of values that no line shows, because the ones beside them are not finite."""
     finite = [False, *map(math.isfinite, heights), False]
     return [i for i in range(len(heights)) if finite[i : i + 3] == [False, True, False]]
+
+
+def _axes_of_a_point(ax: "Axes", values: list[float], last: float) -> None:
+    """Axes from 0, on which a point is no more than that: those that matplotlib chooses show differences of
+    a percent or less, and steps that never were."""
+    ax.set_xlim(0, 1.05 * max(last, 1.0))
+    if values and ax.get_yscale() == "linear":
+        low, high = min(0.0, *values), max(0.0, *values)
+        ax.set_ylim(*((1.25 * low, 1.25 * high) if low < high else (-1.0, 1.0)))
 
 
 def _log_axis(ax: "Axes", low: float, high: float) -> None:

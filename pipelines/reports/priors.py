@@ -46,9 +46,13 @@ def write_positions(positions: Positions, info: TokenInfo, folder: Path) -> None
 
 
 def _map(ax: "Axes", title: str, values: Tensor, top: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     image = ax.imshow(values.numpy(), cmap="viridis", vmin=0, vmax=top)
     ax.grid(False)
     ax.set(title=title, xlabel="column", ylabel="row")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     assert ax.figure is not None
     ax.figure.colorbar(image, ax=ax, shrink=0.9, label="bits")
 

@@ -4,8 +4,9 @@ Left out: measuring (`tokenizer.sound_metrics`, `tokenizer.spectral`).
 """
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.reports.plots import BLUE, panel_figure, save_figure
@@ -16,12 +17,13 @@ RateDistortion = Mapping[int, Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class Quantity:
-    """How a metric is shown: its name, unit, which way is better ("" if neither), and decimals."""
+    """How a metric is shown: its name, unit, which way is better ("" if neither), and decimals, None for six
+    digits."""
 
     name: str
     unit: str = ""
     better: str = ""
-    decimals: int = 3
+    decimals: int | None = 3
     scale: float = 1.0
 
 
@@ -35,15 +37,25 @@ QUANTITIES = {
     "psnr": Quantity("PSNR", "dB", "higher", 2),
     "l1": Quantity("L1", "", "lower", 4),
     "l2": Quantity("L2", "", "lower", 5),
-    "usage": Quantity("codes used", "share"),
+    "usage": Quantity("codes used", "%", "", 1, 100),
+    "usage_least": Quantity("codes used, least of the codebooks", "%", "", 1, 100),
     "perplexity": Quantity("perplexity", "codes", "", 1),
     "bits_per_code": Quantity("bits per code", "bits", "lower"),
+    "encode_speed": Quantity("encode speed", "x real time", "higher", 1),
+    "decode_speed": Quantity("decode speed", "x real time", "higher", 1),
 }
+# Least height of a panel: as a share of the largest value, and in units of the last decimal that is shown.
+LEAST_SHARE, LEAST_UNITS = 0.05, 10
 
 
 def quantity(key: str) -> Quantity:
-    """How the metric `key` is shown; one that is not known keeps its key as its name."""
-    return QUANTITIES.get(key, Quantity(key.replace("_", " ")))
+    """How the metric `key`, perhaps of one codebook ("usage_2"), is shown; one that is not known keeps its
+    key as its name."""
+    of_one = re.fullmatch(r"(.+)_(\d+)", key)
+    if key not in QUANTITIES and of_one and of_one[1] in QUANTITIES:
+        whole = QUANTITIES[of_one[1]]
+        return replace(whole, name=f"{whole.name}, codebook {of_one[2]}")
+    return QUANTITIES.get(key, Quantity(key.replace("_", " "), decimals=None))
 
 
 def shown(key: str, value: float | None) -> str:
@@ -51,7 +63,7 @@ def shown(key: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     what = quantity(key)
-    return f"{value * what.scale:.{what.decimals}f}" if key in QUANTITIES else f"{value:.6g}"
+    return f"{value:.6g}" if what.decimals is None else f"{value * what.scale:.{what.decimals}f}"
 
 
 def rate_distortion_rows(measured: RateDistortion) -> list[dict[str, float | None]]:
@@ -101,9 +113,19 @@ def rate_distortion_plot(measured: RateDistortion, path: str | Path) -> None:
             offset, side = ((5, -5), "top") if below else ((5, 5), "bottom")
             ax.annotate(str(k), (x, y), offset, textcoords="offset points", va=side, fontsize=8)
         ax.margins(x=0.08, y=0.14)
+        heights = [y for _, y in points.values()]
+        missing = least_span(what, heights) - (max(heights) - min(heights))
+        if missing > 0:  # differences that nobody hears or sees must not fill the panel
+            ax.set_ylim(min(heights) - missing / 2, max(heights) + missing / 2)
         ax.set(xlabel="kbit/s (points: codebooks)", ylabel=what.unit)
         ax.set_title(what.name + (f" ({what.better} is better)" if what.better else ""))
     save_figure(figure, path)
+
+
+def least_span(what: Quantity, heights: list[float]) -> float:
+    """The least height of a panel of these values."""
+    resolution = 0.0 if what.decimals is None else LEAST_UNITS * 10.0**-what.decimals
+    return max(LEAST_SHARE * max(map(abs, heights)), resolution)
 
 
 def _keys(measured: RateDistortion) -> list[str]:

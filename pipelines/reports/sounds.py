@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.tokenizers import Measured
-from pipelines.reports.kinds import Drawn, Report, report
+from pipelines.reports.kinds import Drawn, Report, numbered, report
 from pipelines.reports.listening import listening_page, write_wav, write_wavs
 from pipelines.reports.plots import codebook_plot
 from pipelines.reports.rate_distortion import (
@@ -59,31 +59,37 @@ class SoundReport(Report):
         """Every sample as a WAV file; samples.html to listen to the first ones, and samples.png, their
         spectrograms."""
         rate = tok.modality.sample_rate
-        clips = [(f"{name} {i + 1}", {"": x[i].clamp(-1, 1)}) for name, x, _ in rows for i in range(len(x))]
+        clips = [(f"{name} {i + 1}", {"": x[i].clamp(-1, 1)}) for name, x, *_ in rows for i in range(len(x))]
         write_wavs(folder, clips, rate)
         each = max(1, HEARD // len(rows))  # as many of every class
+        given = rows[0].given / rate  # the same for all
+        label = f"new after {given:.2f} s" if given else ""
         heard = [
-            (f"{name} {i + 1}", {"": x[i, :, : HEARD_SECONDS * rate].clamp(-1, 1)})
-            for name, x, _ in rows
+            (numbered(name, i), {label: x[i, :, : HEARD_SECONDS * rate].clamp(-1, 1)})
+            for name, x, *_ in rows
             for i in range(min(each, len(x)))
         ][:HEARD]
-        note = f"{len(heard)} of {len(clips)} samples, at most {HEARD_SECONDS} s of each; all are files here."
-        listening_page(heard, rate, folder / "samples.html", "Samples from the prior", [note])
-        mel_sheet(heard, rate, folder / "samples.png")
+        notes = [
+            f"{len(heard)} of {len(clips)} samples, at most {HEARD_SECONDS} s of each; all are files here."
+        ]
+        if given:
+            notes.append(f"The prefix ends at {given:.2f} s, the line in the pictures; all after it is new.")
+        listening_page(heard, rate, folder / "samples.html", "Samples from the prior", notes, mark=given)
+        mel_sheet(heard, rate, folder / "samples.png", mark=given)
         return folder / "samples.html"
 
     def card_sample(self, tok: Tokenizer, rows: list[tuple[str, Tensor]], folder: Path) -> None:
         """sample.png, spectrograms, and sample.wav, the first sound of each class."""
         rate = tok.modality.sample_rate
         clips = [
-            (f"{name} {i + 1}", {"": x.clamp(-1, 1)}) for name, sounds in rows for i, x in enumerate(sounds)
+            (numbered(name, i), {"": x.clamp(-1, 1)}) for name, sounds in rows for i, x in enumerate(sounds)
         ]
         mel_sheet(clips, rate, folder / "sample.png")
         write_wav(folder / "sample.wav", torch.cat([x[0].clamp(-1, 1) for _, x in rows], dim=1), rate)
 
     def neighbours(
         self, tok: Tokenizer, names: list[str], samples: Tensor, nearest: Tensor, folder: Path
-    ) -> None:
+    ) -> Path:
         """neighbours.html, pairs to listen to."""
         clips = [
             (name, {"sample": a.clamp(-1, 1), "nearest in training": b.clamp(-1, 1)})
@@ -91,12 +97,14 @@ class SoundReport(Report):
         ]
         title = "Samples and the training items nearest to them"
         listening_page(clips, tok.modality.sample_rate, folder / "neighbours.html", title)
+        return folder / "neighbours.html"
 
     def remarks(self, measured: Measured) -> str:
         """A table by number of codebooks, if there are several. The log names measures whose packages are not
         installed."""
         if missing := {"stoi", "pesq"} - set(available()):
-            logger.info("not measured: %s; install them with: %s", ", ".join(sorted(missing)), INSTALL)
+            which = "them" if len(missing) > 1 else "it"
+            logger.info("not measured: %s; install %s with: %s", ", ".join(sorted(missing)), which, INSTALL)
         if len(measured.rates) < 2:
             return ""
         return rate_distortion_table({k: curve(row) for k, row in measured.rates.items()})

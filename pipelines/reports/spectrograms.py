@@ -36,12 +36,15 @@ COLORS = "magma"
 SMALL = 8  # points, of all type but names and titles
 
 
-def mel_sheet(rows: Sequence[Row], sample_rate: int, path: str | Path, title: str | None = None) -> None:
+def mel_sheet(
+    rows: Sequence[Row], sample_rate: int, path: str | Path, title: str | None = None, mark: float = 0.0
+) -> None:
     """Write a PNG with a block for each row: its clips (C, T) in [-1, 1] as log-mel spectrograms, below each
     other under its name.
 
     The clips of a block share a time axis, and colours from its loudest down to -80 dB; channels are
-    averaged. `ValueError` for no clips, empty ones, NaN, or other shapes.
+    averaged. At `mark` seconds, if that is not 0, there is a line. `ValueError` for no clips, empty ones,
+    NaN, or other shapes.
     """
     from matplotlib.figure import Figure
 
@@ -57,7 +60,7 @@ def mel_sheet(rows: Sequence[Row], sample_rate: int, path: str | Path, title: st
     blocks = rearrange(axes, "(lines down) columns -> (lines columns) down", down=down)
     for block, (name, clips) in zip(blocks, rows, strict=False):
         panels = [ax for ax, _ in zip(block, clips, strict=False)]
-        image = _draw_block(panels, name, clips, sample_rate)
+        image = _draw_block(panels, name, clips, sample_rate, mark)
     for ax in axes.flat:
         if not ax.images:
             ax.remove()
@@ -68,15 +71,16 @@ def mel_sheet(rows: Sequence[Row], sample_rate: int, path: str | Path, title: st
     save_picture(path, lambda beside: beside.write_bytes(data))
 
 
-def spectrogram_pngs(clips: Mapping[str, Tensor], sample_rate: int) -> dict[str, bytes]:
-    """{label: PNG} of clips (C, T), each alone, with the axes and colours that they share in `mel_sheet`."""
+def spectrogram_pngs(clips: Mapping[str, Tensor], sample_rate: int, mark: float = 0.0) -> dict[str, bytes]:
+    """{label: PNG} of clips (C, T), each alone, with the axes, colours and line that they share in
+    `mel_sheet`."""
     from matplotlib.figure import Figure
 
     pictures = {}
     for label, levels in _levels(clips, sample_rate).items():
         figure = Figure(figsize=(5.0, 1.9), dpi=120, layout="constrained")
         ax = figure.subplots()
-        _draw(ax, levels, sample_rate, _seconds(clips, sample_rate))
+        _draw(ax, levels, sample_rate, _seconds(clips, sample_rate), mark)
         ax.set_xlabel("seconds", fontsize=SMALL)
         pictures[label] = _png(figure)
     return pictures
@@ -102,9 +106,11 @@ def shorten(text: str, length: int) -> str:
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
-def _draw_block(panels: "Sequence[Axes]", name: str, clips: Mapping[str, Tensor], rate: int) -> "AxesImage":
+def _draw_block(
+    panels: "Sequence[Axes]", name: str, clips: Mapping[str, Tensor], rate: int, mark: float
+) -> "AxesImage":
     for ax, (label, levels) in zip(panels, _levels(clips, rate).items(), strict=True):
-        image = _draw(ax, levels, rate, _seconds(clips, rate))
+        image = _draw(ax, levels, rate, _seconds(clips, rate), mark)
         label = shorten(label, 40)
         ax.set_title(label, loc="right", fontsize=SMALL, pad=3)
         if ax is panels[0]:  # a panel is as wide as 48 letters of the name's type, or 70 of the label's
@@ -115,7 +121,7 @@ def _draw_block(panels: "Sequence[Axes]", name: str, clips: Mapping[str, Tensor]
     return image
 
 
-def _draw(ax: "Axes", levels: Tensor, rate: int, seconds: float) -> "AxesImage":
+def _draw(ax: "Axes", levels: Tensor, rate: int, seconds: float, mark: float) -> "AxesImage":
     """Levels (bands, frames) in dB, on a time axis up to `seconds` and a frequency axis in kHz."""
     step = _sizes(rate)[1] / rate
     # Frame i is centred on i · step.
@@ -133,6 +139,8 @@ def _draw(ax: "Axes", levels: Tensor, rate: int, seconds: float) -> "AxesImage":
     ax.set_ylabel("kHz (mel scale)", fontsize=SMALL)
     ax.tick_params(labelsize=SMALL)
     ax.spines[["top", "right"]].set_visible(False)
+    if mark:
+        ax.axvline(mark, color="white", lw=1.2, ls="--")
     return image
 
 

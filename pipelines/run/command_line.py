@@ -89,11 +89,13 @@ VERSION_HELP = "--version prints the versions of tokenloom and torch."
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of options; `cost` says what it takes, for --help."""
+    """A named set of options; `cost` says what it takes, for --help. `timed`: of a prior, whether it is for
+    tokens with an axis of time."""
 
     build: Callable[[], Any]
     about: str
     cost: str
+    timed: bool = False
 
 
 def parse(
@@ -152,6 +154,15 @@ def print_version() -> None:
     """The distribution and torch, each with its version, in a line; once, if there are several processes."""
     if os.environ.get("RANK", "0") == "0":
         print(f"tokenloom {library_version()} (torch {torch.__version__})")
+
+
+def chosen_preset(default_preset: str, argv: Sequence[str] | None = None) -> str:
+    """The preset that the options of a command line which `parse` took begin with; "" where a file gives
+    them: with --config, and on a resume."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(_peek(words, flag) for flag in ("--config", "--resume")):
+        return ""
+    return words[0] if words and not words[0].startswith("-") else default_preset
 
 
 def _take(words: list[str], flag: str) -> str | None:

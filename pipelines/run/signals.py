@@ -58,6 +58,10 @@ class StopRequests:
             os.kill(os.getpid(), number)
         elif not self.number:
             self.number, self.since = number, now
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                # No print: the handler may have interrupted one, and streams take no second writer.
+                text = f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint\n"
+                os.write(2, text.encode())
 
     def agreed(self, device: torch.device) -> int:
         """The signal that any process got, 0 for none; every process must call it."""

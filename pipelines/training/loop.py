@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from signal import Signals
 from typing import Protocol, Self, TypedDict
 
 import torch
@@ -33,6 +34,7 @@ from pipelines.training.setup import (
     start_trackers,
 )
 from pipelines.training.sharding import is_sharded, may_leave_steps_out, prepare
+from tokenizer.bottlenecks import Event
 from tokenizer.bottlenecks.parts.health import STANDING
 from tokenizer.checks import NotFinite
 from tokenizer.distributed import Step
@@ -124,7 +126,7 @@ class Course:
         optimizers: list[Optimizer],
         name: str,
         headline: str = "loss",
-        events: Callable[[], list[str]] = list,
+        events: Callable[[], list[Event]] = list,
     ) -> None:
         self.accelerator, self.options, self.net = accelerator, options, net
         self.name, self.headline, self.events = name, headline, events
@@ -277,8 +279,7 @@ class Course:
                 values["skipped_steps"] = self.checkpoints.skipped
             self.record(step, values | self._pace(step), "train")
             self.bar.set_postfix(**{self.headline: f"{values[self.headline]:.4g}"})
-            for event in self.events():
-                logger.info("step %d: %s", step, event)
+            self._log_events(step)
         if step % options.eval_every == 0 and not last:
             self.record(step, evaluate(self.average.averaged(self.net)), "valid")
         asked = self.requests.agreed(self.accelerator.device)
@@ -287,11 +288,18 @@ class Course:
             self.checkpoints.save(step)
         self.clock += time.monotonic() - stepped
         if asked:
+            self._log_events(step)
             raise Stopped(
-                f"Stopped by a signal ({asked}) after step {step}, of which there is a checkpoint in "
+                f"Stopped by {Signals(asked).name} after step {step}, of which there is a checkpoint in "
                 f"{options.output}; --resume latest continues.",
                 asked,
             )
+
+    def _log_events(self, step: int) -> None:
+        """What happened since the last log line, with the step that it is of, or else this one. Every process
+        must call it."""
+        for event in self.events():
+            logger.info("step %d: %s", step if event.step is None else event.step, event.text)
 
     def _pace(self, step: int) -> dict[str, float]:
         """After the optimizer step `step`: its learning rate, the norm of its gradient, and the items per

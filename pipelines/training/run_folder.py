@@ -15,6 +15,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pipelines.data.tables import EMBEDDED
 from pipelines.run.command_line import flag_of, flatten, options_to_dict
 from pipelines.run.folder import (
     COMMAND_FILE,
@@ -92,6 +93,9 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
         launch = ["accelerate", "launch"] if is_launched() else ["python"]
         if processes > 1:
             launch += ["--num_processes", str(processes)]
+        # The launcher sets it, to 1 unless its flag or the environment says otherwise.
+        if is_launched() and (threads := os.environ.get("OMP_NUM_THREADS", "1")) != "1":
+            launch += ["--num_cpu_threads_per_process", threads]
         command = shlex.join([*launch, f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         write_atomically(folder / COMMAND_FILE, lambda p: p.write_bytes(os.fsencode(command + "\n")))
     text = json.dumps(options_to_dict(options), indent=2) + "\n"
@@ -114,6 +118,29 @@ def _may_lie_elsewhere(folder: Path) -> set[str]:
     """Options that say where what the run learns from lies, if the run knows that again by itself."""
     files = {"data.path": DATA_FILE, "tokens": TOKENS_FILE}
     return {option for option, file in files.items() if (folder / file).exists()}
+
+
+def note_license(accelerator: Accelerator, options: TrainingOptions, source: str) -> None:
+    """Say which licence the card of a new model of a user's own data, `source`, is going to name."""
+    if accelerator.is_main_process and not options.resume and not source.startswith(EMBEDDED):
+        logger.info("the model's card says %s; give --license for another", options.license)
+
+
+@contextlib.contextmanager
+def remembered_place(options: TrainingOptions, option: str) -> Iterator[None]:
+    """Within the context what is learnt from is read, from the place that `option` says. If that fails on a
+    resume, and the place is the one that the run remembers, the `ValueError` says so."""
+    try:
+        yield
+    except ValueError as error:
+        path = options.output / RUN_FILE
+        place = flatten(options_to_dict(options))[option]
+        if not options.resume or not path.exists() or flatten(read_json(path)).get(option) != place:
+            raise
+        raise ValueError(
+            f"{error}\nThe run in {options.output} began with {place}; if that was moved, give its new place "
+            f"with {flag_of(option)}"
+        ) from error
 
 
 def require_same_data(folder: Path, resumed: bool, record: Mapping[str, Any]) -> None:

@@ -117,9 +117,19 @@ def seed_layers(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(torch.randint(1 << 62, (), generator=keyed_generator(seed, step, rank, "layers"))))
 
 
-def short_run(options: Any, log: bool) -> Any:
-    """`options` with warm-ups that fit a run of few steps; says what it changed."""
-    bottleneck = options.model.bottleneck
+# A run of less than this share of its preset's steps is short.
+SHORT = 0.1
+
+
+def short_run(options: Any, log: bool, usual: int = 0) -> Any:
+    """`options` with warm-ups that fit a run of few steps; says what it changed, and what a run so short is
+    good for. `usual`: the steps of the preset, 0 for none."""
+    bottleneck, steps = options.model.bottleneck, options.max_steps
+    least = max(bottleneck.start_steps, options.warmup_steps) + 1
+    if log and not options.resume and (steps < least or steps < SHORT * usual):
+        of = f" (the preset has {usual})" if usual else ""
+        text = "--max-steps %d is short%s: enough to try things out, too little to learn much"
+        logger.warning(text, steps, of)
     if bottleneck.start_steps and bottleneck.start_steps >= options.max_steps:
         bottleneck = bottleneck.starting_within(options.max_steps // 2)
         if log:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.run.command_line import leave_group
 from tests.helpers.tiny import bottleneck_config
 from tests.tokenizer.bottlenecks.test_contract import KINDS, assert_same
-from tokenizer.bottlenecks import Bottleneck, BottleneckConfig
+from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Event
 from tokenizer.distributed import Step, all_reduce_sum
 
 
@@ -62,7 +62,7 @@ def moving_clusters(dim: int, steps: int) -> list[Tensor]:
 @pytest.mark.parametrize("passes", [2, 3, 12])
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_passes_equal_the_whole_batch(kind: str, passes: int) -> None:
-    def train(passes: int) -> tuple[Bottleneck, list[str], Tensor]:
+    def train(passes: int) -> tuple[Bottleneck, list[Event], Tensor]:
         torch.manual_seed(0)
         bottleneck = lively_config(kind).build().double().train()
         outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, 30), seed=1, passes=passes)
@@ -75,7 +75,7 @@ def test_accumulation_passes_equal_the_whole_batch(kind: str, passes: int) -> No
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-12, atol=1e-12, msg=name)
     assert parts_events == whole_events
     if kind == "vq":
-        assert [e.split()[0] for e in whole_events] == ["k-means", "revived"]
+        assert [e.text.split()[0] for e in whole_events] == ["k-means", "revived"]
 
 
 def lively_config(kind: str) -> BottleneckConfig:
@@ -102,7 +102,7 @@ def one_rank(rank: int, world: int, kind: str, folder: str) -> None:
     }
     saved = {**state, "z_q": torch.stack(outputs)}
     save_file({k: v.contiguous() for k, v in saved.items()}, f"{folder}/{kind}-{world}-{rank}")
-    Path(f"{folder}/{kind}-{world}-{rank}-events").write_text("\n".join(bottleneck.events()))
+    Path(f"{folder}/{kind}-{world}-{rank}-events").write_text("\n".join(e.text for e in bottleneck.events()))
 
 
 def all_kinds_on_one_rank(rank: int, world: int, folder: str) -> None:
@@ -136,7 +136,7 @@ def test_several_processes_equal_one(kind: str, world: int, processes: Path) -> 
     state = {**single.state_dict(), **{f"training.{k}": v for k, v in single.training_state().items()}}
     for name, value in state.items():
         torch.testing.assert_close(ranks[0][name], value, rtol=1e-9, atol=1e-9, msg=name)
-    events = single.events()
+    events = [e.text for e in single.events()]
     for rank in range(world):
         assert (processes / f"{kind}-{world}-{rank}-events").read_text().splitlines() == events
     if kind.startswith("vq"):

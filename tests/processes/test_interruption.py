@@ -76,12 +76,20 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_can_be_resumed(
         words = (*WHOLE_TOKENIZER, "--data.workers", 2)
     stopped = at_step_5(name, KILL_ALL.format(asked), *words, "--output", folder)
     assert stopped.returncode == 128 + number, stopped.stderr
-    assert f"Stopped by a signal ({number.value}) after step 5" in stopped.stderr
+    assert f"Stopped by {asked} after step 5" in stopped.stderr
+    assert stopped.stderr.count(f"\n{asked}: stopping after this step") == 1
     assert "--resume latest continues" in stopped.stderr and "Traceback" not in stopped.stderr
     assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-4", "step-5"]
     assert not (folder / "model.safetensors").exists()
     script(name, "--output", folder, "--resume", "latest")
     assert_same_run(folder, whole_runs[name])
+
+
+def test_what_happened_is_logged_before_a_run_stops(tmp_path: Path) -> None:
+    words = (*WHOLE_TOKENIZER, "--log-every", 50, "--model.bottleneck.kmeans-steps", 3)
+    stopped = at_step_5("train_tokenizer", KILL.format("SIGINT"), *words, "--output", tmp_path / "run")
+    assert stopped.returncode == 130
+    assert "\nstep 3: k-means placed 32 entries among" in stopped.stderr
 
 
 def test_who_insists_is_not_kept_waiting(tmp_path: Path) -> None:

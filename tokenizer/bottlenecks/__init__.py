@@ -24,6 +24,14 @@ class Bottlenecked(NamedTuple):
     stats: dict[str, Tensor]
 
 
+class Event(NamedTuple):
+    """Something that a bottleneck did by itself, in a sentence; `step` is how many optimizer steps were done
+    by then, None for what is not of one step."""
+
+    text: str
+    step: int | None = None
+
+
 class Bottleneck(nn.Module):
     """Base of all bottlenecks. The layout is turned once, at the bottleneck's own boundary.
 
@@ -87,8 +95,8 @@ class Bottleneck(nn.Module):
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `training_state` gave."""
 
-    def events(self) -> list[str]:
-        """What the bottleneck did by itself since the last call, in sentences for the log."""
+    def events(self) -> list[Event]:
+        """What the bottleneck did by itself since the last call, for the log."""
         return []
 
 

@@ -12,7 +12,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked, Event
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig, Posterior
 from tokenizer.bottlenecks.parts.estimators import straight_through
 from tokenizer.bottlenecks.parts.health import Health, batch_stats
@@ -205,7 +205,7 @@ class GaussianQuant(Gaussian):
         self.health.load_training_state(state)
         self.pending.zero_()
 
-    def events(self) -> list[str]:
+    def events(self) -> list[Event]:
         return self.health.events()
 
 

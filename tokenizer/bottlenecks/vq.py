@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked, Event
 from tokenizer.bottlenecks.parts.codebook import Codebook
 from tokenizer.bottlenecks.parts.codebooks import EMACodebook, GradientCodebook, SimVQCodebook
 from tokenizer.bottlenecks.parts.estimators import ESTIMATORS, needs_gradient
@@ -174,5 +174,5 @@ class VQ(Projected):
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         self.codebook.load_training_state(state)
 
-    def events(self) -> list[str]:
+    def events(self) -> list[Event]:
         return self.codebook.events()

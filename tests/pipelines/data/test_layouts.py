@@ -105,6 +105,11 @@ def test_what_was_found_and_left_out_is_said_once(tmp_path: Path, caplog: pytest
     )
     for part in ("2 pictures in extra/", "20 .heic (convert", "train/notes.txt", "train/metadata.csv"):
         assert part in line
+    assert line.endswith("(not pictures)")
+    for name in ("._0.png", ".DS_Store", ".git/9.png"):
+        (root / "train/cat" / name).parent.mkdir(exist_ok=True)
+        (root / "train/cat" / name).touch()
+    assert said(caplog, root).endswith("1 hidden (train/cat/._0.png: the names begin with a dot)")
     (root / "loose.png").write_bytes((root / "test/cat/0.png").read_bytes())
     assert "1 pictures beside the splits" in said(caplog, root)
     assert said(caplog, folders(tmp_path / "more", "a", "b"), valid_fraction=0).endswith("none held out")

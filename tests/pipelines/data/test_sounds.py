@@ -13,7 +13,7 @@ import torch
 
 from pipelines.data.augment import Augment
 from pipelines.data.batches import Batch, batches, load_splits, order
-from pipelines.data.clips import Clips
+from pipelines.data.clips import Clips, in_time
 from pipelines.data.config import DataConfig
 from pipelines.data.kinds import to_float
 from tests.helpers.clips import CROP, RATE, load, ramp, wav, write
@@ -55,13 +55,22 @@ def test_sounds_that_are_not_read_are_counted_with_the_way_to_convert_them(
     with caplog.at_level(logging.INFO):
         load(root, valid_fraction=0, max_megapixels=5)
     (line,) = (m for m in caplog.messages if " to train on" in m)
-    assert line.startswith("2 sound files to train on, none held out; left out: 4 .m4a (convert")
+    assert line.startswith("2 sound files (0.1 s) to train on, none held out; left out: 4 .m4a (convert")
     assert "ffmpeg -i X.m4a X.wav" in line and "1 .webm (convert" in line
     assert f"{root}: --data.max-megapixels has no effect on sound" in caplog.text
     for i in range(2):
         (root / f"{i}.wav").unlink()
     with pytest.raises(ValueError, match=r"no sound files .* it holds 4 \.m4a \(convert with: ffmpeg"):
         load(root)
+
+
+def test_the_seconds_of_each_part_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two of twenty may be half of all."""
+    root = write(tmp_path, {"train/0.wav": 20_000, "train/1.wav": 4_000, "test/0.wav": 16_000 * 130})
+    with caplog.at_level(logging.INFO):
+        load(root)
+    assert "2 sound files (1.5 s) to train on, 1 held out (2.2 min, folder test)" in caplog.text
+    assert in_time(7300) == "2.0 h"
 
 
 # What is skipped

@@ -310,7 +310,7 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
     for path, message in {
         str(tmp_path / "nowhere"): "nowhere: no such file or folder, and not a Hub name",
         str(tmp_path / "empty"): r"no pictures and no \.parquet files .* it holds nothing",
-        str(tmp_path / "other"): r"it holds a\.txt; check --data.path",
+        str(tmp_path / "other"): r"it holds a\.txt \(not pictures\); check --data.path",
         str(tmp_path / "other" / "a.txt"): r"is one file, expected a folder or a \.parquet file",
         str(tmp_path / "mixed"): "1 pictures and 1 Parquet files; point --data.path at",
         "embedded:cats": "embedded:cats: .*there are: embedded:digits, embedded:emoji, embedded:speech",

@@ -81,3 +81,5 @@ def test_numbers_and_plot_are_written(
     else:
         shown = [ax.get_images()[0].get_array() for ax in axes]
         assert np.array_equal(shown[0], bits[0]) and np.array_equal(shown[1], entropy[0])
+        for ticks in (axes[0].get_xticks(), axes[0].get_yticks()):
+            assert np.array_equal(ticks, np.round(ticks))

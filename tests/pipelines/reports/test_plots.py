@@ -78,6 +78,16 @@ def test_codebook_plot_refuses_what_it_cannot_show(tmp_path: Path) -> None:
             codebook_plot(counts, tmp_path / "plot.png", codebook)
 
 
+def test_the_line_of_equal_use_lies_on_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr("pipelines.reports.plots.save_figure", lambda figure, path: figures.append(figure))
+    counts = torch.zeros(1, 1000)
+    counts[0, :2] = 100  # 0.2 each, if all were used equally
+    codebook_plot(counts, tmp_path / "plot.png")
+    (axes,) = figures[0].axes
+    assert axes.get_yscale() == "log" and axes.get_ylim()[0] < 0.2 < axes.get_ylim()[1]
+
+
 def write_log(path: Path, scale: float = 1.0, tail: str = "") -> Path:
     rows = [
         {"step": s, "train/loss": scale / (s + 1), "train/note": "text", "train/ok": True} for s in range(9)
@@ -158,3 +168,27 @@ def test_values_that_no_line_joins_are_points(
     loss_plot(tmp_path / "log.jsonl", tmp_path / "plot.png")
     (line,) = figures[0].axes[0].lines
     assert line.get_marker() == "o" and line.get_markevery() == (None if points == 1 else [0])
+
+
+def test_a_point_alone_has_axes_from_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr("pipelines.reports.plots.save_figure", lambda figure, path: figures.append(figure))
+    alone = {"train/x": 3.0, "valid/x": 4.0, "train/y": -2.0, "train/z": 0.0, "train/w": math.nan}
+    rows = [{"step": 5, "train/loss": 2.0}, {"step": 20, "train/loss": 1.5, **alone}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loss_plot(tmp_path / "log.jsonl", tmp_path / "plot.png")
+    axes = {ax.get_title(): ax for ax in figures[0].axes}
+    for name, height in (("x", (0, 5)), ("y", (-2.5, 0)), ("z", (-1, 1))):
+        assert axes[name].get_xlim() == (0, 21) and axes[name].get_ylim() == height
+    assert axes["w"].get_xlim() == (0, 21) and axes["loss"].get_xlim() != (0, 21)
+
+
+def test_a_weighted_loss_stands_aside_for_the_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = []
+    monkeypatch.setattr("pipelines.reports.plots.save_figure", lambda figure, path: figures.append(figure))
+    row = {"step": 5, "train/loss_l2": 2.0, "train/l2": 2.0, "train/loss_mel": 1.0, "valid/mel": 1.0}
+    (tmp_path / "log.jsonl").write_text(json.dumps(row | {"train/loss_kl": 1.0}) + "\n")
+    loss_plot(tmp_path / "log.jsonl", tmp_path / "plot.png")
+    assert {ax.get_title() for ax in figures[0].axes} == {"l2", "loss_mel", "mel", "loss_kl"}

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from pipelines.reports.rate_distortion import (
+    quantity,
     rate_distortion_plot,
     rate_distortion_rows,
     rate_distortion_table,
+    shown,
 )
 
 MEASURED = {
@@ -53,6 +55,30 @@ def test_rate_distortion_plot_has_a_panel_for_each_metric(tmp_path: Path) -> Non
         assert four.height == pytest.approx(2 * one.height, rel=0.01)
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_panel_has_a_least_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    name = "pipelines.reports.rate_distortion.save_figure"
+    monkeypatch.setattr(name, lambda figure, path: figures.append(figure))
+    measured = {
+        k: {"bitrate": 9.0 * k, "psnr": 20 + 1e-5 * k, "l2": 1e-6 * k, "stoi": 0.3 * k} for k in (1, 2)
+    }
+    rate_distortion_plot(measured, tmp_path / "plot.png")
+    spans = {ax.get_title().split(" (")[0]: ax.get_ylim() for ax in figures[0].axes}
+    assert spans["PSNR"] == pytest.approx((19.5, 20.5), abs=1e-3)
+    assert spans["L2"][1] - spans["L2"][0] == pytest.approx(1e-4)
+    low, high = spans["STOI"]
+    assert low < 0.3 < 0.6 < high and high - low < 0.4
+
+
+def test_names_units_and_decimals() -> None:
+    wanted = {
+        **{"usage": ("codes used", "%", "98.4"), "usage_2": ("codes used, codebook 2", "%", "98.4")},
+        **{"encode_speed": ("encode speed", "x real time", "1.0"), "new_3": ("new 3", "", "0.98438")},
+    }
+    for key, (name, unit, text) in wanted.items():
+        assert (quantity(key).name, quantity(key).unit, shown(key, 0.98438)) == (name, unit, text)
 
 
 @pytest.mark.parametrize(

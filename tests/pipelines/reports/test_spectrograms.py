@@ -5,6 +5,7 @@ metrics themselves (tokenizer/test_sound_metrics.py).
 """
 
 import io
+import logging
 import math
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.evaluation.tokenizers import Measured
 from pipelines.reports.listening import listening_page, write_wav, write_wavs
+from pipelines.reports.sounds import SoundReport
 from pipelines.reports.spectrograms import mel_sheet, spectrogram_pngs
 from tests.helpers.speech import RATE, speech
 
@@ -62,8 +65,28 @@ def test_clips_of_a_row_share_colours_and_time() -> None:
     assert np.ptp(bright(spectrogram_pngs({"h": loud[:, :8000]}, RATE)["h"])[:, 1]) > 480  # its own axis
     # Silence is dark, not the loudest of nothing; a stereo clip is the mean of its channels.
     assert len(bright(spectrogram_pngs({"": torch.zeros(2, 500)}, RATE)[""])) == 0
+    silence = {"": torch.zeros(2, 8000)}
+    plain, marked = (spectrogram_pngs(silence, RATE, mark)[""] for mark in (0.0, 0.2))
+    assert plain != marked == spectrogram_pngs(silence, RATE, 0.2)[""]
     assert spectrogram_pngs({"": torch.cat([loud, loud])}, RATE) == spectrogram_pngs({"": loud}, RATE)
     assert len(bright(spectrogram_pngs({"": torch.cat([loud, -loud])}, RATE)[""])) > 1000
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (("stoi", "pesq"), ""),
+        (("stoi",), "not measured: pesq; install it with: "),
+        ((), "not measured: pesq, stoi; install them with: "),
+    ],
+)
+def test_measures_that_are_not_installed_are_named(
+    there: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipelines.reports.sounds.available", lambda: there)
+    with caplog.at_level(logging.INFO):
+        assert SoundReport().remarks(Measured({})) == ""
+    assert caplog.text.count("not measured") == bool(said) and said in caplog.text
 
 
 def test_a_sheet_has_originals_above_reconstructions(tmp_path: Path) -> None:

@@ -105,6 +105,9 @@ def test_a_prefix_begins_every_sample(
     soundfile.write(tmp_path / "voice.wav", waveform, 16000)
     words = ("--prior", tiny_codec_prior, "--prefix", tmp_path / "voice.wav", "--num", 2, "--seconds", 0.3)
     script("sample", *words, "--output", tmp_path / "out")
+    page = (tmp_path / "out" / "samples.html").read_text(encoding="utf-8")
+    assert "new after 1.26 s, 1.56 s" in page and "The prefix ends at 1.26 s" in page
+    assert ">sample 1<" in page and {"001-samples-1.wav", "002-samples-2.wav"} < names_in(tmp_path / "out")
     tok = Tokenizer.from_pretrained(tiny_codec)
     begun = tok.decode(tok.encode(tok.preprocess(tmp_path / "voice.wav")))[0, 0]
     for path in (tmp_path / "out").glob("*.wav"):

@@ -3,6 +3,7 @@
 Left out: what windows hold (pipelines/tokens/test_windows.py), and a real tokenizer.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pipelines.tokens.info import TokenInfo, write_info
 from pipelines.tokens.items import read_tokens
 from pipelines.tokens.shards import write_shard
 from pipelines.tokens.windows import Windows, window_info
-from pipelines.train_prior import prior_config
+from pipelines.train_prior import check_preset, prior_config
 from pipelines.training.options import PriorSize, PriorTraining
 from prior import Prior
 from tests.helpers.running import MODEL, TINY_PRIOR, Script, as_a_new_process, assert_refused, names_in, read
@@ -64,6 +65,23 @@ def test_a_prior_learns_tokens_of_sound(trained: Path) -> None:
     assert metrics["bits_per_code"] < metrics["bits_per_code_unconditional"]
     card = (trained / "README.md").read_text()
     assert "measured on " in card and " windows" in card and "A window is 0.3 s long" in card
+
+
+def test_a_preset_for_other_tokens_is_named_with_the_one_to_take(
+    script: Script, tokens: Path, no_plots: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = (*TINY_PRIOR, "--tokens", tokens, "--seconds", 0.3, "--max-steps", 1, "--tracker", "none")
+    for preset, warned in (((), 1), (("small",), 1), (("speech",), 0)):
+        finished = script("train_prior", *preset, *words, "--output", tmp_path / f"{preset}")
+        said = "the preset small is for pictures; for these take: train_prior.py speech"
+        assert finished.err.count(said) == warned
+    pictures = dataclasses.replace(INFO, grid=(4, 4), frame_rate=0.0)
+    for name in ("small", "base", ""):
+        check_preset(name, pictures)
+    check_preset("", INFO)
+    assert caplog.messages == []
+    check_preset("speech", pictures)
+    assert "train_prior.py small or llama or base" in caplog.text
 
 
 def test_its_measure_by_hand(trained: Path, tokens: Path) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,30 @@ def test_data_may_lie_in_a_folder_of_any_name(no_plots: None, script: Script, tm
     script("train_tokenizer", "--output", output, "--resume", "latest", "--max-steps", 2)
 
 
+def test_data_that_moved_are_asked_for_on_a_resume(
+    no_plots: None, script: Script, tmp_path: Path, tiny_tokens: Path
+) -> None:
+    picture_files(tmp_path / "old", 20)
+    words = ("--output", tmp_path / "run", "--resume", "latest", "--max-steps", 2)
+    begin = ("--data.path", tmp_path / "old", "--max-steps", 1, "--output", tmp_path / "run")
+    said = "the model's card says apache-2.0; give --license for another"
+    assert script("train_tokenizer", *WHOLE_TOKENIZER, *begin).err.count(said) == 1
+    (tmp_path / "old").rename(tmp_path / "new")
+    remembered = f"The run in {tmp_path / 'run'} began with {tmp_path / 'old'}; if that was moved"
+    assert_refused(script("train_tokenizer", *words, code=2), remembered, "with --data.path")
+    finished = script("train_tokenizer", *words, "--data.path", tmp_path / "none", code=2)
+    assert remembered not in finished.err
+    assert said not in script("train_tokenizer", *words, "--data.path", tmp_path / "new").err
+    # Embedded data need no note, and tokens may have moved as well.
+    tokens = tmp_path / "tokens"
+    shutil.copytree(tiny_tokens, tokens)
+    prior = ("--output", tmp_path / "prior", "--max-steps", 1)
+    assert said not in script("train_prior", *whole_prior(tokens), *prior).err
+    tokens.rename(tmp_path / "elsewhere")
+    finished = script("train_prior", *prior[:2], "--max-steps", 2, "--resume", "latest", code=2)
+    assert_refused(finished, f"began with {tokens}", "with --tokens")
+
+
 def test_all_that_was_skipped_is_listed(no_plots: None, script: Script, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     picture_files(pictures, 60)
@@ -152,9 +177,21 @@ def test_the_command_is_the_one_that_was_given(
 ) -> None:
     for name in LAUNCHED:
         monkeypatch.setenv(name, "no") if launched else monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("sys.argv", ["/some/where/train_tokenizer.py", "digits", "--output", "my run"])
     with run_folder(accelerator, options_in(tmp_path)):
         assert command_line(tmp_path) == f"{start} pipelines/train_tokenizer.py digits --output 'my run'"
+
+
+@pytest.mark.parametrize(("threads", "flag"), [("3", " --num_cpu_threads_per_process 3"), ("1", "")])
+def test_the_command_has_the_launchers_threads(
+    threads: str, flag: str, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LAUNCHED[0], "no")
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr("sys.argv", ["train_tokenizer.py"])
+    with run_folder(accelerator, options_in(tmp_path)):
+        assert command_line(tmp_path) == f"accelerate launch{flag} pipelines/train_tokenizer.py"
 
 
 def options_in(folder: Path, **changes: Any) -> TokenizerTraining:

@@ -182,7 +182,7 @@ def test_a_short_run_starts_k_means_in_time(caplog: pytest.LogCaptureFixture) ->
 
     def steps(max_steps: int, kmeans_steps: int) -> int:
         model = TokenizerConfig(bottleneck=VQConfig(kmeans_steps=kmeans_steps))
-        options = short_run(TokenizerTraining(max_steps=max_steps, model=model), log=True)
+        options = short_run(TokenizerTraining(max_steps=max_steps, warmup_steps=0, model=model), log=True)
         assert options.max_steps == max_steps
         return options.model.bottleneck.kmeans_steps
 
@@ -191,6 +191,20 @@ def test_a_short_run_starts_k_means_in_time(caplog: pytest.LogCaptureFixture) ->
     assert steps(1, 10) == 1
     vae = TokenizerTraining(max_steps=1, model=TokenizerConfig(bottleneck=GaussianConfig()))
     assert short_run(vae, log=True) == vae
+
+
+def test_a_short_run_is_called_so_whatever_it_trains(caplog: pytest.LogCaptureFixture) -> None:
+    vae = TokenizerConfig(bottleneck=GaussianConfig())
+    for model in (TokenizerConfig(bottleneck=VQConfig(kmeans_steps=2)), vae):
+        for steps, usual, short in ((99, 1000, True), (100, 1000, False), (10, 0, True), (11, 0, False)):
+            caplog.clear()
+            options = TokenizerTraining(max_steps=steps, warmup_steps=10, model=model)
+            assert short_run(options, log=True, usual=usual) == options
+            assert (f"--max-steps {steps} is short" in caplog.text) == short, (steps, usual)
+            assert ("the preset has 1000" in caplog.text) == (short and usual > 0)
+    caplog.clear()
+    short_run(dataclasses.replace(options, max_steps=1, resume="latest"), log=True)
+    assert not caplog.records
 
 
 # Options

@@ -162,7 +162,7 @@ def test_simvq_starts_from_kmeans_with_a_whitened_basis() -> None:
     torch.testing.assert_close(codebook.ema_count, counts)
     torch.testing.assert_close(codebook.map.T @ codebook.map, z.T.cov(correction=0))
     assert codebook.basis.var(0).max() < 2
-    assert codebook.events() == ["k-means placed a basis of 200 entries among 8000 vectors"]
+    assert [e.text for e in codebook.events()] == ["k-means placed a basis of 200 entries among 8000 vectors"]
 
 
 def test_a_gradient_of_one_entry_moves_all_of_simvq() -> None:
@@ -191,7 +191,7 @@ def test_dead_learnt_entries_move_to_vectors_of_the_batch(update: str, distance:
     moved = [k for k in range(16) if not torch.allclose(after[k], before[k], atol=1e-12)]
     assert moved == [3, 7]
     assert (after[[3, 7], None] - seen).norm(dim=2).amin(1).max() < 1e-9
-    assert bottleneck.events()[0].startswith(
+    assert bottleneck.events()[0].text.startswith(
         "revived 2 codebook entries since the last report, used below 0.1"
     )
 

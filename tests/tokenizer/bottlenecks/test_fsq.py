@@ -148,7 +148,7 @@ def test_low_usage_is_told_with_a_remedy(bound: str, named: str) -> None:
     for index in range(201):
         bottleneck(torch.zeros(2, 2, 40), Step(0, index, 0, 2))
     (event,) = bottleneck.events()
-    assert event.startswith("warning: 1.6% of 64 codes") and named in event
+    assert event.text.startswith("warning: 1.6% of 64 codes") and named in event.text
 
 
 def test_projections_lead_to_the_levels_and_back() -> None:

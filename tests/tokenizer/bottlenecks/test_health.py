@@ -53,7 +53,7 @@ def test_low_usage_is_warned_of_now_and_then() -> None:
     health, warnings = Health(100, "use fewer"), []
     for step in range(1, (2 + 2 * WARN_AGAIN) * WINDOW + 2):
         health.count(torch.arange(30), None)
-        warnings += [(step, event) for event in health.events()]
+        warnings += [(step, event.text) for event in health.events()]
     assert [step for step, _ in warnings] == [200, 1200, 2200]
     text = "warning: 30.0% of 100 codes were used in the last 100 steps, of 100.0% that so many codes could"
     assert warnings[0][1] == f"{text} reach; use fewer"

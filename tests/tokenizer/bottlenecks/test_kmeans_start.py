@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.helpers.tiny import latents
 from tests.tokenizer.bottlenecks.test_vq import vq
+from tokenizer.bottlenecks import Event
 from tokenizer.bottlenecks.parts.codebooks import kmeans
 from tokenizer.distributed import Step
 
@@ -41,7 +42,8 @@ def test_kmeans_starts_after_its_steps_and_finds_the_clusters() -> None:
         # Before the start z passes through, no loss acts on it, and the entries stay.
         assert torch.equal(out.z_q, z) and out.losses["commitment"].item() == 0
         assert torch.equal(bottleneck.codebook.entries, initial) == (index < 4)
-        assert bottleneck.events() == ([] if index < 4 else ["k-means placed 24 entries among 640 vectors"])
+        placed = [Event("k-means placed 24 entries among 640 vectors", 5)]
+        assert bottleneck.events() == ([] if index < 4 else placed)
     distances = torch.cdist(centres, bottleneck.codebook.entries)
     assert distances.amin(dim=1).max() < 0.1  # each cluster has an entry at its centre
     assert distances.amin(dim=0).max() < 0.3  # and no entry stands between clusters
@@ -66,7 +68,8 @@ def test_a_small_reservoir_is_topped_up_and_says_so() -> None:
     seen = [latents(bottleneck, 2, 6, seed=i).double() for i in range(2)]
     for index, z in enumerate(seen):
         bottleneck(z, Step(0, index, 0, 2))
-    assert bottleneck.events() == ["k-means placed 50 entries among 50 vectors, 26 of them jittered copies"]
+    (event,) = bottleneck.events()
+    assert event == ("k-means placed 50 entries among 50 vectors, 26 of them jittered copies", 2)
     rows = rearrange(torch.stack(seen), "s b d p -> (s b p) d")
     distances = torch.cdist(bottleneck.codebook.entries, rows).amin(dim=1)
     assert distances.max() < 0.2 and (distances > 0).any()

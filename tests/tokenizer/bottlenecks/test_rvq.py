@@ -83,7 +83,7 @@ def test_stages_start_one_after_the_other() -> None:
     assert rvq.ready
     z = latents(rvq, 8, 5, seed=99)
     assert not torch.allclose(rvq(z, Step(0, 9, 0, 8)).z_q, z, atol=1e-2)
-    assert [e.split(":")[0] for e in rvq.events()] == [f"codebook {k + 1}" for k in range(K)]
+    assert [e.text.split(":")[0] for e in rvq.events()] == [f"codebook {k + 1}" for k in range(K)]
 
 
 def test_quantizer_dropout_is_keyed_by_the_row_of_the_global_batch(rvq: RVQ) -> None:

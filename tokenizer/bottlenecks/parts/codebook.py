@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.bottlenecks import Event
 from tokenizer.bottlenecks.parts.health import Health
 from tokenizer.checks import require_finite
 from tokenizer.distributed import Step, all_reduce_sum, broadcast
@@ -66,7 +67,7 @@ class Codebook(nn.Module):
         self.health = Health(size, ADVICE)
         self._picked: Tensor | None = None
         self._reservoir: list[Tensor] = []
-        self._events: list[str] = []
+        self._events: list[Event] = []
         self.make_unsaved()
         self._make()
 
@@ -109,6 +110,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def update(self, z_e: Tensor, codes: Tensor, examples: int, step: Step | None) -> None:
         """Take in z_e (M, D) of `examples` examples and their codes (M,)."""
+        placed = None if step is None else step.index + 1
         step = step or Step(int(torch.randint(1 << 31, ())), 0, 0, examples)
         self._pick(z_e, examples, step)
         if self.sums:
@@ -131,7 +133,8 @@ class Codebook(nn.Module):
         else:
             self._reservoir.append(picked)
             if len(self._reservoir) >= self.kmeans_steps:
-                self._start(step, rows_of_step)
+                done = self._start(step, rows_of_step)
+                self._events.append(Event(done, placed))
 
     def _pick(self, z_e: Tensor, examples: int, step: Step) -> None:
         """Copy this pass's share of the step's randomly picked rows of the global batch into `_picked` (P,
@@ -163,8 +166,9 @@ class Codebook(nn.Module):
         self._revived = self._revived.to(dead.device) + self._revived_last.to(dead.device)
         self._revived_last = dead.sum()
 
-    def _start(self, step: Step, rows: float) -> None:
-        """Begin with the reservoir, which is equal on all processes; process 0's result counts."""
+    def _start(self, step: Step, rows: float) -> str:
+        """Begin with the reservoir, which is equal on all processes; process 0's result counts. Returns what
+        was done, in words."""
         reservoir = torch.cat(self._reservoir)
         generator = step.generator("kmeans")
         missing = self.size - reservoir.shape[0]
@@ -178,8 +182,8 @@ class Codebook(nn.Module):
         self.ema_count.copy_(broadcast(counts * (rows / reservoir.shape[0])))
         self.started.fill_(True)
         topped_up = f", {missing} of them jittered copies" if missing > 0 else ""
-        self._events.append(f"{done} {len(reservoir)} vectors{topped_up}")
         self._reservoir = []
+        return f"{done} {len(reservoir)} vectors{topped_up}"
 
     def on_sphere(self, vectors: Tensor) -> Tensor:
         """The vectors (M, D), scaled to length 1 if the codebook is `spherical`."""
@@ -213,13 +217,16 @@ class Codebook(nn.Module):
         self.pending_counts.zero_()
         self._picked = None
 
-    def events(self) -> list[str]:
+    def events(self) -> list[Event]:
         """What happened since the last call, for the log."""
         events, self._events = self._events, []
         if revived := int(self._revived) + int(self._revived_last):
+            usual = ", as is usual early in a run" if self.health.young else ""
             events.append(
-                f"revived {revived} codebook entries since the last report, used below "
-                f"{self.revive_below:g} of uniform use: moved to vectors of the batch"
+                Event(
+                    f"revived {revived} codebook entries since the last report, used below "
+                    f"{self.revive_below:g} of uniform use: moved to vectors of the batch{usual}"
+                )
             )
             self._revived.zero_()
             self._revived_last.zero_()

@@ -112,9 +112,10 @@ class EMACodebook(Codebook):
         self.entries.copy_(broadcast(entries))
         return counts, f"k-means placed {self.size} entries among"
 
-    def _start(self, step: Step, rows: float) -> None:
-        super()._start(step, rows)
+    def _start(self, step: Step, rows: float) -> str:
+        done = super()._start(step, rows)
         self.ema_sum.copy_(self.entries * self.ema_count[:, None])
+        return done
 
     def _move(self, index: Tensor, dead: Tensor, vectors: Tensor) -> None:
         self.entries[index] = torch.where(dead[:, None], vectors, self.entries[index])

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tokenizer.bottlenecks import Event
 from tokenizer.distributed import Step, all_reduce_sum
 
 # Optimizer steps that usage and perplexity look back on.
@@ -76,7 +77,7 @@ class Health(nn.Module):
     def _usage(self) -> Tensor:
         return (self.age < WINDOW).to(self.recent.dtype).mean()
 
-    def events(self) -> list[str]:
+    def events(self) -> list[Event]:
         """A warning, if usage stays low. It reads values from the device: for log steps only."""
         steps, codes = self.seen.tolist()
         if steps < self._quiet_until:
@@ -86,9 +87,16 @@ class Health(nn.Module):
             return []
         self._quiet_until = int(steps) + WARN_AGAIN * WINDOW
         return [
-            f"warning: {usage:.1%} of {self.size} codes were used in the last {WINDOW} steps, of "
-            f"{possible:.1%} that so many codes could reach; {self.advice}"
+            Event(
+                f"warning: {usage:.1%} of {self.size} codes were used in the last {WINDOW} steps, of "
+                f"{possible:.1%} that so many codes could reach; {self.advice}"
+            )
         ]
+
+    @property
+    def young(self) -> bool:
+        """Whether so few steps were seen that unused codes are no bad sign yet. Reads the device."""
+        return float(self.seen[0]) < 2 * WINDOW
 
     def training_state(self) -> dict[str, Tensor]:
         """What an exact resume needs."""

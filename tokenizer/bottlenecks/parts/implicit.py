@@ -6,7 +6,7 @@ Left out: how the numbers are bounded and rounded (`fsq.py`, `lfq.py`, `bsq.py`)
 import torch
 from torch import Tensor
 
-from tokenizer.bottlenecks import Bottlenecked
+from tokenizer.bottlenecks import Bottlenecked, Event
 from tokenizer.bottlenecks.parts.estimators import straight_through
 from tokenizer.bottlenecks.parts.health import Health, batch_stats
 from tokenizer.bottlenecks.parts.projected import Projected
@@ -90,5 +90,5 @@ class Implicit(Projected):
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         self.health.load_training_state(state)
 
-    def events(self) -> list[str]:
+    def events(self) -> list[Event]:
         return self.health.events()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked, Event
 
 # Statistics of which not the mean over the members counts, but the greatest.
 GREATEST = ("dead_age",)
@@ -62,11 +62,13 @@ class Several(Bottleneck):
         for k, member in enumerate(self.each()):
             member.load_training_state(_of_member(k, state))
 
-    def events(self) -> list[str]:
+    def events(self) -> list[Event]:
         """Those of the members, each with the number of its first codebook."""
         each = next(self.each()).num_codebooks
         return [
-            f"codebook {1 + k * each}: {e}" for k, member in enumerate(self.each()) for e in member.events()
+            e._replace(text=f"codebook {1 + k * each}: {e.text}")
+            for k, member in enumerate(self.each())
+            for e in member.events()
         ]
 
 
