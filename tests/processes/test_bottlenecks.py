@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.run.command_line import leave_group
 from tests.helpers.tiny import bottleneck_config
+from tests.helpers.warm import run_ranks
 from tests.tokenizer.bottlenecks.test_contract import KINDS, assert_same
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig
 from tokenizer.distributed import Step, all_reduce_sum
@@ -105,12 +105,19 @@ def one_rank(rank: int, world: int, kind: str, folder: str) -> None:
     Path(f"{folder}/{kind}-{world}-{rank}-events").write_text("\n".join(bottleneck.events()))
 
 
-def all_kinds_on_one_rank(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
+def all_kinds_on_one_rank(folder: str) -> None:
+    dist.init_process_group("gloo")
     for kind in KINDS:
-        one_rank(rank, world, kind, folder)
+        one_rank(dist.get_rank(), dist.get_world_size(), kind, folder)
     leave_group()
+
+
+RANK = """
+import sys
+from tests.processes.test_bottlenecks import all_kinds_on_one_rank
+
+all_kinds_on_one_rank(sys.argv[1])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +125,8 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two and what four processes learn from the same global batches."""
     folder = tmp_path_factory.mktemp("ranks")
     for world in (2, 4):
-        mp.spawn(all_kinds_on_one_rank, (world, str(folder)), nprocs=world)
+        ranks = run_ranks(world, "-c", RANK, folder)
+        assert not any(rank.code for rank in ranks), ranks
     return folder
 
 

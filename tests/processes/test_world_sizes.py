@@ -6,8 +6,6 @@ Left out: bottlenecks by themselves (`test_bottlenecks.py`), and machines (`test
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +13,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.helpers.launching import free_port
-from tests.helpers.running import ROOT, environment
 from tests.helpers.tiny import bottleneck_config
+from tests.helpers.warm import run_ranks, run_words
 from tests.processes.test_bottlenecks import lively, lively_config
 from tests.tokenizer.bottlenecks.test_contract import KINDS
 from tokenizer.variants import config_to_dict
@@ -45,15 +42,11 @@ leave_group()
 
 def train(world: int, runs: list[list[str]]) -> None:
     """All runs, each a dtype and words, one after the other by `world` processes."""
-    launcher = [sys.executable]
     if world > 1:
-        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-        launcher += ["--num_processes", str(world), "--main_process_port", str(free_port())]
-        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--no_python", sys.executable]
-    command = [*launcher, "-c", IN_TURN, json.dumps(runs)]
-    env = {**environment(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stderr
+        done = run_ranks(world, "-c", IN_TURN, json.dumps(runs), timeout=3000)
+    else:
+        done = [run_words("-c", IN_TURN, json.dumps(runs), variables={"OMP_NUM_THREADS": "1"}, timeout=3000)]
+    assert not any(process.code for process in done), done
 
 
 @dataclass(frozen=True)
