@@ -24,16 +24,16 @@ PLACES = {
     ("run_folder", "_claim"): "claim",
     ("checkpoints", "Checkpoints.resume"): "resume",
     ("checkpoints", "set_aside"): "set aside",
-    ("run_folder", "MetricsLog.__init__"): "log cut",
-    ("course", "Course.learn"): "step",
-    ("course", "Course.record"): "log",
-    ("evaluation", "evaluate_tokenizer"): "evaluation",
-    ("evaluation", "evaluate_prior"): "evaluation",
+    ("log", "MetricsLog.__init__"): "log cut",
+    ("loop", "Course.learn"): "step",
+    ("loop", "Course.record"): "log",
+    ("tokenizers", "evaluate_tokenizer"): "evaluation",
+    ("priors", "evaluate_prior"): "evaluation",
     ("checkpoints", "Checkpoints.save"): "checkpoint",
     ("checkpoints", "Checkpoints._prune"): "prune",
     ("train_tokenizer", "finish"): "report",
     ("train_prior", "finish"): "report",
-    ("hub", "HubModel.save_pretrained"): "model",
+    ("model", "HubModel.save_pretrained"): "model",
 }
 # Outside of all of them: before the log is opened, from then on, and after the report.
 OUTSIDE = START, BETWEEN, END = "start", "between steps", "end"
