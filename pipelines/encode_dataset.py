@@ -19,17 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.augment import Augment
-from pipelines.data.batches import NO_VIEWS, Splits, load_splits, to_float
+from pipelines.data.augment import NO_VIEWS, Augment
+from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.data.pictures import Examples
-from pipelines.data.sounds import Clips
+from pipelines.data.kinds import Split, kind_of
 from pipelines.run.accelerator import patient_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import claimed_folder, require_writable
 from pipelines.run.processes import load_alike, on_main
 from pipelines.run.progress import progress
-from pipelines.tokens.encode import picture_codes, sound_codes
 from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
 from pipelines.tokens.plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
 from pipelines.tokens.shards import write_shard
@@ -108,7 +106,7 @@ def main() -> None:
             counts = f"{len(splits.train)} training and {len(splits.held_out)} held-out items"
             counts += f", the former in {info.views} views," if info.views > 1 else ""
             what = f"{info.codes_per_item} codes each"
-            if info.is_sound:
+            if not info.grid:
                 what = f"{info.frame_rate:g} frames of {info.num_codebooks} codes per second"
             logger.info("%s as %s, in %s", counts, what, options.output)
     accelerator.end_training()
@@ -116,11 +114,12 @@ def main() -> None:
 
 def check_views(options: EncodeOptions, tok: Tokenizer) -> None:
     """`ValueError` if views would be equal; says which options have no effect."""
-    if tok.modality.sample_rate and options.augment != NO_VIEWS:
-        logger.warning("--augment.* has no effect on sound: its views begin at other samples")
-    elif options.views == 1 and options.augment != NO_VIEWS:
-        logger.warning("--augment.* has no effect with --views 1: the only view is the picture as it is")
-    elif not tok.modality.sample_rate:
+    kind = kind_of(tok.modality)
+    if options.augment != NO_VIEWS and not kind.augmented:
+        logger.warning("--augment.* has no effect on %s: their views begin at other samples", kind.many)
+    elif options.augment != NO_VIEWS and options.views == 1:
+        logger.warning("--augment.* has no effect with --views 1: the only view is the %s as it is", kind.one)
+    elif kind.augmented:
         options.augment.require_views(options.views)
 
 
@@ -146,53 +145,38 @@ def describe_encoding(
     )
     if options.views == 1:
         return encoding
-    seen = NO_VIEWS if isinstance(splits.train, Clips) else options.augment
+    seen = options.augment if splits.train.kind.augmented else NO_VIEWS
     return dataclasses.replace(encoding, flip=seen.flip, shift=seen.shift, seed=options.seed)
 
 
 def describe_tokens(options: EncodeOptions, tok: Tokenizer, splits: Splits, encoding: Encoding) -> TokenInfo:
     """What tokens.json says of the codes."""
-    if isinstance(splits.train, Clips):
-        rate = tok.modality.sample_rate
-        item_shape, grid = (tok.modality.channels,), ()
-        time = {"frame_rate": rate / tok.stride, "sample_rate": rate, "stride": tok.stride}
-    else:
-        item_shape, time = splits.train.shape, {}
-        any_picture = torch.zeros((1, *item_shape), dtype=torch.uint8, device=tok.device)
-        grid = tuple(tok.encode(to_float(any_picture)).shape[2:])
     return TokenInfo(
         tokenizer=options.tokenizer,
         fingerprint=tok.fingerprint(),
         codebook_size=tok.codebook_size,
         num_codebooks=tok.num_codebooks,
-        grid=grid,
-        item_shape=item_shape,
         class_names=splits.class_names,
         source=splits.name,
         views=options.views,
         encoding=encoding.digest(),
         shards=(encoding.train_shards, encoding.held_out_shards),
-        **time,
+        **splits.train.layout(tok)._asdict(),
     )
 
 
 def encode_block(
     tok: Tokenizer,
-    examples: Examples | Clips,
+    examples: Split,
     block: Block,
     info: TokenInfo,
     options: EncodeOptions,
     done: Callable[[int], object],
 ) -> None:
     """Encode the items of a block into its shard; `done` is told how many were looked at, as they are."""
-    if isinstance(examples, Clips):
-        parts = sound_codes(tok, examples, block.items, block.views, options.seed)
-    else:
-        parts = picture_codes(
-            tok, examples, block.items, options.batch_size, block.views, options.augment, options.seed
-        )
+    views = (block.views, options.augment, options.seed)
     codes, labels, ids = list[Tensor](), list[int](), list[str]()
-    for part in parts:
+    for part in examples.codes(tok, block.items, options.batch_size, *views):
         codes += part.codes
         labels += part.labels
         ids += part.ids

@@ -18,34 +18,30 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from pipelines.data.batches import Splits, held_out_batches, load_splits, to_float
+from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.data.pictures import Examples
-from pipelines.data.sounds import Clips
+from pipelines.data.kinds import Split
 from pipelines.evaluation.kid import evaluate_kid, load_features
 from pipelines.evaluation.priors import NAME as POSITIONS
 from pipelines.evaluation.priors import Positions, evaluate_prior, measure_positions
-from pipelines.evaluation.sounds import Measured, evaluate_sound
-from pipelines.evaluation.tokenizers import EVAL_BATCH, evaluate_tokenizer
+from pipelines.evaluation.tokenizers import EVAL_BATCH, measure_tokenizer
+from pipelines.reports.kinds import report_of
 from pipelines.reports.priors import write_positions
-from pipelines.reports.rate_distortion import rate_distortion_table
-from pipelines.reports.sounds import curve, write_sound_results
-from pipelines.reports.tokenizers import write_picture_results
+from pipelines.reports.tokenizers import write_results
 from pipelines.run.accelerator import patient_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import RUN_FILE, require_writable
 from pipelines.run.models import load_models
 from pipelines.run.processes import load_alike, on_main
 from pipelines.tokens.clips import CodeClips
-from pipelines.tokens.encode import sound_codes
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows, TokenSplit
-from pipelines.tokens.windows import Windows
+from pipelines.tokens.windows import rows_of
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.hub.files import CHECKPOINTS, CONFIG, write_atomically
-from tokenizer.sound_metrics import INSTALL, available
 from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
@@ -94,8 +90,8 @@ def main() -> None:
     accelerator = patient_accelerator(options)
     on_main(accelerator, lambda: check_output(options.output))
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
-    if options.kid and tok.modality.sample_rate:
-        raise ValueError("--kid is for pictures; sound has its own measures")
+    if options.kid and len(tok.modality.axes) != 2:
+        raise ValueError("--kid is for pictures; what has other axes has its own measures")
     network = load_features(options.kid, options.kid_download).to(accelerator.device) if options.kid else None
     splits = load_alike(
         accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
@@ -103,12 +99,8 @@ def main() -> None:
     examples = splits.held_out if len(splits.held_out) else splits.train
     if not len(splits.held_out):
         logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)
-    metrics, measured = {"items": float(len(examples))}, Measured({}, None)
-    if isinstance(examples, Clips):
-        measured = evaluate_sound(tok, examples, accelerator, thorough=True)
-        metrics |= measured.rates[max(measured.rates)] if measured.rates else {}
-    else:
-        metrics |= evaluate_tokenizer(tok, examples, accelerator, options.batch_size)
+    measured = measure_tokenizer(tok, examples, accelerator, options.batch_size, thorough=True)
+    metrics = {"items": float(len(examples))} | measured.metrics
     of_prior = None
     if prior is not None:
         of_prior = measure_prior(prior, tok, splits, examples, accelerator, options.batch_size)
@@ -121,15 +113,11 @@ def main() -> None:
             (options.output / name).unlink(missing_ok=True)
         text = json.dumps(metrics, indent=2) + "\n"
         write_atomically(options.output / "metrics.json", lambda p: p.write_text(text, encoding="utf-8"))
-        if isinstance(examples, Clips):
-            write_sound_results(tok, examples, measured, options.output, splits.name)
-            say_what_is_missing()
-        else:
-            write_picture_results(tok, examples, options.output)
+        write_results(tok, splits, measured, options.output, sample=False)
         if of_prior is not None and of_prior.positions is not None:
             write_positions(of_prior.positions, of_prior.info, options.output)
-        if len(measured.rates) > 1:
-            print(rate_distortion_table({k: curve(row) for k, row in measured.rates.items()}), end="\n\n")
+        if remarks := report_of(tok.modality).remarks(measured):
+            print(remarks, end="\n\n")
         for name, value in metrics.items():
             print(f"{name:28} {value:.6g}")
         logger.info("written to %s", options.output)
@@ -147,12 +135,6 @@ def check_output(folder: Path) -> None:
         )
 
 
-def say_what_is_missing() -> None:
-    """Name the measures of speech whose packages are not installed."""
-    if missing := {"stoi", "pesq"} - set(available()):
-        logger.info("not measured: %s; install them with: %s", ", ".join(sorted(missing)), INSTALL)
-
-
 class OfPrior(NamedTuple):
     """What was measured of a prior, on codes that `info` tells about; positions: None for want of items."""
 
@@ -165,7 +147,7 @@ def measure_prior(
     prior: Prior,
     tok: Tokenizer,
     splits: Splits,
-    examples: Examples | Clips,
+    examples: Split,
     accelerator: Accelerator,
     batch_size: int,
 ) -> OfPrior:
@@ -186,7 +168,7 @@ def measure_prior(
 
 def encode_examples(
     tok: Tokenizer,
-    examples: Examples | Clips,
+    examples: Split,
     class_names: tuple[str, ...],
     prior: Prior,
     limit: int | None = None,
@@ -202,43 +184,26 @@ def encode_examples(
         )
     if class_names and not known:
         logger.warning("the data's classes are not the prior's: measuring without labels")
-    parts, found = [], []
-    if isinstance(examples, Clips):
-        for part in sound_codes(tok, examples, range(count)):
-            parts += part.codes
-            found += part.labels
-        item_shape, rate = (tok.modality.channels,), tok.modality.sample_rate
-    else:
-        for batch in held_out_batches(examples, EVAL_BATCH):
-            wanted = count - len(found)
-            if wanted <= 0:
-                break
-            if not len(batch.x):
-                continue
-            parts.append(tok.encode(to_float(batch.x[:wanted].to(tok.device))).cpu())
-            found += batch.labels[:wanted].tolist()
-        item_shape, rate = examples.shape, 0
+    parts, found = list[Tensor](), list[int]()
+    for part in examples.codes(tok, range(count), EVAL_BATCH):
+        parts += part.codes
+        found += part.labels
+    layout = examples.layout(tok)
+    if layout.grid not in ((), prior.config.grid):
+        raise ValueError(
+            f"the data give grids of {layout.grid} codes, the prior was trained on {prior.config.grid}"
+        )
     labels = np.array(found if known else [-1] * len(found), np.int64)
     info = TokenInfo(
         tokenizer=prior.config.tokenizer_id,
         fingerprint=prior.config.tokenizer_fingerprint,
         codebook_size=tok.codebook_size,
         num_codebooks=tok.num_codebooks,
-        grid=prior.config.grid,
-        item_shape=item_shape,
         class_names=class_names if known else (),
-        frame_rate=rate / tok.stride,
-        sample_rate=rate,
-        stride=tok.stride if rate else 0,
+        **layout._replace(grid=prior.config.grid)._asdict(),
     )
-    if isinstance(examples, Clips):
-        return info, Windows(CodeClips.of(parts, labels), prior.config.grid[0])
-    codes = torch.cat(parts).numpy()
-    if codes.shape[2:] != prior.config.grid:
-        raise ValueError(
-            f"the data give grids of {codes.shape[2:]} codes, the prior was trained on {prior.config.grid}"
-        )
-    return info, TokenSplit(codes, labels)
+    split = TokenSplit(torch.cat(parts).numpy(), labels) if layout.grid else CodeClips.of(parts, labels)
+    return info, rows_of(split, prior.config.grid[0])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +21,11 @@ from accelerate import Accelerator
 from einops import reduce
 from torch import Tensor
 
-from pipelines.data.batches import Splits, held_out_batches, load_splits, to_float
+from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.data.pictures import Examples
-from pipelines.data.sounds import Clips
+from pipelines.data.kinds import Split
 from pipelines.data.tables import EMBEDDED
-from pipelines.evaluation.sounds import Measured, evaluate_sound, headline, readable_blocks
-from pipelines.evaluation.tokenizers import evaluate_tokenizer
+from pipelines.evaluation.tokenizers import Measured, measure_tokenizer
 from pipelines.reports.tokenizers import write_results
 from pipelines.run.accelerator import patient_accelerator
 from pipelines.run.command_line import parse, run
@@ -109,8 +106,9 @@ def main() -> None:
     logger.info("%s", in_words(bits))
     size = options.codebook_size or chosen_size(bits, options.margin)
     tok = vae.quantized(size, options.group_dim, options.seed)
-    before, _ = measure(vae, examples, accelerator, options.batch_size)
-    after, measured = measure(tok, examples, accelerator, options.batch_size)
+    before = measure_tokenizer(vae, examples, accelerator, options.batch_size, thorough=True).headline()
+    measured = measure_tokenizer(tok, examples, accelerator, options.batch_size, thorough=True)
+    after = measured.headline()
     metrics = {**after, "kl_bits_per_code": float(bits.mean())}
     metrics |= {f"posterior_mean_{k}": v for k, v in before.items() if k in after}
     if accelerator.is_main_process:
@@ -122,11 +120,11 @@ def main() -> None:
 
 @torch.no_grad()
 def kl_bits(
-    vae: Tokenizer, examples: Examples | Clips, accelerator: Accelerator, group_dim: int, batch_size: int
+    vae: Tokenizer, examples: Split, accelerator: Accelerator, group_dim: int, batch_size: int
 ) -> Tensor:
     """The mean KL of each group of channels, in bits, over all positions of `examples`: (K,) float64."""
     sums, positions = torch.zeros(vae.bottleneck.out_dim // group_dim, dtype=torch.float64), 0
-    for x in inputs(examples, accelerator, batch_size):
+    for x, _ in examples.inputs(batch_size, accelerator.process_index, accelerator.num_processes):
         nats = vae.posterior(x.to(accelerator.device)).kl_by_channel().double()
         sums += reduce(nats, "b (k m) ... -> k", "sum", m=group_dim).cpu() / math.log(2)
         positions += nats[:, 0].numel()
@@ -134,18 +132,6 @@ def kl_bits(
     if totals[-1] == 0:
         raise ValueError("there is nothing to measure the KL on; give other data with --data.path")
     return totals[:-1] / totals[-1]
-
-
-def inputs(examples: Examples | Clips, accelerator: Accelerator, batch_size: int) -> Iterator[Tensor]:
-    """This process's share of the examples as x (B, C, *size)."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    if isinstance(examples, Clips):
-        for i in range(rank, len(examples), world):
-            yield from (block[None] for block in readable_blocks(examples, i))
-    else:
-        for batch in held_out_batches(examples, batch_size * world, rank, world):
-            if len(batch.x):
-                yield to_float(batch.x)
 
 
 def in_words(bits: Tensor) -> str:
@@ -171,22 +157,12 @@ def chosen_size(bits: Tensor, margin: float) -> int:
     return size
 
 
-def measure(
-    tok: Tokenizer, examples: Examples | Clips, accelerator: Accelerator, batch_size: int
-) -> tuple[dict[str, float], Measured | None]:
-    """The headline measures of a tokenizer and, of sound, all of them."""
-    if isinstance(examples, Clips):
-        measured = evaluate_sound(tok, examples, accelerator, thorough=True)
-        return headline(measured), measured
-    return evaluate_tokenizer(tok, examples, accelerator, batch_size * accelerator.num_processes), None
-
-
 def write_model(
     options: QuantizeOptions,
     tok: Tokenizer,
     splits: Splits,
     metrics: dict[str, float],
-    measured: Measured | None,
+    measured: Measured,
 ) -> None:
     """The Hub-ready folder: model, card, metrics and pictures, or sounds."""
     options.output.mkdir(parents=True, exist_ok=True)

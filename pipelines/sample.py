@@ -128,7 +128,7 @@ def main() -> None:
             f"{options.output} already holds samples; choose another --output or delete that folder"
         )
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
-    if not tok.modality.sample_rate and (options.seconds or options.prefix):
+    if not tok.modality.timed and (options.seconds or options.prefix):
         raise ValueError("--seconds and --prefix are for sound; this tokenizer is for pictures")
     # Read before anything is drawn: they may not fit.
     items = training_items(tok, options.tokens) if options.tokens and prior is not None else None
@@ -191,7 +191,7 @@ def draw_codes(
 ) -> Tensor:
     """Codes (count, K, *grid): of a picture, or of the seconds of sound that were asked for, after `prefix`
     (1, K, t)."""
-    if not tok.modality.sample_rate:
+    if not tok.modality.timed:
         return prior.sample(count, label=label, generator=generator, **options.choice)
     frame_rate = tok.modality.sample_rate / tok.stride
     new = prior.config.grid[0] if options.seconds is None else max(1, round(options.seconds * frame_rate))
@@ -208,7 +208,7 @@ def draw_codes(
 
 def decoded(tok: Tokenizer, codes: Tensor) -> Tensor:
     """codes (B, K, *grid) → (B, C, *size): pictures of the size trained on, sound of the codes' length."""
-    return tok.decode(codes, None if tok.modality.sample_rate else tok.modality.size)
+    return tok.decode(codes, tok.modality.drawn_size)
 
 
 def wanted_labels(label: tuple[str, ...], class_names: tuple[str, ...]) -> tuple[str, ...]:

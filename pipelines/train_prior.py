@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before anything imports torch
 
     prepare_environment()
 
-import dataclasses
 import logging
 from functools import partial
 
@@ -27,7 +26,7 @@ from pipelines.run.processes import load_alike
 from pipelines.run.publishing import check_push, push
 from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import Rows, read_tokens, token_batches
-from pipelines.tokens.windows import Windows, window_info
+from pipelines.tokens.windows import rows_of, window_info
 from pipelines.training.loop import Course
 from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import PriorSize, PriorTraining
@@ -79,16 +78,16 @@ def load_tokens(options: PriorTraining) -> tuple[TokenInfo, dict[str, Rows]]:
     if info.grid:
         if options.seconds != PriorTraining.seconds:
             logger.warning("--seconds has no effect: every item has a grid of %s", info.grid)
-        return info, {name: dataclasses.replace(s, seed=options.seed) for name, s in splits.items()}
-    info = window_info(info, options.seconds)
+    else:
+        info = window_info(info, options.seconds)
     seeds = {"train": options.seed, "held_out": 0}
-    return info, {name: Windows(clips, info.grid[0], seeds[name]) for name, clips in splits.items()}
+    return info, {name: rows_of(split, info.grid[0], seeds[name]) for name, split in splits.items()}
 
 
 def found_in(options: PriorTraining, info: TokenInfo, splits: dict[str, Rows]) -> str:
     """What the tokens are, in one line."""
     train, held_out = (len(splits[name]) for name in ("train", "held_out"))
-    unit = "windows" if info.is_sound else "items"
+    unit = splits["train"].unit
     classes = f" of {len(info.class_names)} classes" if info.class_names else ""
     held = f"{held_out} held out" if held_out else "none held out"
     codes = f"{info.codes_per_item} codes each, of {info.codebook_size} entries"
@@ -204,8 +203,8 @@ def finish(
     if accelerator.is_main_process:
         loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
         write_prior_sample(prior, options.output)
-        unit = "windows" if info.is_sound else "items"
-        length = f" A window is {info.grid[0] / info.frame_rate:g} s long." if info.is_sound else ""
+        unit = splits["train"].unit
+        length = f" A window is {info.grid[0] / info.frame_rate:g} s long." if info.frame_rate else ""
         views = f", each epoch in one of {info.views} views" if info.views > 1 else ""
         card = CardInfo(
             license=options.license,

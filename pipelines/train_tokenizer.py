@@ -16,11 +16,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.data.batches import Splits, batches, load_splits, to_float
-from pipelines.data.sounds import Clips
+from pipelines.data.batches import Splits, batches, load_splits
+from pipelines.data.kinds import to_float
 from pipelines.data.tables import EMBEDDED, credit
-from pipelines.evaluation.sounds import evaluate_sound, headline
-from pipelines.evaluation.tokenizers import evaluate_tokenizer
+from pipelines.evaluation.tokenizers import evaluate_tokenizer, measure_tokenizer
 from pipelines.presets import TOKENIZERS
 from pipelines.reports.tokenizers import write_tokenizer_report
 from pipelines.run.command_line import parse, run
@@ -123,12 +122,8 @@ def finish(
 ) -> None:
     """Evaluate the averaged weights on all held-out data and write model, card, metrics and pictures."""
     tok = course.average.averaged(tok)
-    measured = None
-    if isinstance(splits.held_out, Clips):
-        measured = evaluate_sound(tok, splits.held_out, accelerator, thorough=True)
-        metrics = headline(measured)
-    else:
-        metrics = evaluate_tokenizer(tok, splits.held_out, accelerator)
+    measured = measure_tokenizer(tok, splits.held_out, accelerator, thorough=True)
+    metrics = measured.headline()
     course.record(options.max_steps, metrics, "valid")
     if accelerator.is_main_process:
         write_tokenizer_report(tok, splits, measured, options.output)

@@ -13,14 +13,12 @@ def describe(
 ) -> dict[str, Any]:
     """Fields for `HubModel.card_fields`; `codes`: (codebooks, bits per code) of a quantizer, None: a VAE."""
     rate = modality.sample_rate
-    file, shape, grid, size = ("picture.png", "(1, C, H, W)", "h, w", "x.shape[2:]")
-    result = "picture = tok.postprocess(x_hat)[0]"
-    each, what = f"for every {stride} × {stride} pixels", "pictures"
-    if rate:
-        file, shape, grid, size = ("sound.wav", "(1, C, T)", "t", "x.shape[2]")
-        result = "waveform, sample_rate = tok.postprocess(x_hat)[0]"
+    what, them, file, result = modality.card_words()
+    shape, grid, size = ("(1, C, H, W)", "h, w", "x.shape[2:]")
+    each = f"for every {stride} × {stride} pixels"
+    if modality.timed:
+        shape, grid, size = ("(1, C, T)", "t", "x.shape[2]")
         each = f"for every {stride} samples ({rate / stride:g} times per second)"
-        what = f"sound ({'mono' if modality.channels == 1 else 'stereo'}, {rate} Hz)"
     usage = (
         "from tokenizer import Tokenizer\n\n"
         'tok = Tokenizer.from_pretrained("path/or/hub-id/of/this/model")\n'
@@ -28,7 +26,7 @@ def describe(
     )
     if codes is not None:
         made = f"discrete codes ({kind}), {codes[0] * codes[1]:g} bits {each}"
-        if rate:
+        if modality.timed:
             made += f", {codes[0] * codes[1] * rate / stride / 1000:g} kbit/s"
         usage += f"codes = tok.encode(x)  # (1, K, {grid}) int64\nx_hat = tok.decode(codes, size={size})\n"
     else:
@@ -37,7 +35,6 @@ def describe(
     return {
         "pipeline_tag": modality.pipeline_tag,
         "tags": ["tokenizer", "vae" if codes is None else "vq-vae", modality.name],
-        "summary": f"A convolutional tokenizer of {what}: it turns {'it' if rate else 'them'} into {made}, "
-        "and back.",
+        "summary": f"A convolutional tokenizer of {what}: it turns {them} into {made}, and back.",
         "usage": usage + result,
     }

@@ -118,7 +118,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
         x = self.prepared(x)
         warn_of_range(x)
         if lengths is not None:
-            if not self.modality.sample_rate:
+            if not self.modality.timed:
                 raise ValueError(f"lengths are for padded batches of sound, not of {self.modality.name}s")
             return encode_padded(self, x, checked_lengths(lengths, x).to(x.device), k)
         if is_long(self, x.shape):
@@ -236,7 +236,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
 
 def is_long(tok: Tokenizer, shape: Sequence[int], stride: int = 1) -> bool:
     """Whether data (B, any, T / stride) are sound beyond one chunk, to be taken in several."""
-    return bool(tok.modality.sample_rate) and shape[0] * shape[2] * stride > CHUNK
+    return tok.modality.timed and shape[0] * shape[2] * stride > CHUNK
 
 
 def chunk_size(tok: Tokenizer, batch_size: int) -> int:

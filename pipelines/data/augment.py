@@ -70,6 +70,9 @@ class Augment:
             )
 
 
+NO_VIEWS = Augment()
+
+
 def _uniform(count: int, seed: int, epoch: int) -> Tensor:
     """Three uniform numbers for every example of an epoch: (count, 3)."""
     return torch.rand((count, 3), generator=keyed_generator(seed, epoch, "augment"), dtype=torch.float32)

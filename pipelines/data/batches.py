@@ -1,7 +1,7 @@
-"""Batches of pictures or sound, split into training and held out, in an order of seed and epoch alone.
+"""Batches of data of any kind, split into training and held out, in an order of seed and epoch alone.
 
-Left out: finding data (folders.py, tables.py), looking it through (pictures.py, sounds.py),
-decoding (pictures.py, sounds.py), moving batches to devices.
+Left out: finding data (folders.py, tables.py), looking it through (pictures.py, clips.py),
+decoding (pictures.py, clips.py), moving batches to devices.
 """
 
 import hashlib
@@ -18,33 +18,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.data.augment import Augment
-from pipelines.data.config import KINDS, SOUND, DataConfig, Found, Kind, Source, default_of, warn_ignored
+from pipelines.data.augment import NO_VIEWS, Augment
+from pipelines.data.config import DataConfig, Found, Source, default_of
 from pipelines.data.folders import find_sources
-from pipelines.data.pictures import Examples, Scan, scan
+from pipelines.data.kinds import Items, Kind, Looked, Split, kind_of
 from pipelines.data.scan import held_out_mask
-from pipelines.data.sounds import Clips, ClipScan, Segments, scan_clips
 from pipelines.run.signals import ignore_requests
 from tokenizer.distributed import keyed_generator
 from tokenizer.modalities import Modality
 
 logger = logging.getLogger(__name__)
 
-NO_VIEWS = Augment()
 # So many classes are named in the summary of the data.
 NAMED = 12
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Pictures (`Examples`) or sound (`Clips`) to train on and to hold out (perhaps none of these).
-
-    `name` of the data set is for reports.
-    """
+    """Examples to train on and to hold out (perhaps none of these). `name` of the data set is for reports."""
 
     name: str
-    train: Examples | Clips
-    held_out: Examples | Clips
+    train: Split
+    held_out: Split
     class_names: tuple[str, ...]
 
     def digest(self) -> str:
@@ -93,19 +88,13 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
     `config.valid_fraction` by content. What cannot be read is skipped and reported, and one line of the log
     says what was found. Raises `ValueError` with the fix for data that cannot be found or used.
     """
-    kind = KINDS.get(modality.name)
-    if kind is None:
-        raise ValueError(f"there are no data for modality {modality.name!r}; known: {', '.join(KINDS)}")
+    kind = kind_of(modality)
 
-    def look(source: Source) -> Scan | ClipScan:
+    def look(source: Source) -> Looked:
         path = os.path.abspath(os.path.expanduser(config.path))
         place = path if os.path.exists(path) else config.path  # the name of embedded data, or of the Hub's
         place += "" if source is found.train else " (held out)"
-        rules = f"{type(modality).__qualname__} {modality.preprocessor_config()}"
-        if kind is SOUND:
-            warn_ignored(config, "sound", "max_megapixels")
-            return scan_clips(source, modality, cache_bytes, place, rules)
-        return scan(source, modality.fit, cache_bytes, place, rules, config.max_megapixels)
+        return kind.scan(source, modality, config, cache_bytes, place)
 
     found = find_sources(config, kind)
     by_content = found.held_out is None and config.valid_fraction > 0
@@ -116,8 +105,8 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
         held_out = look(found.held_out)
         if held_out.shape != train.shape:
             raise ValueError(
-                f"{config.path}: held-out pictures are {held_out.shape} (C, H, W), the others {train.shape}; "
-                "give all of them one size and number of channels"
+                f"{config.path}: held-out {kind.many} are {held_out.shape} (C, *size), the others "
+                f"{train.shape}; give all of them one size and number of channels"
             )
         logger.info("%s", summary(kind, found, len(train.rows), len(held_out.rows)))
         return Splits(found.name, train.examples(), held_out.examples(), found.class_names)
@@ -169,31 +158,26 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class _Plan(Dataset[Batch]):
     """This rank's batches by (step, micro), each computed from its place alone."""
 
-    examples: Examples | Segments
+    items: Items
     batch_size: int
     micro_batches: int
     rank: int
     world: int
     seed: int
-    augment: Augment
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         step, micro = place
         rows = self.batch_size // self.micro_batches // self.world
         offset = (micro * self.world + self.rank) * rows
         start = step * self.batch_size + offset
-        wanted = order(len(self.examples), self.seed, start, rows)
-        epochs = np.arange(start, start + rows) // len(self.examples)
-        if isinstance(self.examples, Segments):
-            x, labels, index = self.examples.take(wanted, epochs, self.seed)
-        else:
-            x, labels, index = self.examples.take(wanted)
-            x = self.augment.view(x, wanted, epochs, len(self.examples), self.seed)
+        wanted = order(len(self.items), self.seed, start, rows)
+        epochs = np.arange(start, start + rows) // len(self.items)
+        x, labels, index = self.items.take(wanted, epochs, self.seed)
         return Batch(x, labels, step, micro, offset, index)
 
 
 def batches(
-    examples: Examples | Clips,
+    examples: Split,
     *,
     batch_size: int,
     micro_batches: int = 1,
@@ -210,8 +194,8 @@ def batches(
 
     Step s has items [s·B, (s+1)·B) of `order`, B = `batch_size` over all ranks and micro-batches;
     micro-batch m of A has rows [m·B/A, (m+1)·B/A) of those, and each rank its equal slice. So the data of
-    a step do not depend on ranks, micro-batches or where a run began. Items are pictures, in the views of
-    `augment`, or the segments of clips. Raises `ValueError` unless A·world divides B.
+    a step do not depend on ranks, micro-batches or where a run began. Items are those of
+    `Split.training`, in the views of `augment`. Raises `ValueError` unless A·world divides B.
     """
     if micro_batches < 1:
         raise ValueError(f"a step has at least 1 micro-batch (accumulation step), got {micro_batches}")
@@ -224,12 +208,14 @@ def batches(
         )
     if len(examples) == 0:
         raise ValueError("there are no examples to train on")
-    if isinstance(examples, Clips) and augment != NO_VIEWS:
-        logger.warning("--augment.* has no effect on sound: flips and shifts are for pictures")
-    items = examples.segments() if isinstance(examples, Clips) else examples
+    if augment != NO_VIEWS and not examples.kind.augmented:
+        logger.warning(
+            "--augment.* has no effect on %s: flips and shifts are for pictures", examples.kind.many
+        )
+    items = examples.training(augment)
     if batch_size > len(items):
         logger.warning("a batch of %d repeats examples: there are only %d", batch_size, len(items))
-    plan = _Plan(items, batch_size, micro_batches, rank, world, seed, augment)
+    plan = _Plan(items, batch_size, micro_batches, rank, world, seed)
     places = ((s, m) for s in range(start_step, stop_step) for m in range(micro_batches))
     if workers == 0:
         return (plan[place] for place in places)
@@ -244,24 +230,3 @@ def batches(
         worker_init_fn=ignore_requests,
     )
     return iter(loader)
-
-
-def held_out_batches(examples: Examples, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """This rank's part of every picture once, in order; `batch_size` counts all ranks. A picture that can no
-    longer be read is left out, and named in the log.
-
-    Every rank gets the same number of batches, the last ones perhaps of 0 rows, so collectives stay
-    aligned.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch size must be at least 1, got {batch_size}")
-    low, high = rank * batch_size // world, (rank + 1) * batch_size // world
-    for step, start in enumerate(range(0, len(examples), batch_size)):
-        wanted = np.arange(min(start + low, len(examples)), min(start + high, len(examples)))
-        x, labels, index = examples.take_readable(wanted)
-        yield Batch(x, labels, step, 0, low, index)
-
-
-def to_float(x: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [-1, 1]; sound is that already."""
-    return x if x.is_floating_point() else x.float() / 127.5 - 1

@@ -2,7 +2,7 @@
 again: which examples can be read (`Verdicts`), and, of sets that fit into memory, all that was decoded
 (`Decoded`).
 
-Left out: looking and decoding (`pictures.py`, `sounds.py`).
+Left out: looking and decoding (`pictures.py`, `clips.py`).
 """
 
 import hashlib

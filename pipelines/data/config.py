@@ -1,6 +1,7 @@
-"""The options of data, the kinds of data, and the contract of a source: undecoded examples with labels.
+"""The options of data, and the contract of a source: undecoded examples with labels.
 
-Left out: finding them (folders.py, tables.py), decoding them (pictures.py, sounds.py).
+Left out: what examples are (kinds.py), finding them (folders.py, tables.py), decoding them (pictures.py,
+clips.py).
 """
 
 import logging
@@ -12,8 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizer.modalities.files.pictures import PICTURE_SUFFIXES, PICTURE_UNREADABLE
-from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES, SOUND_UNREADABLE
 from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
@@ -26,42 +25,6 @@ NO_LABELS = "none"
 # Columns that hold labels, where none is named.
 LABEL_NAMES = ("label", "labels")
 MAX_CLASSES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What examples are: how messages call one and many of them, and how they are told in folders and tables.
-
-    `unreadable` has the suffixes of what has to be converted first, with the way to do that; `feature` is
-    their type in `datasets`; `columns` are names that columns of other writers have.
-    """
-
-    one: str
-    many: str
-    suffixes: tuple[str, ...]
-    unreadable: Mapping[str, str]
-    feature: str
-    columns: tuple[str, ...]
-
-
-PICTURES = Kind(
-    one="picture",
-    many="pictures",
-    suffixes=tuple(sorted(PICTURE_SUFFIXES)),
-    unreadable=PICTURE_UNREADABLE,
-    feature="Image",
-    columns=("image", "img"),
-)
-SOUND = Kind(
-    one="sound",
-    many="sound files",
-    suffixes=tuple(sorted(SOUND_SUFFIXES)),
-    unreadable=SOUND_UNREADABLE,
-    feature="Audio",
-    columns=("audio", "speech", "sound", "file"),
-)
-# By the name of the modality that is to be trained.
-KINDS = {"image": PICTURES, "audio": SOUND}
 
 
 @dataclass(frozen=True)
@@ -192,14 +155,6 @@ def warn_ignored(config: DataConfig, kind: str, *options: str) -> None:
     for option in options:
         if getattr(config, option) != default_of(option):
             logger.warning("%s: --data.%s has no effect on %s", config.path, option.replace("_", "-"), kind)
-
-
-def wrong_kind(kind: Kind, other: Kind) -> str:
-    """The end of a message on data of the `other` kind than that to be trained."""
-    return (
-        f"expected {kind.many}; choose a preset or tokenizer of {other.many} (the first word of "
-        "train_tokenizer.py; --help lists them), or check --data.path"
-    )
 
 
 def number_labels(

@@ -21,16 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.config import (
-    KINDS,
     LABEL_NAMES,
     NO_LABELS,
     DataConfig,
     Found,
-    Kind,
     number_labels,
     warn_ignored,
-    wrong_kind,
 )
+from pipelines.data.kinds import Kind, kinds, wrong_kind
 from pipelines.data.layouts import class_of, layout_of
 from pipelines.data.scan import broken_link
 from pipelines.data.tables import EMBEDDED, is_saved, read_embedded, read_hub, read_parquet, read_saved
@@ -95,7 +93,7 @@ def find_sources(config: DataConfig, kind: Kind) -> Found:
 
 def _refuse_other_kinds(kind: Kind, path: Path, names: Sequence[str]) -> None:
     """`ValueError` for a folder that holds no data of `kind`, but of another."""
-    for other in KINDS.values():
+    for other in kinds().values():
         if count := sum(n.lower().endswith(other.suffixes) for n in names):
             raise ValueError(f"{path}: holds {count} {other.many}, {wrong_kind(kind, other)}")
 

@@ -16,14 +16,24 @@ from typing import Any, TypeAlias
 import numpy as np
 import PIL
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.cache import NO_KEY, Decoded, Verdicts, keys_of, verdicts_of
-from pipelines.data.config import PICTURES, Source
-from pipelines.data.scan import Skip, digest, listed, look_at_all, reason
-from tokenizer.modalities.files.pictures import READER, open_picture
+from pipelines.data.config import DataConfig, Source
+from pipelines.data.kinds import Encoded, Kind, Layout, Skip, enter, to_float
+from pipelines.data.scan import digest, listed, look_at_all, reason
+from tokenizer import Tokenizer
+from tokenizer.modalities import Modality
+from tokenizer.modalities.files.pictures import (
+    PICTURE_SUFFIXES,
+    PICTURE_UNREADABLE,
+    READER,
+    open_picture,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +43,8 @@ Open: TypeAlias = Callable[[bytes | str, str], Image.Image]
 
 
 class Examples:
-    """Pictures by number: `x(i)` (C, H, W) uint8, `labels` (len,) int64 (-1: unlabelled) or None, `id(i)`,
-    and the `digests` (len,) uint64 of their bytes.
+    """A `Split` of pictures by number: `x(i)` (C, H, W) uint8, `labels` (len,) int64 (-1: unlabelled) or
+    None, `id(i)`, and the `digests` (len,) uint64 of their bytes.
 
     `skipped` names what was left out and why: found before training, or, where pictures are decoded while
     training, by this process since.
@@ -51,7 +61,7 @@ class Examples:
         skipped: tuple[Skip, ...],
         open_picture: Open = open_picture,
     ) -> None:
-        self.shape, self.digests = shape, digests
+        self.kind, self.shape, self.digests = PICTURES, shape, digests
         self.labels = None if source.labels is None else source.labels[rows]
         self._source, self._fit, self._rows, self._cache = source, fit, rows, cache
         self._skipped, self._open = dict(skipped), open_picture
@@ -78,6 +88,57 @@ class Examples:
             return self._cache[int(self._rows[i])]
         name = self.id(i)
         return torch.from_numpy(fitted(self._fit, self._open(self.raw(i), name), self.shape, name))
+
+    def training(self, augment: Augment = NO_VIEWS) -> "Views":
+        """What is trained on: the pictures in views of `augment`."""
+        return Views(self, augment)
+
+    def inputs(
+        self, batch_size: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """This rank's share of the pictures in batches: x (b, C, H, W) in [-1, 1], b at most `batch_size`,
+        and their numbers (b,). One that can no longer be read is left out, and named in the log."""
+        if batch_size < 1:
+            raise ValueError(f"batch size must be at least 1, got {batch_size}")
+        mine = np.arange(len(self) * rank // world, len(self) * (rank + 1) // world)
+        for start in range(0, len(mine), batch_size):
+            x, _, index = self.take_readable(mine[start : start + batch_size])
+            if len(x):
+                yield to_float(x), index.numpy()
+
+    def ranges(self, size: int) -> Iterator[range]:
+        """All pictures in ranges of `size`."""
+        edges = [0, *range(size, len(self), size), len(self)]
+        yield from map(range, edges[:-1], edges[1:])
+
+    def layout(self, tok: Tokenizer) -> Layout:
+        """One grid for all, that of pictures of this shape."""
+        any_picture = torch.zeros((1, *self.shape), dtype=torch.uint8, device=tok.device)
+        return Layout(tuple(tok.encode(to_float(any_picture)).shape[2:]), self.shape)
+
+    def codes(
+        self,
+        tok: Tokenizer,
+        which: range,
+        batch_size: int,
+        views: int = 1,
+        augment: Augment = NO_VIEWS,
+        seed: int = 0,
+    ) -> Iterator[Encoded]:
+        """Codes of batches of pictures, the views of a picture one after the other, the plain one first. One
+        that can no longer be read is left out, and named in the log."""
+        for start in range(which.start, which.stop, batch_size):
+            wanted = np.arange(start, min(start + batch_size, which.stop))
+            x, label, index = self.take_readable(wanted)
+            if not len(x):
+                yield Encoded([], [], [], len(wanted))
+                continue
+            seen = []
+            for view in range(views):
+                y = augment.fixed_view(x, index.numpy(), view, len(self), seed)
+                seen.append(tok.encode(to_float(y.to(tok.device))).cpu())
+            codes = rearrange(seen, "v b ... -> (b v) ...")
+            yield Encoded([codes], label.tolist(), [self.id(i) for i in index.tolist()], len(wanted))
 
     def take(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """A batch to train on: examples (b, C, H, W) uint8, their labels (b,) int64 (-1 if none), and their
@@ -125,6 +186,24 @@ class Examples:
     def _batch(self, x: Tensor, found: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         labels = np.full(len(found), -1, dtype=np.int64) if self.labels is None else self.labels[found]
         return x, torch.from_numpy(labels), torch.from_numpy(found)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Pictures to train on, in views of `augment`."""
+
+    examples: Examples
+    augment: Augment
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(
+        self, wanted: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Examples.take`, in the views of their `epochs` (b,)."""
+        x, labels, index = self.examples.take(wanted)
+        return self.augment.view(x, wanted, epochs, len(self), seed), labels, index
 
 
 def fitted(fit: Fit, image: Image.Image, shape: tuple[int, ...], name: str) -> NDArray[np.uint8]:
@@ -320,3 +399,27 @@ def named_warnings(open_picture: Open) -> Iterator[Open]:
     for message, names in found.items():
         first = min(names)
         logger.warning("%s%s: %s", first, f" and {len(names) - 1} more" if len(names) > 1 else "", message)
+
+
+def scan_pictures(
+    source: Source, modality: Modality, config: DataConfig, cache_bytes: int, place: str
+) -> Scan:
+    """`scan` by the rules of a modality."""
+    rules = f"{type(modality).__qualname__} {modality.preprocessor_config()}"
+    return scan(source, modality.fit, cache_bytes, place, rules, config.max_megapixels)
+
+
+PICTURES = enter(
+    "image",
+    Kind(
+        one="picture",
+        many="pictures",
+        suffixes=tuple(sorted(PICTURE_SUFFIXES)),
+        unreadable=PICTURE_UNREADABLE,
+        feature="Image",
+        columns=("image", "img"),
+        scan=scan_pictures,
+        block=4096,
+        augmented=True,
+    ),
+)

@@ -1,6 +1,6 @@
 """A look at every example before training: in threads, with what is skipped and the split by content.
 
-Left out: what is looked at (pictures.py for pictures, sounds.py for sound).
+Left out: what is looked at (pictures.py for pictures, clips.py for sound).
 """
 
 import hashlib
@@ -8,17 +8,13 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from pipelines.data.config import Kind
+from pipelines.data.kinds import Kind, Skip
 from pipelines.run.progress import progress
-
-# The name of what was left out, and why.
-Skip: TypeAlias = tuple[str, str]
 
 # Names of skipped examples in a message.
 LISTED = 20

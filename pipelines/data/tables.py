@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.config import (
-    KINDS,
     LABEL_NAMES,
     NO_LABELS,
     TEST_NAMES,
@@ -27,12 +26,11 @@ from pipelines.data.config import (
     VALID_NAMES,
     DataConfig,
     Found,
-    Kind,
     choose_splits,
     number_labels,
     warn_ignored,
-    wrong_kind,
 )
+from pipelines.data.kinds import Kind, kinds, wrong_kind
 from tokenizer.variants import shortened
 
 # Ways into archives of the Hub, which `datasets` streams as "zip://a.png::hf://datasets/user/name/a.zip".
@@ -334,7 +332,7 @@ def _data_column(config: DataConfig, kind: Kind, table: pa.Table) -> str:
     typed = [c for c in columns if features.get(c) == kind.feature]
     named = [c for c in columns if c in kind.columns]
     column = config.column or next(iter(typed + sorted(named, key=lambda c: not _is_encoded(table, c))), None)
-    for other in KINDS.values():
+    for other in kinds().values():
         others = [c for c in columns if other != kind and features.get(c) == other.feature]
         if others and (column is None or column in others):
             there = f"holds {other.many} (column {others[0]!r})"

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.data.batches import held_out_batches, to_float
-from pipelines.data.pictures import Examples
+from pipelines.data.kinds import Split
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
@@ -52,18 +51,18 @@ def load_features(spec: str, download: bool) -> Features:
 
 @torch.no_grad()
 def evaluate_kid(
-    network: Features, tok: Tokenizer, prior: Prior | None, examples: Examples, batch_size: int
+    network: Features, tok: Tokenizer, prior: Prior | None, examples: Split, batch_size: int
 ) -> dict[str, float]:
     """KID (mean and spread over subsets) of reconstructions and, with a prior, of as many samples: without
     class, or of random classes if it knows no others."""
+    if len(tok.modality.axes) != 2:
+        raise ValueError(f"--kid is for pictures; {examples.kind.many} have their own measures")
     if len(examples) < 4:
         raise ValueError(f"--kid needs 4 pictures or more, there are {len(examples)}")
     real, rebuilt, sampled = [], [], []
     generator = keyed_generator(0, "kid")
-    for batch in held_out_batches(examples, batch_size):
-        if not len(batch.x):
-            continue
-        x = to_float(batch.x.to(tok.device))
+    for x, _ in examples.inputs(batch_size):
+        x = x.to(tok.device)
         real.append(network(x).cpu())
         rebuilt.append(network(tok(x).x_hat).cpu())
         if prior is not None:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.evaluation.tokenizers import EVAL_BATCH, share_of
+from pipelines.evaluation.tokenizers import EVAL_BATCH
 from pipelines.run.processes import sum_over_processes
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows
@@ -78,8 +80,15 @@ def evaluate_prior(
     metrics = {"bits_per_code": labelled / info.codes_per_item}
     if both:
         metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
-    if info.is_sound:
+    if info.frame_rate:
         metrics["bits_per_second"] = labelled / (info.grid[0] / info.frame_rate)
     else:
         metrics["bits_per_pixel"] = labelled / math.prod(info.item_shape[1:])
     return metrics
+
+
+def share_of(count: int, accelerator: Accelerator, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """This process's items of `count`, in batches."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = np.arange(count * rank // world, count * (rank + 1) // world)
+    yield from (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))

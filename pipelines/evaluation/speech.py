@@ -1,7 +1,7 @@
 """STOI and PESQ of many sounds, on all cores that a process may use: neither package takes more than one, and
 PESQ takes longer than all else that is measured.
 
-Left out: the measures (`tokenizer.sound_metrics`), and what sounds they are taken of (`sounds.py`).
+Left out: the measures (`tokenizer.sound_metrics`), and what sounds they are taken of (`data/clips.py`).
 """
 
 import contextlib

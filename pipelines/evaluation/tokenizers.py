@@ -1,143 +1,89 @@
-"""Measures of tokenizers and priors on held-out data, and the pictures that show them; used in and after
-training.
+"""Measuring a tokenizer of any modality on held-out data: the registry, and what all measures have.
 
-Left out: the command line (`evaluate.py`), and the metrics themselves (`tokenizer.metrics`).
+Left out: what is measured, which stands in a file beside this one for each modality, under its name; a new
+file is found without touching others.
 """
 
-import math
-from collections.abc import Iterator
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.data.batches import to_float
-from pipelines.data.pictures import Examples
-from pipelines.data.sounds import Clips
-from pipelines.evaluation.sounds import evaluate_sound, headline
-from pipelines.run.processes import sum_over_processes
+from pipelines import evaluation
+from pipelines.data.kinds import Split
 from tokenizer import Tokenizer
-from tokenizer.bottlenecks.gaussian import GaussianConfig
-from tokenizer.distributed import keyed_generator
-from tokenizer.metrics import CodeUsage, bernoulli_elbo, bits_per_dim, gaussian_elbo, psnr, ssim
 
+# Items that go through a network at once, in each process.
 EVAL_BATCH = 128
 
-
-@torch.no_grad()
-def evaluate_tokenizer(
-    tok: Tokenizer, examples: Examples | Clips, accelerator: Accelerator, batch_size: int = EVAL_BATCH
-) -> dict[str, float]:
-    """Means over `examples`, each counted once over all processes; {} if there are none.
-
-    Sound: those of `evaluate_sound` for all codebooks. Pictures: psnr (dB per picture), ssim, l1 and l2
-    (data in [-1, 1]); with codes also usage, perplexity and bits_per_item; for a VAE negative_elbo_nats
-    (per picture) and bits_per_dim, from one sample of each posterior, and kl_nats. Leaves the tokenizer in
-    eval mode. A picture that can no longer be read does not count; `items` says how many do, if not all.
-    """
-    if isinstance(examples, Clips):
-        return headline(evaluate_sound(tok, examples, accelerator))
-    tok.eval()
-    sums: dict[str, Tensor] = {}
-    discrete = tok.bottleneck.num_codebooks > 0
-    usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=accelerator.device) if discrete else None
-    codes_per_item = seen = 0
-    for x, index in picture_batches(examples, accelerator, batch_size):
-        seen += len(x)
-        if usage is not None:
-            codes = tok.encode(x)
-            usage.update(codes)
-            codes_per_item = codes[0].numel()
-            values = reconstruction_values(tok.decode(codes, size=tuple(x.shape[2:])), x)
-        else:
-            values = vae_values(tok, x, index)
-        for name, value in values.items():
-            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
-    count = int(sum_over_processes(accelerator, torch.tensor(seen)))
-    items = {"items": float(count)} if count < len(examples) else {}
-    return _reduced(sums, count, usage, codes_per_item, accelerator) | items
+# {number of codebooks: {measure: mean}}
+Rates = Mapping[int, dict[str, float]]
 
 
-def reconstruction_values(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Per item: psnr, ssim, l1, l2."""
-    error = x_hat.float().clamp(-1, 1) - x
-    return {
-        "psnr": psnr(x_hat, x),
-        "ssim": ssim(x_hat, x),
-        "l1": error.abs().flatten(1).mean(1),
-        "l2": error.square().flatten(1).mean(1),
-    }
+class Measured(NamedTuple):
+    """What was measured of a tokenizer: means with all of its codebooks, and, of some modalities, `rates`,
+    the means by number of codebooks, and how often each code occurred, `counts` (K, N)."""
+
+    metrics: dict[str, float]
+    rates: Rates = MappingProxyType({})
+    counts: Tensor | None = None
+
+    def headline(self) -> dict[str, float]:
+        """The metrics, less those of the machine."""
+        return {k: v for k, v in self.metrics.items() if not k.endswith("_speed")}
 
 
-def vae_values(tok: Tokenizer, x: Tensor, index: Tensor) -> dict[str, Tensor]:
-    """Per item: the reconstruction of the posterior's mean, and the ELBO of one sample under the trained
-    likelihood.
+class Measures(Protocol):
+    """Measures a tokenizer on examples, each counted once over all processes; no metrics if there are none.
+    Every process must call it, and gets the same. `thorough`: what takes long, too."""
 
-    The likelihood is Bernoulli on pictures binarised at 0 if that loss was trained, else the Gaussian with
-    the σ for which the training objective is the ELBO: 2σ² = kl_weight / l2 weight.
-    """
-    posterior = tok.posterior(x)
-    size = tuple(x.shape[2:])
-    values = reconstruction_values(tok.decode_latents(posterior.mode(), size), x)
-    # The noise of an item depends on its index, not on its batch or process.
-    noise = [torch.randn(posterior.mean.shape[1:], generator=keyed_generator(int(i), "elbo")) for i in index]
-    z = posterior.reparameterise(torch.stack(noise).to(posterior.mean))
-    x_hat, kl = tok.decode_latents(z, size), posterior.kl()
-    bottleneck, losses = tok.config.bottleneck, tok.config.losses
-    assert isinstance(bottleneck, GaussianConfig)
-    dims = math.prod(x.shape[1:])
-    values = {**values, "kl_nats": kl}
-    if losses.get("bernoulli", 0) > 0:
-        elbo = bernoulli_elbo(x_hat, x, kl)
-        bits = -elbo / dims / math.log(2)
-    elif losses.get("l2", 0) > 0 and bottleneck.kl_weight > 0:
-        sigma = math.sqrt(bottleneck.kl_weight / 2 / losses["l2"])
-        elbo = gaussian_elbo(x_hat, x, kl, sigma)
-        bits = bits_per_dim(elbo, dims)
-    else:
-        return values  # the objective is no ELBO of any likelihood
-    return {**values, "negative_elbo_nats": -elbo, "bits_per_dim": bits}
+    def __call__(
+        self,
+        tok: Tokenizer,
+        examples: Any,
+        accelerator: Accelerator,
+        batch_size: int = EVAL_BATCH,
+        thorough: bool = False,
+    ) -> Measured: ...
 
 
-def _reduced(
-    sums: dict[str, Tensor],
-    count: int,
-    usage: CodeUsage | None,
-    codes_per_item: int,
+M = TypeVar("M", bound=Measures)
+
+_MEASURES: dict[str, Measures] = {}
+
+
+def measures(modality: str) -> Callable[[M], M]:
+    """Enter a function as the measures of a modality."""
+
+    def enter(function: M) -> M:
+        _MEASURES[modality] = function
+        return function
+
+    return enter
+
+
+def measure_tokenizer(
+    tok: Tokenizer,
+    examples: Split,
     accelerator: Accelerator,
+    batch_size: int = EVAL_BATCH,
+    thorough: bool = False,
+) -> Measured:
+    """By the measures of the tokenizer's modality; `ValueError` if it has none."""
+    for module in pkgutil.iter_modules(evaluation.__path__, f"{evaluation.__name__}."):
+        importlib.import_module(module.name)
+    name = tok.modality.name
+    if name not in _MEASURES:
+        raise ValueError(f"there are no measures for modality {name!r}; known: {', '.join(_MEASURES)}")
+    return _MEASURES[name](tok, examples, accelerator, batch_size, thorough)
+
+
+def evaluate_tokenizer(
+    tok: Tokenizer, examples: Split, accelerator: Accelerator, batch_size: int = EVAL_BATCH
 ) -> dict[str, float]:
-    """Sums of all processes as means. A process may have had no item, so names come from those that had."""
-    if count == 0:
-        return {}
-    gathered = gather_object([({k: float(v) for k, v in sums.items()}, codes_per_item)])
-    names = max((part for part, _ in gathered), key=len)
-    metrics = {k: sum(part.get(k, 0.0) for part, _ in gathered) / count for k in names}
-    if usage is not None:
-        usage.reduce()
-        bits = math.log2(usage.counts.shape[1])
-        metrics["usage"] = float(usage.usage().mean())
-        metrics["perplexity"] = float(usage.perplexity().mean())
-        metrics["bits_per_item"] = max(n for _, n in gathered) * bits
-    return metrics
-
-
-def picture_batches(
-    examples: Examples, accelerator: Accelerator, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures (b ≤ batch_size, C, H, W) in [-1, 1] and their numbers (b,): this process's share, each in one
-    share, on its device."""
-    for some in share_of(len(examples), accelerator, batch_size):
-        x, _, index = examples.take_readable(some)
-        if len(x) == 0:  # all of them can no longer be read
-            continue
-        yield to_float(x.to(accelerator.device)), index
-
-
-def share_of(count: int, accelerator: Accelerator, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """This process's items of `count`, in batches."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    mine = np.arange(count * rank // world, count * (rank + 1) // world)
-    yield from (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
+    """The headline of what is measured in and after training."""
+    return measure_tokenizer(tok, examples, accelerator, batch_size).headline()

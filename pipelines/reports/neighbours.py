@@ -9,22 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.reports.listening import listening_page
-from pipelines.reports.samples import HEARD, Drawn
-from pipelines.reports.sheets import reconstruction_sheet
+from pipelines.reports.kinds import Drawn, report_of
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import read_info
-from pipelines.tokens.items import Rows, read_tokens
-from pipelines.tokens.windows import Windows
+from pipelines.tokens.items import Rows, TokenSplit, read_tokens
+from pipelines.tokens.windows import rows_of
 from tokenizer import Tokenizer
 from tokenizer.search.exact import nearest
 
 logger = logging.getLogger(__name__)
 
-PICTURES = "neighbours.png"
-SOUNDS = "neighbours.html"
-# Training items that are compared at once, and pairs on the sheet.
-CHUNK, SHOWN = 1024, 96
+# Training items that are compared at once.
+CHUNK = 1024
 
 
 @torch.no_grad()
@@ -43,7 +39,7 @@ def nearest_items(tok: Tokenizer, codes: Tensor, items: Rows) -> Tensor:
     return found.cpu()
 
 
-def training_items(tok: Tokenizer, tokens: str) -> Rows | CodeClips:
+def training_items(tok: Tokenizer, tokens: str) -> TokenSplit | CodeClips:
     """The training items of a folder of tokens; `ValueError` for those of another tokenizer."""
     info = read_info(Path(tokens))
     if info.fingerprint != tok.fingerprint():
@@ -54,13 +50,12 @@ def training_items(tok: Tokenizer, tokens: str) -> Rows | CodeClips:
     return read_tokens(Path(tokens))[1]["train"]
 
 
-def write_neighbours(folder: Path, tok: Tokenizer, rows: list[Drawn], items: Rows | CodeClips) -> None:
-    """Show each of the first samples with its neighbour, and log how many codes the two share. Items of sound
-    are compared in windows of the samples' length."""
+def write_neighbours(folder: Path, tok: Tokenizer, rows: list[Drawn], items: TokenSplit | CodeClips) -> None:
+    """Show each of the first samples with its neighbour, and log how many codes the two share. Items of any
+    length are compared in windows of the samples' length."""
     codes = torch.cat([row.codes for row in rows if row.codes is not None]).cpu()
-    if isinstance(items, CodeClips):
-        items = Windows(items, codes.shape[2])
-    near = items.rows(nearest_items(tok, codes, items).numpy())[0]
+    found = rows_of(items, codes.shape[2])
+    near = found.rows(nearest_items(tok, codes, found).numpy())[0]
     same = 100 * (near == codes).flatten(1).float().mean(1)
     logger.info(
         "codes that a sample has in the same place as the training item nearest to it: %.0f %% (median), "
@@ -68,16 +63,10 @@ def write_neighbours(folder: Path, tok: Tokenizer, rows: list[Drawn], items: Row
         same.median(),
         same.max(),
     )
-    rate = tok.modality.sample_rate
-    count, size = (HEARD // 2, None) if rate else (SHOWN, tok.modality.size)
+    shown = report_of(tok.modality)
     with torch.no_grad():
-        pair = [tok.decode(x[:count].to(tok.device), size).cpu() for x in (codes, near)]
-    if not rate:
-        reconstruction_sheet(*pair, folder / PICTURES, names=("sample", "nearest"))
-        return
+        pair = [
+            tok.decode(x[: shown.pairs].to(tok.device), tok.modality.drawn_size).cpu() for x in (codes, near)
+        ]
     names = [f"{row.name} {i + 1}" for row in rows for i in range(len(row.x))]
-    clips = [
-        (name, {"sample": a.clamp(-1, 1), "nearest in training": b.clamp(-1, 1)})
-        for name, a, b in zip(names, *pair, strict=False)
-    ]
-    listening_page(clips, rate, folder / SOUNDS, "Samples and the training items nearest to them")
+    shown.neighbours(tok, names, *pair, folder)

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from pipelines.evaluation.priors import NAME, Positions
-from pipelines.reports.listening import write_wav
+from pipelines.reports.kinds import report_of
 from pipelines.reports.plots import BLUE, ORANGE, panel_figure, save_figure
-from pipelines.reports.sheets import sample_sheet
-from pipelines.reports.spectrograms import mel_sheet
 from pipelines.run.models import tokenizer_of
 from pipelines.tokens.info import TokenInfo
 from prior import Prior
@@ -33,11 +31,12 @@ def write_positions(positions: Positions, info: TokenInfo, folder: Path) -> None
     text = json.dumps({"bits": positions.bits.tolist(), "entropy": positions.entropy.tolist()}) + "\n"
     write_atomically(folder / f"{NAME}.json", lambda path: path.write_text(text, encoding="utf-8"))
     count = len(positions.bits)
-    figure, axes = panel_figure(2 * count if not info.is_sound else count, columns=2)
+    over_time = positions.bits.ndim == 2
+    figure, axes = panel_figure(count if over_time else 2 * count, columns=2)
     for k in range(count):
         of = f"codebook {k + 1}: " if count > 1 else ""
         bits, entropy = positions.bits[k], positions.entropy[k]
-        if info.is_sound:
+        if over_time:
             _curves(axes[k], of, bits, entropy, info.frame_rate)
         else:
             top = float(torch.maximum(bits, entropy).max())
@@ -63,13 +62,14 @@ def _curves(ax: "Axes", of: str, bits: Tensor, entropy: Tensor, frame_rate: floa
     ax.legend(frameon=False)
 
 
-# Classes, and pictures or sounds of each, on a prior's sample.png.
-CLASSES, PICTURES_EACH, SOUNDS_EACH = 12, 8, 3
+# Classes on a prior's sample.png.
+CLASSES = 12
 
 
 def write_prior_sample(prior: Prior, folder: Path) -> None:
-    """sample.png (and sample.wav), samples of each class, for the prior's card. A tokenizer that is not where
-    the prior says, or is not the one it was, leaves the card without them, and the log says so."""
+    """sample.png (and what else its modality has), samples of each class, for the prior's card. A tokenizer
+    that is not where the prior says, or is not the one it was, leaves the card without them, and the log says
+    so."""
     config = prior.config
     try:
         tok = Tokenizer.from_pretrained(tokenizer_of(folder, prior)).to(next(prior.parameters()).device)
@@ -77,24 +77,12 @@ def write_prior_sample(prior: Prior, folder: Path) -> None:
     except ValueError as error:
         logger.warning("no sample.png: %s", error)
         return
-    rows = []
+    shown, rows = report_of(tok.modality), []
     for name in config.class_names[:CLASSES] or ("samples",):
         label = name if config.class_names else None
         scale = 2.0 if label and config.unconditional else 1.0
-        count = SOUNDS_EACH if tok.modality.sample_rate else PICTURES_EACH
         codes = prior.sample(
-            count, label, temperature=0.9, cfg_scale=scale, generator=keyed_generator(0, name)
+            shown.each, label, temperature=0.9, cfg_scale=scale, generator=keyed_generator(0, name)
         )
-        size = None if tok.modality.sample_rate else tok.modality.size
-        rows.append((name, tok.decode(codes, size).cpu()))
-    if tok.modality.sample_rate:
-        write_sound_samples(rows, tok.modality.sample_rate, folder)
-    else:
-        sample_sheet(rows, folder / "sample.png")
-
-
-def write_sound_samples(rows: list[tuple[str, Tensor]], sample_rate: int, folder: Path) -> None:
-    """sample.png, spectrograms of rows (name, sounds (N, C, T)), and sample.wav, the first of each row."""
-    clips = [(f"{name} {i + 1}", {"": x.clamp(-1, 1)}) for name, sounds in rows for i, x in enumerate(sounds)]
-    mel_sheet(clips, sample_rate, folder / "sample.png")
-    write_wav(folder / "sample.wav", torch.cat([x[0].clamp(-1, 1) for _, x in rows], dim=1), sample_rate)
+        rows.append((name, tok.decode(codes, tok.modality.drawn_size).cpu()))
+    shown.card_sample(tok, rows, folder)

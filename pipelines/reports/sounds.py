@@ -1,37 +1,111 @@
 """What a tokenizer of sound makes of some clips: WAV files, spectrograms, a page to listen to, and plots.
 
-Left out: drawing and writing them (`listening.py`), and measuring (`pipelines.evaluation.sounds`).
+Left out: drawing and writing them (`listening.py`), and measuring (`pipelines.evaluation`).
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipelines.data.sounds import Clips
-from pipelines.evaluation.sounds import Measured, readable_blocks
+from pipelines.data.clips import Clips
+from pipelines.evaluation.tokenizers import Measured
+from pipelines.reports.kinds import Drawn, Report, report
 from pipelines.reports.listening import listening_page, write_wav, write_wavs
 from pipelines.reports.plots import codebook_plot
-from pipelines.reports.rate_distortion import rate_distortion_plot, rate_distortion_rows
+from pipelines.reports.rate_distortion import (
+    rate_distortion_plot,
+    rate_distortion_rows,
+    rate_distortion_table,
+)
 from pipelines.reports.spectrograms import mel_sheet
 from tokenizer import Tokenizer
-from tokenizer.hub.files import write_atomically
+from tokenizer.hub.files import remove_unfinished, write_atomically
+from tokenizer.sound_metrics import INSTALL, available
+
+logger = logging.getLogger(__name__)
 
 # Clips that are shown, and how much of each.
 SHOWN, SHOWN_SECONDS = 9, 6
 # The folder of their WAV files.
 SOUNDS = "reconstructions"
+# Samples on the page and the sheet, and seconds of each; all are written whole as files.
+HEARD, HEARD_SECONDS = 24, 20
 
 # Names of clips, with them and their reconstructions by name, (C, T) on the CPU.
 Rows = list[tuple[str, dict[str, Tensor]]]
 
 
-def write_sound_results(tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str) -> Rows:
+@report("audio")
+class SoundReport(Report):
+    """Pages to listen to, spectrograms, and every sample as a WAV file."""
+
+    each, pairs = 3, HEARD // 2
+
+    def reconstructions(
+        self, tok: Tokenizer, examples: Clips, measured: Measured, folder: Path, name: str, sample: bool
+    ) -> None:
+        """reconstructions.html, .png and reconstructions/*.wav of some clips, and, of what was `measured` of
+        codes, codebook.png and rate_distortion.json and .png."""
+        remove_unfinished(folder / SOUNDS)
+        rows = write_reconstructions(tok, examples, measured, folder, name)
+        if sample:
+            write_card_pair(tok, rows, folder)
+
+    def samples(self, tok: Tokenizer, rows: list[Drawn], folder: Path) -> Path:
+        """Every sample as a WAV file; samples.html to listen to the first ones, and samples.png, their
+        spectrograms."""
+        rate = tok.modality.sample_rate
+        clips = [(f"{name} {i + 1}", {"": x[i].clamp(-1, 1)}) for name, x, _ in rows for i in range(len(x))]
+        write_wavs(folder, clips, rate)
+        each = max(1, HEARD // len(rows))  # as many of every class
+        heard = [
+            (f"{name} {i + 1}", {"": x[i, :, : HEARD_SECONDS * rate].clamp(-1, 1)})
+            for name, x, _ in rows
+            for i in range(min(each, len(x)))
+        ][:HEARD]
+        note = f"{len(heard)} of {len(clips)} samples, at most {HEARD_SECONDS} s of each; all are files here."
+        listening_page(heard, rate, folder / "samples.html", "Samples from the prior", [note])
+        mel_sheet(heard, rate, folder / "samples.png")
+        return folder / "samples.html"
+
+    def card_sample(self, tok: Tokenizer, rows: list[tuple[str, Tensor]], folder: Path) -> None:
+        """sample.png, spectrograms, and sample.wav, the first sound of each class."""
+        rate = tok.modality.sample_rate
+        clips = [
+            (f"{name} {i + 1}", {"": x.clamp(-1, 1)}) for name, sounds in rows for i, x in enumerate(sounds)
+        ]
+        mel_sheet(clips, rate, folder / "sample.png")
+        write_wav(folder / "sample.wav", torch.cat([x[0].clamp(-1, 1) for _, x in rows], dim=1), rate)
+
+    def neighbours(
+        self, tok: Tokenizer, names: list[str], samples: Tensor, nearest: Tensor, folder: Path
+    ) -> None:
+        """neighbours.html, pairs to listen to."""
+        clips = [
+            (name, {"sample": a.clamp(-1, 1), "nearest in training": b.clamp(-1, 1)})
+            for name, a, b in zip(names, samples, nearest, strict=False)
+        ]
+        title = "Samples and the training items nearest to them"
+        listening_page(clips, tok.modality.sample_rate, folder / "neighbours.html", title)
+
+    def remarks(self, measured: Measured) -> str:
+        """A table by number of codebooks, if there are several. The log names measures whose packages are not
+        installed."""
+        if missing := {"stoi", "pesq"} - set(available()):
+            logger.info("not measured: %s; install them with: %s", ", ".join(sorted(missing)), INSTALL)
+        if len(measured.rates) < 2:
+            return ""
+        return rate_distortion_table({k: curve(row) for k, row in measured.rates.items()})
+
+
+def write_reconstructions(tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str) -> Rows:
     """reconstructions.html, .png and reconstructions/*.wav of some clips, which are returned, and, of what
     was `measured` of codes, codebook.png and rate_distortion.json and .png in `folder`."""
-    rates, counts = measured
+    _, rates, counts = measured
     rate = tok.modality.sample_rate
     rows = reconstructions(tok, clips)
     most = tok.bottleneck.num_codebooks
@@ -63,7 +137,7 @@ def outputs(tok: Tokenizer, rows: Rows) -> Tensor | None:
     return torch.cat(known, dim=1) if known else None
 
 
-def write_sound_sample(tok: Tokenizer, rows: Rows, folder: Path) -> None:
+def write_card_pair(tok: Tokenizer, rows: Rows, folder: Path) -> None:
     """sample.png and sample.wav of the first of `rows` and what the tokenizer keeps of it, for the model's
     card."""
     name, row = rows[0]
@@ -84,7 +158,7 @@ def reconstructions(tok: Tokenizer, clips: Clips) -> Rows:
     picked = torch.linspace(0, len(longer) - 1, min(SHOWN, len(longer))).round().long().tolist()
     rows = []
     for i in picked:
-        x = next(readable_blocks(clips, longer[i]), None)
+        x = next(clips.pieces(longer[i]), None)
         if x is None:
             continue
         made = rebuilt_clips(tok, x[:, : SHOWN_SECONDS * tok.modality.sample_rate].to(tok.device))

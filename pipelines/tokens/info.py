@@ -20,7 +20,7 @@ MAX_VIEWS = 1000
 # Of a grid; a picture of 16384 x 16384 pixels has as many.
 MAX_POSITIONS = 1 << 26
 # Not written for pictures.
-OF_SOUND = ("frame_rate", "sample_rate", "stride")
+OF_TIME = ("frame_rate", "sample_rate", "stride")
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class TokenInfo:
     codebook_size: int
     num_codebooks: int
     grid: tuple[int, ...]
-    """Positions along each axis of the grid; () for items of sound of any number of frames."""
+    """Positions along each axis of the grid; () for items of any number of frames."""
     item_shape: tuple[int, ...]
-    """(C, *size) of the data that one grid stands for; (C,) for sound."""
+    """(C, *size) of the data that one grid stands for; (C,) where items have any length."""
     class_names: tuple[str, ...] = ()
     source: str = ""
     """Name of the data set that was encoded."""
     frame_rate: float = 0.0
-    """Sound: frames of codes per second, sample_rate / stride. Pictures: 0, as the next two."""
+    """Of signals over time: frames of codes per second, sample_rate / stride; else 0."""
     sample_rate: int = 0
-    """Sound: samples per second."""
+    """Of signals over time: samples per second."""
     stride: int = 0
-    """Sound: samples per frame."""
+    """Of signals over time: samples per frame."""
     views: int = 1
     """Rows of every training item: it as it is, and `views` - 1 augmented ones. Held-out items have one."""
     encoding: str = ""
@@ -59,8 +59,8 @@ class TokenInfo:
         )
         require(1 <= self.num_codebooks <= 1024, f"num_codebooks is {self.num_codebooks}, expected 1 to 1024")
         require(
-            (bool(self.grid) or self.is_sound) and all(n >= 1 for n in self.grid) and len(self.grid) <= 3,
-            f"grid is {self.grid}, expected 1 or more each (or none, for sound with a frame_rate)",
+            bool(self.grid or self.frame_rate) and all(n >= 1 for n in self.grid) and len(self.grid) <= 3,
+            f"grid is {self.grid}, expected 1 or more each (or none, with a frame_rate)",
         )
         require(
             math.prod(self.grid) <= MAX_POSITIONS,
@@ -79,18 +79,13 @@ class TokenInfo:
             len(self.shards) in (0, 2) and all(n >= 1 for n in self.shards),
             f"shards is {self.shards}, expected how many {' and '.join(SPLITS)} have, 1 or more",
         )
-        if self.is_sound:
+        if self.frame_rate != 0:
             fits = math.isclose(self.frame_rate * self.stride, self.sample_rate)
             require(
                 0 < self.frame_rate < math.inf and self.stride >= 1 and fits and len(self.grid) <= 1,
                 f"frame_rate is {self.frame_rate}, grid {self.grid}: expected for sound a frame_rate of "
                 f"sample_rate / stride = {self.sample_rate} / {self.stride}, and one axis at most",
             )
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the codes have a time axis."""
-        return self.frame_rate != 0
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -106,8 +101,8 @@ class TokenInfo:
 def write_info(folder: Path, info: TokenInfo) -> None:
     """Write tokens.json, last of all: a folder with it is complete."""
     values = dataclasses.asdict(info)
-    if not info.is_sound:
-        values = {k: v for k, v in values.items() if k not in OF_SOUND}
+    if not info.frame_rate:
+        values = {k: v for k, v in values.items() if k not in OF_TIME}
     text = json.dumps(values, indent=2) + "\n"
     write_atomically(folder / TOKENS_FILE, lambda p: p.write_text(text, encoding="utf-8"))
 

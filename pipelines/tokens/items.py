@@ -31,6 +31,9 @@ class Rows(Protocol):
     codes (m, K, *grid) int64 and labels (m,) int64. Without epochs items are as they are, for measuring.
     """
 
+    unit: str
+    """What many of them are called."""
+
     def __len__(self) -> int: ...
 
     def first(self, count: int) -> Self: ...
@@ -54,6 +57,10 @@ class TokenSplit:
     views: int = 1
     items: NDArray[np.int64] | None = None
     seed: int = 0
+
+    @property
+    def unit(self) -> str:
+        return "items"
 
     def __len__(self) -> int:
         return len(self.labels)

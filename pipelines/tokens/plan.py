@@ -7,16 +7,13 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from pipelines.data.batches import Splits
-from pipelines.data.pictures import Examples
-from pipelines.data.sounds import Clips
+from pipelines.data.kinds import Split
 from pipelines.run.folder import TOKENS_FILE
 from pipelines.tokens.info import SPLITS, TokenInfo
 from pipelines.tokens.shards import read_shard, shard_path
@@ -26,9 +23,6 @@ from tokenizer.variants import config_from_dict, config_to_dict
 logger = logging.getLogger(__name__)
 
 ENCODING_FILE = "encoding.json"
-# A block is so many views of pictures, or so many seconds of views of sound, where a clip belongs to the
-# block in which it begins. An interruption costs every process one block at most.
-PICTURES, SECONDS = 4096, 3600
 
 
 class Block(NamedTuple):
@@ -80,9 +74,10 @@ class Encoding:
         return hashlib.sha256(json.dumps(config_to_dict(self)).encode()).hexdigest()[:16]
 
 
-def block_size(examples: Examples | Clips, views: int) -> int:
-    """Pictures of a block, or its seconds of sound, where training items have so many views."""
-    return max(1, (SECONDS if isinstance(examples, Clips) else PICTURES) // views)
+def block_size(examples: Split, views: int) -> int:
+    """The size of a block where training items have so many views, in the unit of `Kind.block`. An
+    interruption costs every process one block at most."""
+    return max(1, examples.kind.block // views)
 
 
 def plan_blocks(splits: Splits, views: int) -> list[Block]:
@@ -90,20 +85,9 @@ def plan_blocks(splits: Splits, views: int) -> list[Block]:
     return [
         Block(name, i, len(ranges), items, views if name == "train" else 1)
         for name, examples in zip(SPLITS, (splits.train, splits.held_out), strict=True)
-        for ranges in [list(_ranges(examples, block_size(examples, views)))]
+        for ranges in [list(examples.ranges(block_size(examples, views)))]
         for i, items in enumerate(ranges)
     ]
-
-
-def _ranges(examples: Examples | Clips, size: int) -> Iterator[range]:
-    if isinstance(examples, Clips):
-        samples = np.array([examples.samples(i) for i in range(len(examples))], np.int64)
-        block = (np.cumsum(samples) - samples) // (size * examples.sample_rate)
-        cuts = np.flatnonzero(np.diff(block)) + 1
-    else:
-        cuts = np.arange(size, len(examples), size)
-    edges = [0, *cuts.tolist(), len(examples)]
-    yield from map(range, edges[:-1], edges[1:])
 
 
 def refuse_finished(folder: Path) -> None:

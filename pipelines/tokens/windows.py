@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.tokens.clips import CodeClips, offsets_of
 from pipelines.tokens.info import TokenInfo
-from pipelines.tokens.items import view_phases
+from pipelines.tokens.items import Rows, TokenSplit, view_phases
 from tokenizer.distributed import keyed_generator
 
 # A prior of single frames would learn nothing of time.
@@ -45,6 +45,8 @@ class Windows:
         labels = clips.labels[self._sorted]
         self._low = np.searchsorted(labels, clips.labels, side="left")
         self._high = np.searchsorted(labels, clips.labels, side="right")
+
+    unit = "windows"
 
     def __len__(self) -> int:
         return self._count
@@ -93,6 +95,13 @@ class Windows:
             return clip
         place = low + _below(high - low - 1, generator)
         return int(self._sorted[place + (place >= own)])
+
+
+def rows_of(split: TokenSplit | CodeClips, frames: int, seed: int = 0) -> Rows:
+    """What a prior learns of a split: grids as they are, items of any length in windows of so many frames."""
+    if isinstance(split, CodeClips):
+        return Windows(split, frames, seed)
+    return dataclasses.replace(split, seed=seed)
 
 
 def _below(count: int, generator: torch.Generator) -> int:

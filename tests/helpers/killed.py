@@ -19,21 +19,21 @@ from typing import Any
 
 from tests.helpers.running import ROOT
 
-# Where a process is, by the innermost of these functions that it is in: (module, qualified name).
+# Where a process is, by the innermost of these functions that it is in: (room/module, qualified name).
 PLACES = {
-    ("run_folder", "_claim"): "claim",
-    ("checkpoints", "Checkpoints.resume"): "resume",
-    ("checkpoints", "set_aside"): "set aside",
-    ("log", "MetricsLog.__init__"): "log cut",
-    ("loop", "Course.learn"): "step",
-    ("loop", "Course.record"): "log",
-    ("tokenizers", "evaluate_tokenizer"): "evaluation",
-    ("priors", "evaluate_prior"): "evaluation",
-    ("checkpoints", "Checkpoints.save"): "checkpoint",
-    ("checkpoints", "Checkpoints._prune"): "prune",
-    ("train_tokenizer", "finish"): "report",
-    ("train_prior", "finish"): "report",
-    ("model", "HubModel.save_pretrained"): "model",
+    ("training/run_folder", "_claim"): "claim",
+    ("training/checkpoints", "Checkpoints.resume"): "resume",
+    ("training/checkpoints", "set_aside"): "set aside",
+    ("training/log", "MetricsLog.__init__"): "log cut",
+    ("training/loop", "Course.learn"): "step",
+    ("training/loop", "Course.record"): "log",
+    ("evaluation/tokenizers", "measure_tokenizer"): "evaluation",
+    ("evaluation/priors", "evaluate_prior"): "evaluation",
+    ("training/checkpoints", "Checkpoints.save"): "checkpoint",
+    ("training/checkpoints", "Checkpoints._prune"): "prune",
+    ("pipelines/train_tokenizer", "finish"): "report",
+    ("pipelines/train_prior", "finish"): "report",
+    ("hub/model", "HubModel.save_pretrained"): "model",
 }
 # Outside of all of them: before the log is opened, from then on, and after the report.
 OUTSIDE = START, BETWEEN, END = "start", "between steps", "end"
@@ -86,7 +86,8 @@ class Watch:
 
     def place_of(self, code: CodeType) -> str | None:
         if code not in self.codes:
-            self.codes[code] = PLACES.get((Path(code.co_filename).stem, code.co_qualname))
+            path = Path(code.co_filename)
+            self.codes[code] = PLACES.get((f"{path.parent.name}/{path.stem}", code.co_qualname))
         return self.codes[code]
 
     def outside(self) -> str:
@@ -132,12 +133,12 @@ def live_in_turn(path: Path) -> None:
     """Several lives, each in a process of its own that need not import anything. `path` holds their folders,
     instants (null: the run's end), scripts and words; in its place come, for each, the exit status and,
     relative to the folder, all files when it was over."""
-    import pipelines.evaluation.tokenizers
-    import pipelines.reports.sheets
+    import pipelines.reports.plots
+    import pipelines.reports.tokenizers
 
     # Pictures take ten times longer than tiny runs.
     pipelines.reports.tokenizers.write_tokenizer_report = lambda *_: None
-    pipelines.reports.sheets.loss_plot = lambda *_: None
+    pipelines.reports.plots.loss_plot = lambda *_: None
     ends = []
     for folder, fields, script, words in json.loads(path.read_text()):
         Path(folder).mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from torch import nn
 
 from pipelines import train_tokenizer
 from pipelines.benchmarks.data.made import picture_table
-from pipelines.tokens import plan as token_plan
+from pipelines.data.pictures import PICTURES
 from pipelines.tokens.items import read_tokens
 from tests.helpers.launching import IN_ONE_LAUNCH, launch
 from tests.helpers.running import (
@@ -40,12 +40,12 @@ ENCODE = ("--data.limit", 33, "--batch-size", 7, "--views", 2, "--augment.flip",
 BLOCK = 16
 SEVERAL = f"""{IN_ONE_LAUNCH}
 from pipelines import train_tokenizer
-from pipelines.tokens import plan as token_plan
+from pipelines.data.pictures import PICTURES
 
 sys.path.insert(0, {str(ROOT)!r})
 from tests.processes.test_two_processes import spoilt
 
-token_plan.PICTURES = int(sys.argv[2])
+PICTURES.block = int(sys.argv[2])
 train_tokenizer.losses_of = spoilt(train_tokenizer.losses_of)
 for name, *words in json.loads(sys.argv[1]):
     run(name, [word.replace("PROCESS", os.environ["RANK"]) for word in words])
@@ -92,7 +92,7 @@ def alone(one: Path, script: Script, tmp_path_factory: pytest.TempPathFactory) -
     """Tokens that one process made."""
     folder = tmp_path_factory.mktemp("alone") / "tokens"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_plan, "PICTURES", BLOCK)
+        patch.setattr(PICTURES, "block", BLOCK)
         script("encode_dataset", "--tokenizer", one, "--output", folder, *ENCODE)
     return folder
 
@@ -206,7 +206,7 @@ def test_an_encoding_continues_on_another_number_of_processes(
     assert files(more.folder / "rest") == files(alone)
     assert "6 of 10 shards are there" in more.err
     assert "held_out-00002-of-00005.parquet is not whole" in more.err
-    monkeypatch.setattr(token_plan, "PICTURES", BLOCK)
+    monkeypatch.setattr(PICTURES, "block", BLOCK)
     folder = interrupted(more.folder / "tokens", tmp_path / "rest")
     script("encode_dataset", "--tokenizer", one, "--output", folder, *ENCODE)
     assert files(folder) == files(alone)

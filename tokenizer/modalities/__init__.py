@@ -5,13 +5,23 @@ others.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokenizer.variants import Variant
+
+
+class CardWords(NamedTuple):
+    """What a card says of a modality: `what` the data are, with "it" or "them" for them, a `file` that could
+    be read, and a `result` line of Python that takes apart what `postprocess` gives."""
+
+    what: str
+    them: str
+    file: str
+    result: str
 
 
 class Modality:
@@ -25,10 +35,16 @@ class Modality:
     # The size that training data are brought to, one number per axis.
     size: tuple[int, ...]
     stride: int
-    # Samples per second; 0 for what has no rate. Networks of a modality with a rate take signals of any
-    # length:
-    # they are `tokenizer.layers_1d.Network`s, which know padded batches and chunks.
+    # Whether data are signals over time, of any length: their networks are `tokenizer.layers_1d.Network`s,
+    # which know padded batches and chunks.
+    timed: ClassVar[bool] = False
+    # Samples per second; 0 for what has no rate.
     sample_rate: int = 0
+
+    @property
+    def drawn_size(self) -> tuple[int, ...] | None:
+        """The size that new data are cropped to; None where they are as long as their codes."""
+        return None if self.timed else self.size
 
     def build_encoder(self, out_channels: int) -> nn.Module:
         """A network (B, channels, *size) → (B, out_channels, *grid), each size a multiple of the stride."""
@@ -53,6 +69,10 @@ class Modality:
     def postprocess(self, x_hat: Tensor) -> list[Any]:
         """x_hat (B, channels, *size) as one object per item that a person can look at or listen to."""
         raise TypeError(f"{type(self).__name__} does not define postprocess")
+
+    def card_words(self) -> CardWords:
+        """What the card of a model says of its data."""
+        raise TypeError(f"{type(self).__name__} does not define card_words")
 
     def preprocessor_config(self) -> dict[str, Any]:
         """What `preprocess` does, for preprocessor_config.json."""

@@ -1,6 +1,6 @@
 """Sound: convolutional encoder and decoder of waveforms, and the way from sound files to tensors and back.
 
-Left out: reading files and resampling (`sounds.py`).
+Left out: reading files and resampling (`pipelines/data/clips.py`).
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tokenizer.installation import import_torchaudio
 from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample
-from tokenizer.modalities import Modality, ModalityConfig
+from tokenizer.modalities import CardWords, Modality, ModalityConfig
 from tokenizer.modalities.files.sounds import open_sound
 from tokenizer.variants import require
 
@@ -83,6 +83,7 @@ class AudioModality(Modality):
     """Sound x: (B, channels, T) in [-1, 1]."""
 
     name = "audio"
+    timed = True
     pipeline_tag = "feature-extraction"
     axes = ("T",)
 
@@ -168,6 +169,11 @@ class AudioModality(Modality):
         if x_hat.ndim != 3 or x_hat.shape[1] != self.channels:
             raise ValueError(f"expected (B, {self.channels}, T), got {tuple(x_hat.shape)}")
         return [(x.numpy(), self.sample_rate) for x in x_hat.detach().float().clamp(-1, 1).cpu()]
+
+    def card_words(self) -> CardWords:
+        channels = "mono" if self.channels == 1 else "stereo"
+        result = "waveform, sample_rate = tok.postprocess(x_hat)[0]"
+        return CardWords(f"sound ({channels}, {self.sample_rate} Hz)", "it", "sound.wav", result)
 
     def preprocessor_config(self) -> dict[str, Any]:
         return {

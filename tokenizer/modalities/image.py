@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer.modalities import Modality, ModalityConfig
+from tokenizer.modalities import CardWords, Modality, ModalityConfig
 from tokenizer.modalities.files.pictures import fit_picture, open_picture
 from tokenizer.variants import require
 
@@ -170,6 +170,9 @@ class ImageModality(Modality):
             raise ValueError(f"expected (B, {self.channels}, H, W), got {tuple(x_hat.shape)}")
         pixels = ((x_hat.detach().float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
         return [Image.fromarray(p.permute(1, 2, 0).squeeze(-1).numpy()) for p in pixels]
+
+    def card_words(self) -> CardWords:
+        return CardWords("pictures", "them", "picture.png", "picture = tok.postprocess(x_hat)[0]")
 
     def preprocessor_config(self) -> dict[str, Any]:
         height, width = self.config.size

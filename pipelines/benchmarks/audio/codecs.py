@@ -58,8 +58,8 @@ def load_tokenizer(preset: str, tokenizer: str) -> Tokenizer:
             raise ValueError(f"--preset {name} {got}; presets of sound: {', '.join(sounds)}")
         torch.manual_seed(0)
         tok = Tokenizer(models[name])
-    if not tok.modality.sample_rate or not tok.bottleneck.num_codebooks:
-        kind = "of sound has no codes (a VAE)" if tok.modality.sample_rate else "is of pictures"
+    if tok.modality.name != "audio" or not tok.bottleneck.num_codebooks:
+        kind = "of sound has no codes (a VAE)" if tok.modality.name == "audio" else "is of no sound"
         raise ValueError(f"--tokenizer {tokenizer} {kind}; this benchmark needs codes of sound")
     return tok.eval()
 

@@ -21,9 +21,9 @@ from pipelines.benchmarks.data.made import MAKERS, SECONDS
 from pipelines.benchmarks.own_process import MIB, own_memory, peak, run_module
 from pipelines.benchmarks.registry import print_table
 from pipelines.data.batches import batches, load_splits
+from pipelines.data.clips import Clips
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import Examples
-from pipelines.data.sounds import Clips
 from pipelines.presets import TOKENIZERS
 from pipelines.run.environment import keep_freed_memory
 from pipelines.training.options import TokenizerTraining
@@ -103,9 +103,8 @@ def measure(kind: str, folder: Path, workers: int) -> dict[str, Any]:
     before = _settled()
     examples = _found(options, folder / DATA)
     loaded = _settled()
-    items, goal = len(examples), GOAL_PICTURES
-    if isinstance(examples, Clips):
-        items = len(examples.segments())
+    items, goal = len(examples.training()), GOAL_PICTURES
+    if kind.startswith("sound"):
         goal = round(items * GOAL_HOURS * 3600 / (SECONDS * len(examples)))
     read, memory = _stream(options, examples, workers, items)
     slopes = [slope(read, memory, items * (e + SETTLING), items * (e + 1)) for e in range(EPOCHS)]

@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchaudio.functional import resample
 
 from pipelines.data.augment import Augment
-from pipelines.data.pictures import Examples
-from pipelines.data.sounds import Clips
+from pipelines.data.clips import Clips
+from pipelines.data.kinds import Kind
+from pipelines.data.pictures import PICTURES, Examples
+from pipelines.data.sounds import SOUND
 from pipelines.tokens.items import Rows, TokenSplit
 from pipelines.tokens.windows import Windows
 
@@ -117,14 +119,15 @@ class CodeCrops(Dataset[Item]):
         return torch.nn.functional.pad(codes, (0, self.frames - codes.shape[1])), int(self.clips.labels[clip])
 
 
-def peers_of(examples: Examples | Clips, augment: Augment) -> dict[str, Callable[[], Dataset[Item]]]:
+def peers_of(examples: Any, augment: Augment) -> dict[str, Callable[[], Dataset[Item]]]:
     """The peers for some training data by name."""
-    if isinstance(examples, Clips):
-        return {"DataLoader, soundfile": lambda: Sounds(examples)}
-    return {
+    pictures = {
         "DataLoader, Pillow": lambda: Pictures(examples, augment),
         "DataLoader, datasets": lambda: DatasetsPictures(examples, augment),
     }
+    sound = {"DataLoader, soundfile": lambda: Sounds(examples)}
+    known: dict[Kind, dict[str, Callable[[], Dataset[Item]]]] = {PICTURES: pictures, SOUND: sound}
+    return known[examples.kind]
 
 
 def peer_of_tokens(rows: Rows) -> Dataset[Any]:

@@ -161,7 +161,7 @@ def of_prior(
     options: DataBenchmark, preset: TokenizerTraining, accelerator: Accelerator, tok: Tokenizer
 ) -> dict[str, Any]:
     """Training a prior, which loads tokens in its own process, on as many as the tokenizer's data give."""
-    prior = PRIORS["speech" if tok.modality.sample_rate else "small"].build()
+    prior = PRIORS["speech" if tok.modality.timed else "small"].build()
     prior = dataclasses.replace(prior, output=preset.output, tracker="none")
     splits = load_splits(preset.data, tok.modality, PLACES[OURS])
     info, rows = random_tokens(tok, splits, prior.seconds)

@@ -15,12 +15,12 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.benchmarks.registry import synchronizer
-from pipelines.data.batches import Splits, batches, to_float
-from pipelines.data.sounds import Clips
+from pipelines.data.batches import Splits, batches
+from pipelines.data.kinds import to_float
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import Rows, TokenBatch, TokenSplit, token_batches
-from pipelines.tokens.windows import Windows, window_info
+from pipelines.tokens.windows import rows_of, window_info
 from pipelines.train_prior import losses_of as prior_losses
 from pipelines.train_prior import prior_config
 from pipelines.train_tokenizer import losses_of as tokenizer_losses
@@ -133,18 +133,15 @@ def random_tokens(tok: Tokenizer, splits: Splits, seconds: float) -> tuple[Token
     labels = np.full(len(train), -1) if train.labels is None else train.labels
     kind: dict[str, Any] = {"tokenizer": "random", "fingerprint": "", "class_names": splits.class_names}
     kind |= {"codebook_size": tok.codebook_size, "num_codebooks": tok.num_codebooks}
-    if isinstance(train, Clips):
-        frames = [-(-train.samples(i) // tok.stride) for i in range(len(train))]
+    layout = train.layout(tok)
+    info = TokenInfo(**kind, **layout._asdict())
+    if not layout.grid:
+        frames = [-(-train.x(i).shape[1] // tok.stride) for i in range(len(train))]
         codes = [
             torch.randint(tok.codebook_size, (tok.num_codebooks, n), generator=generator) for n in frames
         ]
-        rate = tok.modality.sample_rate
-        time_axis = {"frame_rate": rate / tok.stride, "sample_rate": rate, "stride": tok.stride}
-        info = TokenInfo(grid=(), item_shape=(tok.modality.channels,), **kind, **time_axis)
         info = window_info(info, seconds)
-        return info, Windows(CodeClips.of(codes, labels), info.grid[0])
-    first = to_float(train.x(0)[None].to(tok.device))
-    shape = tuple(tok.encode(first).shape[1:])
-    info = TokenInfo(grid=shape[1:], item_shape=tuple(first.shape[1:]), **kind)
+        return info, rows_of(CodeClips.of(codes, labels), info.grid[0])
+    shape = (tok.num_codebooks, *layout.grid)
     drawn = torch.randint(tok.codebook_size, (len(train), *shape), generator=generator)
     return info, TokenSplit(drawn.numpy().astype(info.dtype), labels)

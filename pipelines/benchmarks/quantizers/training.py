@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 
 from pipelines.benchmarks.quantizers.contestants import Contestant
 from pipelines.benchmarks.registry import in_turns
-from pipelines.data.batches import Splits, batches, held_out_batches, to_float
+from pipelines.data.batches import Splits, batches
+from pipelines.data.kinds import to_float
 from pipelines.data.pictures import Examples
 from pipelines.evaluation.tokenizers import EVAL_BATCH
 from pipelines.presets import PRIORS, TOKENIZERS
@@ -244,7 +245,7 @@ def _look(loss: Tensor, step: int, options: TrainingOptions, name: str) -> None:
 @torch.no_grad()
 def tokens(tok: Tokenizer, examples: Examples) -> TokenSplit:
     """The codes of all pictures, without labels."""
-    parts = [tok.encode(to_float(batch.x)) for batch in held_out_batches(examples, EVAL_BATCH)]
+    parts = [tok.encode(x) for x, _ in examples.inputs(EVAL_BATCH)]
     codes = torch.cat(parts).numpy().astype(np.uint32)
     return TokenSplit(codes, np.full(len(codes), -1, np.int64))
 
@@ -253,9 +254,8 @@ def tokens(tok: Tokenizer, examples: Examples) -> TokenSplit:
 def held_out_psnr(tok: Tokenizer, examples: Examples, coded: TokenSplit) -> float:
     """Mean over pictures, in dB."""
     total = 0.0
-    for batch in held_out_batches(examples, EVAL_BATCH):
-        codes, _ = coded.rows(batch.index.numpy())
-        x = to_float(batch.x)
+    for x, index in examples.inputs(EVAL_BATCH):
+        codes, _ = coded.rows(index)
         total += float(psnr(tok.decode(codes, size=tuple(x.shape[2:])), x).sum())
     return total / len(examples)
 

@@ -12,7 +12,8 @@ import soundfile
 import torch
 
 from pipelines.data import cache as decoded
-from pipelines.data import pictures, sounds
+from pipelines.data import clips as sounds
+from pipelines.data import pictures
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
 from tests.helpers.pictures_on_disk import load, png, write
@@ -113,7 +114,7 @@ def test_sounds_are_looked_at_once(cache_bytes: int, tmp_path: Path, decodings: 
     first = clips(config, root, cache_bytes)
     seen = list(decodings)
     second = clips(config, root, cache_bytes)
-    assert decodings == seen and "looking at sound" in seen and same(first, second)
+    assert decodings == seen and "looking at sound files" in seen and same(first, second)
     assert second.train.skipped == first.train.skipped and len(second.train.skipped) == 1
     clips(AudioConfig(size=(400,), sample_rate=8000), root, cache_bytes)
     assert len(decodings) == 2 * len(seen)

@@ -15,13 +15,12 @@ from pipelines.data.augment import Augment
 from pipelines.data.batches import (
     Batch,
     batches,
-    held_out_batches,
     load_splits,
     order,
-    to_float,
 )
 from pipelines.data.cache import cache_folder as CACHE_FOLDER
 from pipelines.data.config import DataConfig
+from pipelines.data.kinds import to_float
 from pipelines.data.pictures import Examples
 from pipelines.data.scan import held_out_mask
 from tests.helpers.pictures_on_disk import ANY_SIZE, contents, folder_of, load, png, write
@@ -181,8 +180,8 @@ def test_pictures_that_become_unreadable_are_replaced_in_training_alone(
         assert torch.equal(x[1], train.x(2)) and torch.equal(x[2], train.x(0))
         x, labels, index = train.take_readable(np.array([0, 1, 2, 3]))
         assert index.tolist() == [0, 2] and labels.tolist() == [0, 1]
-        (batch,) = held_out_batches(train, 4)
-        assert torch.equal(batch.x, x) and batch.index.tolist() == [0, 2]
+        ((given, index),) = train.inputs(4)
+        assert torch.equal(given, to_float(x)) and index.tolist() == [0, 2]
     with pytest.raises(ValueError, match=r"a/1\.png: no such file"):
         train.x(1)
     assert [name for name, _ in train.skipped] == ["a/1.png", "b/3.png"]
@@ -354,19 +353,12 @@ def test_batch_sizes_that_do_not_divide(examples: Examples, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_held_out_examples_are_seen_once(examples: Examples, world: int) -> None:
-    parts = [list(held_out_batches(examples, 8, rank, world)) for rank in range(world)]
-    assert {len(part) for part in parts} == {3}
-    seen = torch.cat([b.index for part in parts for b in part])
-    assert sorted(seen.tolist()) == list(range(21))
-    assert all(b.x.shape[1:] == (3, 4, 4) and len(b.x) == len(b.labels) for part in parts for b in part)
+    parts = [part for rank in range(world) for part in examples.inputs(8, rank, world)]
+    assert np.concatenate([index for _, index in parts]).tolist() == list(range(21))
+    assert all(x.shape[1:] == (3, 4, 4) and 0 < len(x) == len(index) <= 8 for x, index in parts)
+    assert all(x.dtype == torch.float32 and -1 <= x.min() <= x.max() <= 1 for x, _ in parts)
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        next(held_out_batches(examples, 0))
-
-
-def test_held_out_batches_of_no_rows_keep_their_shape(tmp_path: Path) -> None:
-    train = load(write(tmp_path, ["a.png", "b.png"]), cache_bytes=0, valid_fraction=0).train
-    (batch,) = held_out_batches(train, 8, rank=3, world=4)
-    assert batch.x.shape == (0, 3, 4, 4) and batch.x.dtype == torch.uint8 and batch.labels.shape == (0,)
+        next(examples.inputs(0))
 
 
 def test_to_float_is_minus_one_to_one() -> None:

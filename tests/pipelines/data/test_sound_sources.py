@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.batches import load_splits
-from pipelines.data.config import SOUND, DataConfig
+from pipelines.data.config import DataConfig
+from pipelines.data.sounds import SOUND
 from pipelines.data.tables import read_hub
 from tests.helpers.clips import RATE, load, ramp, wav, write
 from tokenizer.modalities.audio import AudioConfig

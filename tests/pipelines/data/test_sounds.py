@@ -12,9 +12,10 @@ import soundfile
 import torch
 
 from pipelines.data.augment import Augment
-from pipelines.data.batches import Batch, batches, load_splits, order, to_float
+from pipelines.data.batches import Batch, batches, load_splits, order
+from pipelines.data.clips import Clips
 from pipelines.data.config import DataConfig
-from pipelines.data.sounds import Clips
+from pipelines.data.kinds import to_float
 from tests.helpers.clips import CROP, RATE, load, ramp, wav, write
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.files.sounds import open_sound

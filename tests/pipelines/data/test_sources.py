@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from pipelines.data import tables as table_sources
-from pipelines.data.batches import batches, held_out_batches, load_splits
-from pipelines.data.config import PICTURES, DataConfig
+from pipelines.data.batches import batches, load_splits
+from pipelines.data.config import DataConfig
+from pipelines.data.pictures import PICTURES
 from pipelines.data.tables import Rows, read_hub
 from tests.helpers.pictures_on_disk import ANY_SIZE, FIT, contents, folder_of, load, png, write
 
@@ -50,7 +51,7 @@ def test_classes_are_first_level_sub_folders(tmp_path: Path) -> None:
         "dog/1.jpg",
     ]
     np.testing.assert_array_equal(splits.train.labels, [0, 0, 1])
-    assert len(splits.held_out) == 0 and list(held_out_batches(splits.held_out, 4)) == []
+    assert len(splits.held_out) == 0 and list(splits.held_out.inputs(4)) == []
     assert load(root, valid_fraction=0, label_column="none").train.labels is None
 
 

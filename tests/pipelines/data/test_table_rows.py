@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.config import PICTURES
+from pipelines.data.pictures import PICTURES
 from pipelines.data.tables import Rows
 from tests.helpers.pictures_on_disk import load, png
 

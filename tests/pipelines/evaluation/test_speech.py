@@ -15,11 +15,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.data.batches import load_splits
+from pipelines.data.clips import Clips
 from pipelines.data.config import DataConfig
-from pipelines.data.sounds import Clips
 from pipelines.evaluation import sounds as sound_evaluation
-from pipelines.evaluation.sounds import Measured, evaluate_sound, one_thread
+from pipelines.evaluation.clips import one_thread
+from pipelines.evaluation.sounds import evaluate_sound
 from pipelines.evaluation.speech import MOST, SECONDS_EACH, SpeechScores, helper_count
+from pipelines.evaluation.tokenizers import Measured
 from tests.helpers.running import as_a_new_process
 from tests.helpers.speech import RATE, noise, speech
 from tests.helpers.tiny import codec

@@ -14,8 +14,8 @@ from pipelines.run.environment import TUNED_BY
 PAGES = """
 import resource, sys
 import torch
-from pipelines import heap
 from pipelines.run import command_line as cli
+from pipelines.run import environment as heap
 
 kept = heap.keep_freed_memory() if sys.argv[1] == "keep" else False
 if sys.argv[1] == "script":

@@ -17,9 +17,10 @@ import torch
 
 from pipelines import encode_dataset
 from pipelines.data.augment import Augment
-from pipelines.data.batches import load_splits, to_float
+from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
-from pipelines.tokens import plan as token_plan
+from pipelines.data.kinds import to_float
+from pipelines.data.pictures import PICTURES
 from pipelines.tokens.items import TokenSplit, read_tokens
 from tests.helpers.running import TINY_PRIOR, Finished, Script, assert_refused, names_in, read
 from tokenizer import Tokenizer
@@ -33,7 +34,7 @@ Encode = Callable[..., Finished]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_plan, "PICTURES", 8)
+    monkeypatch.setattr(PICTURES, "block", 8)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import soundfile
 import torch
 
 from pipelines.data.batches import load_splits
+from pipelines.data.clips import skipped_samples
 from pipelines.data.config import DataConfig
-from pipelines.tokens import plan as token_plan
+from pipelines.data.sounds import SOUND
 from pipelines.tokens.clips import CodeClips
-from pipelines.tokens.encode import skipped_samples, sound_codes
 from pipelines.tokens.items import read_tokens, view_phases
 from pipelines.tokens.windows import Windows
 from tests.helpers.running import TINY_PRIOR, Script, names_in
@@ -41,7 +41,7 @@ def tokens(
     script: Script, tiny_codec: Path, wavs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Three views of each file, in blocks of a second."""
-    monkeypatch.setattr(token_plan, "SECONDS", 1)
+    monkeypatch.setattr(SOUND, "block", 1)
     data = ("--data.path", wavs, "--data.valid-fraction", 0)
     words = ("--tokenizer", tiny_codec, *data, "--output", tmp_path / "tokens", "--views", 3, "--seed", 4)
     said = script("encode_dataset", *words, "--augment.flip")
@@ -107,7 +107,7 @@ def test_a_clip_that_vanishes_is_left_out_in_all_views(
     clips = load_splits(DataConfig(str(wavs), valid_fraction=0), tok.modality, cache_bytes=0).train
     (wavs / "1.wav").unlink()
     with caplog.at_level("WARNING"):
-        parts = list(sound_codes(tok, clips, range(3), views=2))
+        parts = list(clips.codes(tok, range(3), 1, views=2))
     assert [part.ids for part in parts] == [["0.wav"], ["2.wav"]] and all(len(p.codes) == 2 for p in parts)
     assert "left out a sound that can no longer be read" in caplog.text
 

@@ -22,7 +22,6 @@ from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from pipelines.evaluation.kid import evaluate_kid
 from pipelines.evaluation.priors import code_batches, evaluate_prior
-from pipelines.evaluation.tokenizers import picture_batches
 from pipelines.tokens.items import read_tokens
 from prior import Prior, PriorConfig
 from tests.helpers.running import (
@@ -164,10 +163,10 @@ def test_batches_are_of_each_process_and_all_items_are_shared(world: int, tiny_t
         process: Any = SimpleNamespace(process_index=rank, num_processes=world, device="cpu")
         share = 20 * (rank + 1) // world - 20 * rank // world
         sizes = [7] * (share // 7) + [share % 7] * (share % 7 > 0)
-        pictures += (of_pictures := list(picture_batches(examples, process, 7)))
+        pictures += (of_pictures := list(examples.inputs(7, rank, world)))
         codes += (of_codes := list(code_batches(rows, process, 7)))
         assert [len(x) for x, _ in of_pictures] == [len(c) for c, _ in of_codes] == sizes
-    assert torch.cat([index for _, index in pictures]).tolist() == [*range(20)]
+    assert np.concatenate([index for _, index in pictures]).tolist() == [*range(20)]
     assert torch.equal(torch.cat([c for c, _ in codes]), rows.rows(slice(None))[0])
 
 

@@ -13,8 +13,9 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 
-from pipelines.data.batches import load_splits, to_float
+from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
+from pipelines.data.kinds import to_float
 from pipelines.quantize_vae import chosen_size, in_words, kl_bits
 from tests.helpers.running import (
     MODEL,

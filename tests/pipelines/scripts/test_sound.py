@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.data.batches import load_splits
+from pipelines.data.clips import PIECE_SECONDS
 from pipelines.data.config import DataConfig
-from pipelines.evaluation.sounds import PIECE_SECONDS, readable_blocks
 from pipelines.tokens.items import read_tokens
 from prior import Prior
 from tests.helpers.running import (
@@ -267,4 +267,4 @@ def test_long_clips_are_measured_in_equal_pieces(tiny_codec: Path, tmp_path: Pat
     soundfile.write(tmp_path / "short.wav", np.zeros(900), 16000)
     tok = Tokenizer.from_pretrained(tiny_codec)
     clips = load_splits(DataConfig(str(tmp_path), valid_fraction=0), tok.modality).train
-    assert [[x.shape[1] for x in readable_blocks(clips, i)] for i in range(2)] == [[240002, 240001], [900]]
+    assert [[x.shape[1] for x in clips.pieces(i)] for i in range(2)] == [[240002, 240001], [900]]

@@ -24,7 +24,7 @@ def test_tokens_of_sound_of_any_length_are_read(tmp_path: Path) -> None:
     write(tmp_path, train[3:], [1], SOUND, shard=1, shards=2)
     write(tmp_path, held_out, [0], SOUND, split="held_out")
     info, splits = read_tokens(tmp_path)
-    assert info == SOUND and info.is_sound and not INFO.is_sound
+    assert info == SOUND and info.frame_rate and not INFO.frame_rate
     clips = splits["train"]
     assert (
         len(clips) == 4 and clips.labels.tolist() == [1, -1, 0, 1] and clips.lengths.tolist() == [4, 1, 7, 2]

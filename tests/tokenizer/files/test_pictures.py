@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.config import PICTURES, DataConfig
+from pipelines.data.config import DataConfig
 from pipelines.data.folders import find_sources
+from pipelines.data.pictures import PICTURES
 from tokenizer.modalities.files.pictures import (
     FORMATS,
     PICTURE_SUFFIXES,

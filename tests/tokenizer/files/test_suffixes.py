@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines.data.config import SOUND
+from pipelines.data.sounds import SOUND
 from tests.helpers.sounds import silent_frames, tone
 from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES, SOUND_UNREADABLE
 from tokenizer.modalities.files.sounds import open_sound

@@ -1,0 +1,434 @@
+"""Clips of any length, from memory or read on access: whole, in blocks, as training segments, or as codes;
+and a look at all of them before training.
+
+Left out: what they are of and how they are opened (sounds.py, series.py), and their order and batches
+(batches.py).
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.data.augment import NO_VIEWS, Augment
+from pipelines.data.cache import Decoded, keys_of
+from pipelines.data.config import Source
+from pipelines.data.kinds import Encoded, Kind, Layout, Skip
+from pipelines.data.scan import digest, listed, look_at_all, reason
+from tokenizer import Tokenizer
+from tokenizer.distributed import keyed_generator
+from tokenizer.modalities import Modality
+
+logger = logging.getLogger(__name__)
+
+# Samples that are read at once for encoding. Longer clips are measured in equal pieces of at most so many
+# seconds, each of which counts as a clip.
+BLOCK, PIECE_SECONDS = 1 << 18, 30
+
+
+class Signal(Protocol):
+    """An opened clip: `length` samples, of which `peak` is the largest magnitude that its file holds, as far
+    as it was read. What cannot be read is a `ValueError` or `OSError`."""
+
+    length: int
+
+    @property
+    def peak(self) -> float: ...
+    def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
+        """Samples (C, count) in [-1, 1]."""
+        ...
+
+    def blocks(self, size: int) -> Iterator[NDArray[np.float32]]:
+        """All samples in turn, (C, size), the last block shorter."""
+        ...
+
+    def check(self, whole: bool = False) -> None:
+        """Decode its begin and end, or all of it."""
+        ...
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+# From the bytes or the path of a clip, and its name. Loader processes get it, so it can be pickled.
+Open = Callable[[bytes | str, str], Signal]
+
+
+class Clips:
+    """A `Split` of clips by number: `x(i)` (C, T) float32, `labels` (len,) int64 (-1: unlabelled) or None,
+    `id(i)`, and the `digests` (len,) uint64 of their bytes.
+
+    `skipped` names what was left out and why: found before training, or, where clips are decoded while
+    training, by this process since. No file stays open, so that loader processes can share clips.
+    """
+
+    def __init__(self, scan: "ClipScan", rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
+        self.kind, self.digests, self._open = scan.kind, digests, scan.open
+        self.sample_rate, self.channels, self.crop = scan.sample_rate, scan.channels, scan.crop
+        self.labels = None if scan.source.labels is None else scan.source.labels[rows]
+        self._source, self._rows, self._cache = scan.source, rows, scan.cache
+        self._lengths, self._starts = scan.lengths, scan.starts
+        self._skipped = dict(scan.skipped)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        return tuple(self._skipped.items())
+
+    def id(self, i: int) -> str:
+        """The file's path below its folder, or the split and number of its row."""
+        return self._source.id(int(self._rows[i]))
+
+    def raw(self, i: int) -> bytes | str:
+        """Clip i, encoded, or the path of its file."""
+        return self._source.raw(int(self._rows[i]))
+
+    def samples(self, i: int) -> int:
+        """Clip i's length T in samples at `sample_rate`."""
+        return int(self._lengths[self._rows[i]])
+
+    def x(self, i: int) -> Tensor:
+        """Clip i, whole: (C, T) float32."""
+        return self.read(i)[0]
+
+    def read(self, i: int) -> tuple[Tensor, int]:
+        """Clip i and its number; the next readable one and its number if i can no longer be read."""
+        return self._readable(i, lambda j: self._span(j, 0, self.samples(j)))
+
+    def blocks(self, i: int, size: int) -> Iterator[Tensor]:
+        """Clip i in turn as (C, size), the last block shorter, in memory bounded by `size`.
+
+        No other clip stands in for it: raises `ValueError` if it can no longer be read.
+        """
+        if self._cache is not None:
+            yield from self._span(i, 0, self.samples(i)).split(size, dim=1)
+            return
+        with self._opened(i) as sound:
+            yield from map(torch.from_numpy, sound.blocks(size))
+
+    def segment(self, i: int, size: int, place: float) -> tuple[Tensor, int]:
+        """`size` samples of clip i (C, size), and its number, or those of the next clip that can be read.
+
+        They begin at `place`, in [0, 1), of the places where they can; a shorter clip ends in zeros.
+        """
+
+        def cut(j: int) -> Tensor:
+            start = int(place * (max(0, self.samples(j) - size) + 1))
+            x = self._span(j, start, min(size, self.samples(j)))
+            return torch.nn.functional.pad(x, (0, size - x.shape[1]))
+
+        return self._readable(i, cut)
+
+    def segments(self, size: int | None = None) -> "Segments":
+        """Training items of `size` samples; left out, the crop of the modality."""
+        return Segments(self, self.crop if size is None else size)
+
+    def training(self, augment: Augment = NO_VIEWS) -> "Segments":
+        """What is trained on: crops. There are no views of them."""
+        return self.segments()
+
+    def inputs(
+        self, batch_size: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """This rank's share, clip by clip: `pieces` (1, C, T), and its number (1,)."""
+        for i in range(rank, len(self), world):
+            for piece in self.pieces(i):
+                yield piece[None], np.array([i])
+
+    def pieces(self, i: int) -> Iterator[Tensor]:
+        """Clip i in equal pieces (C, T) of at most `PIECE_SECONDS`; none from where it cannot be read, and a
+        line in the log."""
+        samples = self.samples(i)
+        pieces = math.ceil(samples / (PIECE_SECONDS * self.sample_rate))
+        try:
+            yield from self.blocks(i, math.ceil(samples / pieces))
+        except (ValueError, OSError) as error:
+            logger.warning("left out a %s that can no longer be read: %s", self.kind.one, error)
+
+    def ranges(self, size: int) -> Iterator[range]:
+        """All clips in ranges of `size` seconds; a clip belongs to the range in which it begins."""
+        samples = np.array([self.samples(i) for i in range(len(self))], np.int64)
+        block = (np.cumsum(samples) - samples) // (size * self.sample_rate)
+        edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(self)]
+        yield from map(range, edges[:-1], edges[1:])
+
+    def layout(self, tok: Tokenizer) -> Layout:
+        """Frames of codes in any number."""
+        rate = self.sample_rate
+        return Layout((), (self.channels,), rate / tok.stride, rate, tok.stride)
+
+    def codes(
+        self,
+        tok: Tokenizer,
+        which: range,
+        batch_size: int,
+        views: int = 1,
+        augment: Augment = NO_VIEWS,
+        seed: int = 0,
+    ) -> Iterator[Encoded]:
+        """Codes of clip after clip, each alone and in chunks, so that they depend on nothing else and a clip
+        may be longer than memory.
+
+        The views of a clip but the first leave out its first samples, fewer than a frame has, a random number
+        by (seed, view, clip): frames fall elsewhere, which gives other codes of the same clip.
+        """
+        for i in which:
+            codes = []
+            try:
+                for view in range(views):
+                    skip = skipped_samples(min(tok.stride, self.samples(i)), view, i, seed)
+                    blocks = (
+                        block[None].to(tok.device) for block in without_first(self.blocks(i, BLOCK), skip)
+                    )
+                    codes.append(torch.cat([part.cpu() for part in tok.encode_stream(blocks)], dim=2)[0])
+            except (ValueError, OSError) as error:
+                logger.warning("left out a %s that can no longer be read: %s", self.kind.one, error)
+                continue
+            yield Encoded(codes, [-1 if self.labels is None else int(self.labels[i])], [self.id(i)], 1)
+
+    def _span(self, i: int, start: int, count: int) -> Tensor:
+        """Samples `start : start + count` of clip i, (C, count)."""
+        if self._cache is not None:
+            first = int(self._starts[self._rows[i]])
+            whole = self._cache[first : first + self.channels * self.samples(i)]
+            return whole.view(self.channels, -1)[:, start : start + count]
+        with self._opened(i) as sound:
+            return torch.from_numpy(sound.read(start, count))
+
+    def _opened(self, i: int) -> Signal:
+        sound = self._open(self.raw(i), self.id(i))
+        if sound.length != self.samples(i):
+            sound.close()
+            raise ValueError(
+                f"{self.id(i)}: has {sound.length} samples, had {self.samples(i)} when the run began; "
+                "leave the data alone while they are used"
+            )
+        return sound
+
+    def _readable(self, i: int, read: Callable[[int], Tensor]) -> tuple[Tensor, int]:
+        for j in (k % len(self) for k in range(i, i + len(self))):
+            try:
+                return read(j), j
+            except (ValueError, OSError) as error:
+                name = self.id(j)
+                if name not in self._skipped:
+                    self._skipped[name] = reason(name, error)
+                    text = "skipped a %s that cannot be read: %s: %s"
+                    logger.warning(text, self.kind.one, name, self._skipped[name])
+        raise ValueError(
+            f"none of {len(self)} {self.kind.many} can be read any more; is the disk still there?"
+        )
+
+
+class Segments:
+    """Training items: crops of `size` samples, max(1, round(T / size)) an epoch for a clip of T samples."""
+
+    def __init__(self, clips: Clips, size: int) -> None:
+        self.clips, self.size = clips, size
+        lengths = np.array([clips.samples(i) for i in range(len(clips))], dtype=np.int64)
+        counts = np.maximum(1, np.rint(lengths / size).astype(np.int64))
+        self._ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def take(
+        self, wanted: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Items `wanted` (b,) in their `epochs` (b,): x (b, C, size) float32, labels (b,) int64 (-1 if none),
+        and which clips they are of (b,) int64.
+
+        Where a crop begins is a function of (seed, epoch, item) alone.
+        """
+        if len(wanted) == 0:
+            none = torch.empty(0, dtype=torch.int64)
+            return torch.empty((0, self.clips.channels, self.size)), none, none
+        places = {e: _uniform(len(self), seed, e) for e in np.unique(epochs).tolist()}
+        clips = np.searchsorted(self._ends, wanted, side="right")
+        read = [
+            self.clips.segment(int(clip), self.size, float(places[epoch][item]))
+            for clip, item, epoch in zip(clips, wanted.tolist(), epochs.tolist(), strict=True)
+        ]
+        index = np.array([r[1] for r in read], dtype=np.int64)
+        labels = self.clips.labels
+        of = np.full(len(index), -1, dtype=np.int64) if labels is None else labels[index]
+        return torch.stack([r[0] for r in read]), torch.from_numpy(of), torch.from_numpy(index)
+
+
+@lru_cache(maxsize=2)
+def _uniform(count: int, seed: int, epoch: int) -> Tensor:
+    """A uniform number in [0, 1) for every item of an epoch."""
+    return torch.rand(count, dtype=torch.float64, generator=keyed_generator(seed, epoch, "crop"))
+
+
+@dataclass(frozen=True)
+class ClipScan:
+    """A source looked through: readable `rows` (n,) and their `digests` (n,) uint64.
+
+    For every row of the source: its length in samples, and where it starts in the flat `cache`, if there is
+    one.
+    """
+
+    kind: Kind
+    open: Open
+    source: Source
+    sample_rate: int
+    channels: int
+    crop: int
+    lengths: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    cache: Tensor | None
+    rows: NDArray[np.int64]
+    digests: NDArray[np.uint64]
+    skipped: tuple[Skip, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes that all clips share."""
+        return (self.channels,)
+
+    def examples(self, mask: NDArray[np.bool_] | None = None) -> Clips:
+        """The readable clips, or those of them that `mask` (n,) picks."""
+        every = slice(None) if mask is None else mask
+        return Clips(self, self.rows[every], self.digests[every])
+
+
+def scan_clips(
+    source: Source,
+    modality: Modality,
+    kind: Kind,
+    open_: Open,
+    cache_bytes: int,
+    place: str = "",
+    rules: str = "",
+) -> ClipScan:
+    """Decode every clip once, and keep all if they fit into `cache_bytes`: what can be decoded to its end is
+    readable, however large the set is. The next start finds what was seen (`cache.py`), by `place`, which
+    says where the data lie, and `rules`, which say how they are decoded.
+
+    modality: has the `sample_rate`, the channels and the crop (its size). `open_` opens a clip. Raises
+    `ValueError` if not one clip is readable.
+    """
+    keys = keys_of(source, f"looking for {kind.many}")
+    before = Decoded(place, f"{cache_bytes} {rules}", keys)
+    found = before.find()
+    tables, reasons = found or _look_at(source, modality, kind, open_, cache_bytes)
+    if found is None:
+        before.keep(tables, reasons, always="x" not in tables)
+    rows = np.delete(np.arange(len(source)), list(reasons))
+    _report(kind, source, rows, reasons, tables["peaks"].numpy(), tables["loudest"].numpy())
+    lengths, digests = tables["lengths"].numpy(), tables["digests"].numpy().view(np.uint64)
+    skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
+    return ClipScan(
+        *(kind, open_),
+        *(source, modality.sample_rate, modality.channels, modality.size[0]),
+        *(lengths, _starts(lengths, modality.channels), tables.get("x")),
+        *(rows, digests[rows], skipped),
+    )
+
+
+def _starts(lengths: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
+    """Where clips of these `lengths` (n,) begin, end to end."""
+    starts: NDArray[np.int64] = np.cumsum(lengths * channels) - lengths * channels
+    return starts
+
+
+def _look_at(
+    source: Source, modality: Modality, kind: Kind, open_: Open, cache_bytes: int
+) -> tuple[dict[str, Tensor], dict[int, str]]:
+    """Of every clip, (n,): `lengths` in samples, `digests`, the `loudest` value of its file, and the peak of
+    what was decoded; `x`, all samples end to end, if they fit. And why some cannot be read."""
+    count, channels = len(source), modality.channels
+    lengths, digests = np.zeros(count, np.int64), np.zeros(count, np.uint64)
+    reasons: dict[int, str] = {}
+    peaks, loudest = np.ones(count, np.float32), np.zeros(count, np.float32)
+
+    def look(i: int) -> None:
+        try:
+            raw = source.raw(i)
+            digests[i] = digest(raw)
+            with open_(raw, source.id(i)) as sound:
+                sound.check()
+                lengths[i], loudest[i] = sound.length, sound.peak
+        except (ValueError, OSError) as error:
+            reasons[i] = reason(source.id(i), error)
+
+    look_at_all(look, range(count), f"looking at {kind.many}")
+    starts, total = _starts(lengths, channels), int(lengths.sum()) * channels
+    cache = torch.empty(total) if total * 4 <= cache_bytes else None
+
+    def decode(i: int) -> None:
+        try:
+            with open_(source.raw(i), source.id(i)) as sound:
+                x = torch.from_numpy(sound.read())
+            if x.shape[1] != lengths[i]:
+                raise ValueError("changed while it was looked at; leave the data alone while they are used")
+            cache[starts[i] : starts[i] + x.numel()] = x.flatten()
+            peaks[i] = x.abs().max()
+        except (ValueError, OSError) as error:
+            reasons[i] = reason(source.id(i), error)
+
+    def listen(i: int) -> None:
+        try:
+            with open_(source.raw(i), source.id(i)) as sound:
+                sound.check(whole=True)
+        except (ValueError, OSError) as error:
+            reasons[i] = reason(source.id(i), error)
+
+    # What cannot be decoded to its end is left out, whether or not the samples are kept.
+    readable = [i for i in range(count) if i not in reasons]
+    look_at_all(listen if cache is None else decode, readable, f"reading {kind.many}")
+    arrays = {"lengths": lengths, "digests": digests.view(np.int64), "peaks": peaks, "loudest": loudest}
+    tables = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return tables if cache is None else tables | {"x": cache}, reasons
+
+
+def _report(
+    kind: Kind,
+    source: Source,
+    rows: NDArray[np.int64],
+    reasons: Mapping[int, str],
+    peaks: NDArray[np.float32],
+    loudest: NDArray[np.float32],
+) -> None:
+    """Say what is skipped, silent, or beyond its range; `ValueError` if no clip is left."""
+    count, skipped = len(source), [(source.id(i), reasons[i]) for i in sorted(reasons)]
+    if not len(rows):
+        raise ValueError(
+            f"no {kind.one} can be read; {listed(skipped, count, kind)}"
+            if skipped
+            else "the split has no examples; check --data.split and --data.path"
+        )
+    if skipped:
+        logger.warning("%s", listed(skipped, count, kind))
+    if silent := int((peaks[rows] == 0).sum()):
+        first = source.id(int(rows[peaks[rows] == 0][0]))
+        logger.warning("%d of %d %s are silent, the first is %s", silent, len(rows), kind.many, first)
+    if clamped := int((loudest[rows] > 1).sum()):
+        most = int(rows[loudest[rows].argmax()])
+        text = "%d of %d %s hold values beyond [-1, 1], which are clamped; the largest is %g, in %s"
+        logger.warning(text, clamped, len(rows), kind.many, loudest[most], source.id(most))
+
+
+def skipped_samples(most: int, view: int, clip: int, seed: int) -> int:
+    """How many samples a view of a clip leaves out: fewer than `most`, none for view 0, else 1 or more."""
+    if view == 0 or most < 2:
+        return 0
+    return int(torch.randint(1, most, (), generator=keyed_generator(seed, view, clip, "view")))
+
+
+def without_first(blocks: Iterator[Tensor], skip: int) -> Iterator[Tensor]:
+    """Blocks (C, t) of a sound without its first `skip` samples, which the first block has."""
+    for block in blocks:
+        yield block[:, skip:]
+        skip = 0

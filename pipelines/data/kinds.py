@@ -1,0 +1,200 @@
+"""The contract of data of any modality: what a split gives to training, encoding and measuring, and the
+registry of kinds.
+
+Left out: the kinds themselves. Each stands in a file beside this one, under the name of its modality; a new
+file is found without touching others.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+import pipelines.data
+from pipelines.data.augment import NO_VIEWS, Augment
+from pipelines.data.config import DataConfig, Source
+from tokenizer import Tokenizer
+from tokenizer.modalities import Modality
+
+# The name of what was left out, and why.
+Skip: TypeAlias = tuple[str, str]
+
+
+class Encoded(NamedTuple):
+    """Codes of some items that follow each other, their labels (-1: none) and ids; `items` were looked at.
+
+    codes: of items of one size one tensor (items · views, K, *grid), of any length one (K, t) for each view.
+    """
+
+    codes: list[Tensor]
+    labels: list[int]
+    ids: list[str]
+    items: int
+
+
+class Layout(NamedTuple):
+    """How the codes of items lie, as tokens.json says it (`tokens.info.TokenInfo`)."""
+
+    grid: tuple[int, ...]
+    item_shape: tuple[int, ...]
+    frame_rate: float = 0.0
+    sample_rate: int = 0
+    stride: int = 0
+
+
+class Items(Protocol):
+    """What is trained on: items of one shape, by number."""
+
+    def __len__(self) -> int: ...
+
+    def take(
+        self, wanted: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Items `wanted` (b,) in their `epochs` (b,): x (b, C, *size), labels (b,) int64 (-1: none), and
+        which examples they are of (b,) int64. What is random in them is a function of (seed, epoch, item)
+        alone.
+        """
+        ...
+
+
+class Split(Protocol):
+    """Examples by number; `labels` (len,) int64 (-1: unlabelled) or None, `digests` (len,) uint64 of their
+    content, `skipped`: what was left out and why."""
+
+    kind: "Kind"
+    labels: NDArray[np.int64] | None
+    digests: NDArray[np.uint64]
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def id(self, i: int) -> str:
+        """The file's path below its folder, or the split and number of its row."""
+        ...
+
+    def x(self, i: int) -> Tensor:
+        """Example i, whole: (C, *size), as it is kept."""
+        ...
+
+    def training(self, augment: Augment = NO_VIEWS) -> Items:
+        """What is trained on, in the views of `augment` where the kind has them."""
+        ...
+
+    def inputs(
+        self, batch_size: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """This rank's share of the examples, in order, each once: x (b, C, *size) in [-1, 1], b at most
+        `batch_size`, and their numbers (b,). Long ones come in pieces. What can no longer be read is left
+        out, and named in the log."""
+        ...
+
+    def ranges(self, size: int) -> Iterator[range]:
+        """The numbers of all examples in ranges of `size`, in the unit of the kind's `block`."""
+        ...
+
+    def layout(self, tok: Tokenizer) -> Layout:
+        """How the codes of these examples lie."""
+        ...
+
+    def codes(
+        self,
+        tok: Tokenizer,
+        which: range,
+        batch_size: int,
+        views: int = 1,
+        augment: Augment = NO_VIEWS,
+        seed: int = 0,
+    ) -> Iterator[Encoded]:
+        """Codes of the examples `which`, in so many views of each, the plain one first; they depend on
+        nothing but the example, the view and the seed. What can no longer be read is left out, and named in
+        the log.
+        """
+        ...
+
+
+class Looked(Protocol):
+    """A source looked through: the `rows` (n,) that can be read, the `digests` (n,) of their content, and the
+    `shape` that all share."""
+
+    rows: NDArray[np.int64]
+    digests: NDArray[np.uint64]
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def examples(self, mask: NDArray[np.bool_] | None = None) -> Split:
+        """The readable examples, or those of them that `mask` (n,) picks."""
+        ...
+
+
+class Scan(Protocol):
+    """Looks at every example of a source before anything is learnt; `cache_bytes` is what may be kept
+    decoded, `place` where the data lie, for what the next start finds again (`cache.py`)."""
+
+    def __call__(
+        self, source: Source, modality: Modality, config: DataConfig, cache_bytes: int, place: str
+    ) -> Looked: ...
+
+
+@dataclass(eq=False)
+class Kind:
+    """What examples are: how messages call one and many of them, and how they are told in folders and tables.
+
+    `unreadable` has the suffixes of what has to be converted first, with the way to do that; `feature` is
+    their type in `datasets`; `columns` are names that columns of other writers have. `block` is how many of
+    them, or how many seconds, a shard of tokens holds; `augmented`, whether views of `--augment.*` exist.
+    """
+
+    one: str
+    many: str
+    suffixes: tuple[str, ...]
+    unreadable: Mapping[str, str]
+    feature: str
+    columns: tuple[str, ...]
+    scan: Scan
+    block: int
+    augmented: bool = False
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def enter(modality: str, kind: Kind) -> Kind:
+    """Enter what the examples of a modality of this name are."""
+    _KINDS[modality] = kind
+    return kind
+
+
+def kinds() -> dict[str, Kind]:
+    """All kinds by the names of their modalities."""
+    for module in pkgutil.iter_modules(pipelines.data.__path__, "pipelines.data."):
+        importlib.import_module(module.name)
+    return _KINDS
+
+
+def kind_of(modality: Modality) -> Kind:
+    """What the examples of a modality are; `ValueError` if there are none."""
+    known = kinds()
+    if modality.name not in known:
+        raise ValueError(f"there are no data for modality {modality.name!r}; known: {', '.join(known)}")
+    return known[modality.name]
+
+
+def wrong_kind(kind: Kind, other: Kind) -> str:
+    """The end of a message on data of the `other` kind than that to be trained."""
+    return (
+        f"expected {kind.many}; choose a preset or tokenizer of {other.many} (the first word of "
+        "train_tokenizer.py; --help lists them), or check --data.path"
+    )
+
+
+def to_float(x: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]; what is floating-point is that already."""
+    return x if x.is_floating_point() else x.float() / 127.5 - 1

@@ -1,0 +1,85 @@
+"""What people look at or listen to of a modality: the contract, and the registry.
+
+Left out: the reports themselves, which stand in a file beside this one for each modality; a new file is found
+without touching others.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from pipelines import reports
+from pipelines.evaluation.tokenizers import Measured
+from tokenizer import Tokenizer
+from tokenizer.modalities import Modality
+
+
+class Drawn(NamedTuple):
+    """Samples x (num, C, *size) in [-1, 1] of a name, and their codes (num, K, *grid), if there are some."""
+
+    name: str
+    x: Tensor
+    codes: Tensor | None
+
+
+class Report:
+    """Writes the files of one modality."""
+
+    # Samples of each class on the sheet of a prior's card; samples that are shown beside their neighbours.
+    each: int
+    pairs: int
+
+    def reconstructions(
+        self, tok: Tokenizer, examples: Any, measured: Measured, folder: Path, name: str, sample: bool
+    ) -> None:
+        """What a tokenizer keeps of some `examples` of a data set of this `name`: reconstructions.* and more;
+        with `sample` also sample.*, for the card."""
+        raise TypeError(f"{type(self).__name__} does not define reconstructions")
+
+    def samples(self, tok: Tokenizer, rows: list[Drawn], folder: Path) -> Path:
+        """Every sample as a file of its own, and all or some of them on samples.png; returns the path of what
+        to look at first. What is written last is samples.png: a folder with it is complete."""
+        raise TypeError(f"{type(self).__name__} does not define samples")
+
+    def card_sample(self, tok: Tokenizer, rows: list[tuple[str, Tensor]], folder: Path) -> None:
+        """sample.* of samples (each, C, *size) by class, for a prior's card."""
+        raise TypeError(f"{type(self).__name__} does not define card_sample")
+
+    def neighbours(
+        self, tok: Tokenizer, names: list[str], samples: Tensor, nearest: Tensor, folder: Path
+    ) -> None:
+        """neighbours.*: samples (b, C, *size) beside the training items nearest to them."""
+        raise TypeError(f"{type(self).__name__} does not define neighbours")
+
+    def remarks(self, measured: Measured) -> str:
+        """What is printed above the table of an evaluation, if anything."""
+        return ""
+
+
+R = TypeVar("R", bound=type[Report])
+
+_REPORTS: dict[str, type[Report]] = {}
+
+
+def report(modality: str) -> Callable[[R], R]:
+    """Enter a class as the report of a modality."""
+
+    def enter(cls: R) -> R:
+        _REPORTS[modality] = cls
+        return cls
+
+    return enter
+
+
+def report_of(modality: Modality) -> Report:
+    """The report of a modality; `ValueError` if there is none."""
+    for module in pkgutil.iter_modules(reports.__path__, f"{reports.__name__}."):
+        importlib.import_module(module.name)
+    if modality.name not in _REPORTS:
+        known = ", ".join(_REPORTS)
+        raise ValueError(f"there are no reports for modality {modality.name!r}; known: {known}")
+    return _REPORTS[modality.name]()
