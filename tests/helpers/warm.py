@@ -161,6 +161,7 @@ def _become(words: list[str], variables: dict[str, str], out: int, err: int) -> 
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     elif kind == "-m":
         sys.argv = rest
+        sys.modules.pop(rest[0], None)  # or runpy warns of it
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = words
