@@ -7,7 +7,7 @@ Left out: configs, which check themselves, and files (`tokenizer.hub.files`).
 import logging
 import operator
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ def first_time(what: str) -> bool:
 logger = logging.getLogger(__name__)
 
 Array: TypeAlias = Tensor | NDArray[Any]
+# To preprocess to: the training's (None), one for each axis, one for all axes, or the data's own.
+Size: TypeAlias = int | Sequence[int] | Literal["keep"] | None
 
 # Beyond this, data are not in [-1, 1]: what sharpening or a lossy codec adds stays well below.
 FAR = 1.5
@@ -116,6 +118,38 @@ def checked_size(size: int | tuple[int, ...] | None, grid: Sequence[int], stride
     if len(size) != len(full) or not all(a <= s <= b for a, s, b in zip(lowest, size, full, strict=True)):
         raise ValueError(f"size is {size}; a grid of {tuple(grid)} decodes to between {lowest} and {full}")
     return size
+
+
+def checked_preprocess_size(
+    size: Size, training: tuple[int, ...] | None, axes: Sequence[str], most: int
+) -> tuple[int, ...] | None:
+    """The size that data are brought to, one number from 1 to `most` for each of the `axes`; None: their own.
+    `ValueError` for what is no such size."""
+    if size is None:
+        return training
+    if isinstance(size, str) and size == "keep":
+        return None
+    numbers: Sequence[Any] = size if isinstance(size, Sequence) else [size] * len(axes)
+    try:
+        checked = tuple(operator.index(n) for n in numbers if not isinstance(n, bool))
+    except TypeError:
+        checked = ()
+    if len(checked) != len(axes) or len(numbers) != len(axes) or not all(1 <= n <= most for n in checked):
+        shape = f"({', '.join(axes)}) or one number" if len(axes) > 1 else f"a number {axes[0]}"
+        raise ValueError(
+            f"size is {size!r}, expected {shape}, whole numbers from 1 to {most}, or 'keep' for the size "
+            "that the data have"
+        )
+    return checked
+
+
+def checked_list(sources: Any) -> list[Any]:
+    """A list with something in it; `TypeError` for what is none, `ValueError` for an empty one."""
+    if not isinstance(sources, list):
+        raise TypeError(f"expected a list of sources, got {type(sources).__name__}; for one, give [source]")
+    if not sources:
+        raise ValueError("preprocess got an empty list; give it at least one source")
+    return sources
 
 
 def generator_of(generator: torch.Generator | int | None) -> torch.Generator | None:

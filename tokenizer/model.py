@@ -19,6 +19,7 @@ from tokenizer.bottlenecks.gaussian_quant import quantizing
 from tokenizer.card import describe
 from tokenizer.checks import (
     Array,
+    Size,
     all_finite,
     as_integers,
     checked_lengths,
@@ -106,8 +107,9 @@ class Tokenizer(TokenizerNetwork, HubModel):
 
         Sound: `lengths` (B,) integers are the samples of each example of a padded batch. Each then gets the
         codes that it has alone in its first `code_lengths(lengths)` frames, and zeros after them; what
-        stands in the padding does not matter. Long sound is taken in chunks (`encode_stream`), so memory
-        stays bounded. `num_codebooks`: only the first so many codes of each position.
+        stands in the padding does not matter (`preprocess_batch` gives both). Long sound is taken in chunks
+        (`encode_stream`), so memory stays bounded. `num_codebooks`: only the first so many
+        codes of each position.
 
         `TypeError` for a VAE (use `posterior`, or `quantized`), and for x that is no array; `ValueError` for
         x of a wrong shape or type, for `lengths` of pictures or out of range, and for more codebooks than
@@ -195,9 +197,26 @@ class Tokenizer(TokenizerNetwork, HubModel):
         tok.load_state_dict(tok.state_dict() | self.state_dict())
         return tok.eval()
 
-    def preprocess(self, source: Any) -> Tensor:
-        """A file or object (or a list of them) as x (B, C, *size) in [-1, 1], on the model's device."""
-        return self.modality.preprocess(source).to(self.device)
+    def preprocess(self, source: Any, size: Size = None) -> Tensor:
+        """A file or object (or a list of them) as x (B, C, *size) in [-1, 1], on the model's device.
+
+        `size`: pictures are resized to cover it and cropped in the middle, (H, W) in pixels or one number
+        for a square, left out the size of training; sound is cut, or padded at its end, to T samples at
+        `sample_rate`, left out its own length. "keep" is the size that the source has by itself. `ValueError`
+        for what cannot be read, for an impossible size, and for a list whose items differ in size.
+        """
+        return self.modality.preprocess(source, size).to(self.device)
+
+    def preprocess_batch(self, sources: list[Any], size: Size = None) -> tuple[Tensor, Tensor | None]:
+        """A list of B files or objects as what `encode` takes: `tok.encode(*tok.preprocess_batch(sources))`.
+
+        Sound: x (B, C, T), padded at the end to the longest (or cut and padded to the `size` T), and lengths
+        (B,) int64, the samples that are an example's own. Pictures: x (B, C, H, W) of one size, which is
+        that of training unless `size` is given, and None, as nothing is padded. `size` and errors are those
+        of `preprocess`; `TypeError` for what is no list.
+        """
+        x, lengths = self.modality.preprocess_batch(sources, size)
+        return x.to(self.device), None if lengths is None else lengths.to(self.device)
 
     def postprocess(self, x_hat: Tensor) -> list[Any]:
         """x_hat (B, C, *size) as a list of PIL images, or of (waveform, sample_rate)."""

@@ -38,6 +38,21 @@ class TokenizerNetwork(nn.Module):
         return self.modality.stride
 
     @property
+    def sample_rate(self) -> int:
+        """Samples of sound per second; 0 for pictures."""
+        return self.modality.sample_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Codes of sound per second and codebook, sample_rate / stride; 0.0 for pictures."""
+        return self.sample_rate / self.stride
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether there are codes; False for a VAE, which has a posterior."""
+        return self.bottleneck.num_codebooks > 0
+
+    @property
     def num_codebooks(self) -> int:
         """Codes per position, K. `TypeError` for a VAE."""
         self._require_codes("num_codebooks")
@@ -95,7 +110,7 @@ class TokenizerNetwork(nn.Module):
         return x_hat
 
     def _require_codes(self, name: str) -> None:
-        if self.bottleneck.num_codebooks == 0:
+        if not self.is_discrete:
             raise TypeError(f"{name}: {NO_CODES}")
 
     def check_codes(self, codes: Array) -> Tensor:

@@ -3,11 +3,13 @@
 Left out: the files of a model and what they hold (`tokenizer.hub.model`).
 """
 
+import glob
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from huggingface_hub import HfApi, ModelCard, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
@@ -19,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tokenizer.hub.files import CONFIG, MODEL_FILES, read_json
+from tokenizer.hub.files import CONFIG, MODEL_FILES, WEIGHTS, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,52 +29,83 @@ Token = str | bool | None
 
 # Of a download that breaks off.
 ATTEMPTS = 3
+NOT_CACHED = (
+    "local_files_only was given, and not all of it was downloaded before; leave that out to ask the Hub"
+)
 LOG_IN = "run `hf auth login` or set HF_TOKEN"
 
 
-def fetch(
-    path_or_hub_id: str | Path,
-    check: Callable[[Path], object],
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: Token = None,
-) -> Path:
+class Source(NamedTuple):
+    """Which of a repository's models is meant, and how it is asked for."""
+
+    revision: str | None = None
+    subfolder: str = ""
+    cache_dir: str | Path | None = None
+    token: Token = None
+    local_files_only: bool = False
+
+
+def fetch(path_or_hub_id: str | Path, check: Callable[[Path], object], source: Source) -> Path:
     """The local folder of a saved model, downloaded first if it is a Hub id.
 
     Of a Hub id config.json comes first, and `check` of its folder may refuse it by a `ValueError` before the
-    weights are downloaded. Raises `ValueError` that names what is neither a folder nor on the Hub, and why.
+    weights are downloaded. Raises `ValueError` that names what is neither a folder nor on the Hub, and why,
+    and for a subfolder that would lead out of the model's folder.
     """
-    path, name = Path(path_or_hub_id), str(path_or_hub_id)
+    path, name, within = Path(path_or_hub_id), str(path_or_hub_id), checked_subfolder(source.subfolder)
     if not name:
         raise ValueError("no folder or Hub id of a model was given")
     if path.is_dir():
-        return path
+        if not (path / within).is_dir():
+            raise ValueError(f"{path}: has no folder {within}, which was given as the subfolder")
+        return path / within
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"{name}: no such folder (and not a Hub id of the form user/name)")
-    problem = f"{name}: no such folder, and the Hub did not give it"
-    with _explained(problem, name, revision, token):
-        folder = _download(name, [CONFIG], revision, cache_dir, token)
-        if not (folder / CONFIG).exists():
-            raise ValueError(f"it has no {CONFIG}, so it is no model of tokenloom")
-    check(folder)
-    with _explained(problem, name, revision, token):
+    what = "its cache does not hold it" if source.local_files_only else "the Hub did not give it"
+    problem = f"{name}: no such folder, and {what}"
+    with _explained(problem, name, source):
+        folder = _download(name, [CONFIG], source)
+        if not (folder / within / CONFIG).exists():
+            if source.local_files_only:
+                raise ValueError(NOT_CACHED)
+            raise ValueError(f"it has no {(within / CONFIG).as_posix()}, so it is no model of tokenloom")
+    check(folder / within)
+    with _explained(problem, name, source):
         # The cache names the folder by its commit: all files are of one, whatever is pushed meanwhile.
-        return _download(name, list(MODEL_FILES), folder.name, cache_dir, token)
+        folder = _download(name, list(MODEL_FILES), source._replace(revision=folder.name))
+        if source.local_files_only and not (folder / within / WEIGHTS).exists():
+            raise ValueError(NOT_CACHED)
+    return folder / within
 
 
-def _download(
-    name: str, files: list[str], revision: str | None, cache_dir: str | Path | None, token: Token
-) -> Path:
-    """The cache's folder of a repository with those of `files` that it has.
+def checked_subfolder(subfolder: str) -> PurePosixPath:
+    """A folder within a repository, "" the repository itself. `ValueError` for what would lead out of it."""
+    path = PurePosixPath(subfolder) if isinstance(subfolder, str) else None
+    if path is None or path.is_absolute() or ".." in path.parts or "\\" in subfolder or ":" in subfolder:
+        raise ValueError(
+            f"subfolder: expected the path of a folder within the repository, such as models/small, got "
+            f"{subfolder!r}; it may neither be absolute nor hold .., a backslash or a colon"
+        )
+    return path
+
+
+def _download(name: str, files: list[str], source: Source) -> Path:
+    """The cache's folder of a repository with those of `files` that it has (in its subfolder).
 
     The client itself goes on where a connection ended, but gives up when one was reset, and at most errors
     of the server; these are tried again here.
     """
+    within = checked_subfolder(source.subfolder)
     for attempt in range(ATTEMPTS):
         try:
             return Path(
                 snapshot_download(
-                    name, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=files
+                    name,
+                    revision=source.revision,
+                    cache_dir=source.cache_dir,
+                    token=source.token,
+                    allow_patterns=[glob.escape((within / file).as_posix()) for file in files],
+                    local_files_only=source.local_files_only,
                 )
             )
         except Exception as error:
@@ -113,7 +146,7 @@ def prepare_push(
         raise ValueError(f"{repo_id!r}: cannot be pushed to; expected a Hub repository user/name")
     problem = f"{repo_id}: the Hub did not take the model"
     api = HfApi(token=token)
-    with _explained(problem, repo_id, revision, token):
+    with _explained(problem, repo_id, Source(revision, token=token)):
         if _without_token(token) and not constants.HF_HUB_OFFLINE:
             raise ValueError(f"there is no token; {LOG_IN}, with a token that may write to it")
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -145,7 +178,8 @@ def push_folder(
     directory = Path(directory)
     read_json(directory / CONFIG)
     prepare_push(repo_id, private, token, revision)
-    with _explained(f"{repo_id}: the Hub did not take the model", repo_id, revision, token):
+    source = Source(revision, token=token)
+    with _explained(f"{repo_id}: the Hub did not take the model", repo_id, source):
         commit = HfApi(token=token).upload_folder(
             repo_id=repo_id,
             folder_path=directory,
@@ -165,25 +199,27 @@ def _require_license(license: str) -> None:
 
 
 @contextmanager
-def _explained(problem: str, name: str, revision: str | None, token: Token) -> Iterator[None]:
+def _explained(problem: str, name: str, source: Source) -> Iterator[None]:
     """Whatever the Hub's client and its transport raise, as a `ValueError`: `problem`, and the reason."""
     try:
         yield
     except Exception as error:  # of a dozen unrelated kinds
-        raise ValueError(f"{problem}: {_reason(error, name, revision, token)}") from error
+        raise ValueError(f"{problem}: {_reason(error, name, source)}") from error
 
 
-def _reason(error: BaseException, name: str, revision: str | None, token: Token) -> str:
+def _reason(error: BaseException, name: str, source: Source) -> str:
     """Why the Hub did not do what it was asked, and what to do about it."""
     hub, error = constants.ENDPOINT, _root(error)
     if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        if source.local_files_only:
+            return NOT_CACHED
         return "HF_HUB_OFFLINE is set, and the cache does not hold it; unset it to ask the Hub"
     if isinstance(error, GatedRepoError):
         return f"it is gated; ask for access at {hub}/{name}, then {LOG_IN}, with a token of that account"
     if isinstance(error, RevisionNotFoundError):
-        return f"it has no revision {revision!r}; expected a branch, a tag or a whole commit hash"
+        return f"it has no revision {source.revision!r}; expected a branch, a tag or a whole commit hash"
     if isinstance(error, RepositoryNotFoundError):
-        who = "no token was given" if _without_token(token) else "this token may not read it"
+        who = "no token was given" if _without_token(source.token) else "this token may not read it"
         return f"there is no such repository, or it is private and {who}; check the name, or {LOG_IN}"
     if isinstance(error, HfHubHTTPError):
         return _refusal(error)

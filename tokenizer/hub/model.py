@@ -23,7 +23,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenizer.hub.client import Token, fetch, push_folder
+from tokenizer.hub.client import Source, Token, fetch, push_folder
 from tokenizer.hub.files import (
     CARD,
     CHECKPOINTS,
@@ -129,16 +129,28 @@ class HubModel(nn.Module):
         cls,
         path_or_hub_id: str | Path,
         revision: str | None = None,
+        subfolder: str = "",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | str | None = None,
+        local_files_only: bool = False,
+        *,
         cache_dir: str | Path | None = None,
         token: Token = None,
     ) -> Self:
-        """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode,
-        in the type that its weights were saved in.
+        """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode.
 
-        Raises `ValueError` naming what is wrong: no such folder or repository, another model type, an
-        unknown or ill-typed config key, a corrupt file, a missing, extra or wrong-shaped tensor.
+        `subfolder`: where in it the model lies, as models/small. `device`: where the weights go; left out,
+        the CPU. `dtype`: torch.float32, bfloat16, float16 or float64, or its name; left out, the type that
+        the weights were saved in. Rounded weights give a tokenizer another fingerprint. `local_files_only`:
+        of the Hub, only what was downloaded before, without asking it.
+
+        Raises `ValueError` naming what is wrong: a device, dtype or subfolder that cannot be (before anything
+        is downloaded), no such folder or repository, another model type, an unknown or ill-typed config key,
+        a corrupt file, a missing, extra or wrong-shaped tensor.
         """
-        directory = fetch(path_or_hub_id, cls._read_config, revision, cache_dir, token)
+        where, kind = usable_device(device), weights_dtype(dtype)
+        source = Source(revision, subfolder, cache_dir, token, local_files_only)
+        directory = fetch(path_or_hub_id, cls._read_config, source)
         raw, config = cls._read_config(directory)
         # Whatever torch's default is now: it would decide the weights' type, and constants that no file has.
         with _default_dtype(torch.float32):
@@ -154,7 +166,7 @@ class HubModel(nn.Module):
         model.eval()
         model.check_extra_config(raw)
         model._loaded_from = directory
-        return model
+        return model.to(device=where, dtype=kind)
 
     def _is_as_in(self, directory: Path) -> bool:
         """Whether a folder holds this very model: its config, and weights with these values."""
@@ -214,6 +226,32 @@ class HubModel(nn.Module):
             samples=list(samples),
         )
         return filled
+
+
+DTYPES = {
+    str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+}
+
+
+def weights_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A type that weights can have, by itself or by name; None stays None. `ValueError` for any other."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES.get(name)
+
+
+def usable_device(device: torch.device | str | int | None) -> torch.device | None:
+    """A device that can be used here; None stays None. `ValueError` for any other."""
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"device: {device!r} cannot be used here ({reason}); take cpu, or leave it out"
+        ) from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tokenizer.checks import Size, checked_list
 from tokenizer.variants import Variant
 
 
@@ -62,9 +63,15 @@ class Modality:
         """An opened item (a PIL image) as the array (channels, *size) that data sets keep in memory."""
         raise TypeError(f"{type(self).__name__} does not define fit")
 
-    def preprocess(self, source: Any) -> Tensor:
-        """A file or object as x (1, channels, *size) in [-1, 1]."""
+    def preprocess(self, source: Any, size: Size = None) -> Tensor:
+        """A file or object, or a list of them, as x (B, channels, *size) in [-1, 1]; `size` left out is the
+        training's, or, of signals of any length, their own, as with "keep"."""
         raise TypeError(f"{type(self).__name__} does not define preprocess")
+
+    def preprocess_batch(self, sources: list[Any], size: Size = None) -> tuple[Tensor, Tensor | None]:
+        """A list as x (B, channels, *size) in [-1, 1], and the lengths (B,) int64 that are no padding; None
+        where nothing is ever padded."""
+        return self.preprocess(checked_list(sources), size), None
 
     def postprocess(self, x_hat: Tensor) -> list[Any]:
         """x_hat (B, channels, *size) as one object per item that a person can look at or listen to."""

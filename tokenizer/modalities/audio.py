@@ -3,24 +3,20 @@
 Left out: reading files and resampling (`pipelines/data/clips.py`).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from tokenizer.checks import Size
 from tokenizer.installation import import_torchaudio
-from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample
-from tokenizer.modalities import CardWords, Modality, ModalityConfig
-from tokenizer.modalities.files.sounds import open_sound
+from tokenizer.modalities import CardWords, ModalityConfig
+from tokenizer.modalities.files.sounds import Sound
+from tokenizer.modalities.signals import SignalModality, check_networks
 from tokenizer.variants import require
-
-# Dilations of a level's residual blocks, in turn (Kumar et al. 2023, arXiv 2306.06546, section 3.1).
-DILATIONS = (1, 3, 9)
 
 
 @dataclass(frozen=True)
@@ -55,114 +51,37 @@ class AudioConfig(ModalityConfig, kind="audio"):
             f"sample_rate is {self.sample_rate}, expected 1000 to 384000 Hz",
         )
         require(1 <= self.size[0] <= 1 << 26, f"size is {self.size}, expected 1 to 2^26 samples")
-        levels = len(self.strides)
-        require(1 <= levels <= 12, f"strides has {levels} levels, expected 1 to 12")
-        require(
-            len(self.widths) == len(self.blocks) == levels,
-            f"strides, widths and blocks need one value per level, got {levels}, {len(self.widths)} and "
-            f"{len(self.blocks)}",
-        )
-        require(
-            all(1 <= s <= 1024 for s in self.strides) and math.prod(self.strides) <= 1 << 16,
-            f"strides are {self.strides}, expected 1 to 1024 each and a product of at most 65536",
-        )
-        require(
-            all(1 <= w <= 8192 for w in self.widths), f"widths are {self.widths}, expected 1 to 8192 each"
-        )
-        require(all(0 <= n <= 64 for n in self.blocks), f"blocks are {self.blocks}, expected 0 to 64 each")
-        require(
-            1 <= self.kernel <= 63 and self.kernel % 2 == 1,
-            f"kernel is {self.kernel}, expected an odd number from 1 to 63",
-        )
+        check_networks(self)
 
     def build(self) -> "AudioModality":
         return AudioModality(self)
 
 
-class AudioModality(Modality):
+class AudioModality(SignalModality):
     """Sound x: (B, channels, T) in [-1, 1]."""
 
-    name = "audio"
-    timed = True
+    name, many = "audio", "sounds"
     pipeline_tag = "feature-extraction"
-    axes = ("T",)
 
     def __init__(self, config: AudioConfig) -> None:
         import_torchaudio()  # a mistake of the installation is told now, not when a file has another rate
-        self.config = config
-        self.channels, self.size = config.channels, config.size
-        self.sample_rate = config.sample_rate
-        self.stride = math.prod(config.strides)
+        super().__init__(config)
 
-    def build_encoder(self, out_channels: int) -> nn.Module:
-        """Per level a strided convolution and residual blocks; then one linear map per frame to the code."""
-        layers: list[Layer] = []
-        channels = self.channels
-        for stride, width, blocks in self._levels():
-            layers += [self._conv(channels, width, 2 * stride, stride), *self._blocks(width, blocks)]
-            channels = width
-        layers += [self._activation(channels), self._conv(channels, out_channels, 1)]
-        return Network(layers)
-
-    def build_decoder(self, in_channels: int) -> nn.Module:
-        """The encoder's mirror."""
-        levels = self._levels()[::-1]
-        layers: list[Layer] = [self._conv(in_channels, levels[0][1], 3)]
-        outputs = [*(width for _, width, _ in levels[1:]), self.channels]
-        options = {"causal": self.config.causal, "weight_norm": self.config.weight_norm}
-        for (stride, width, blocks), channels in zip(levels, outputs, strict=True):
-            layers += [
-                *self._blocks(width, blocks),
-                self._activation(width),
-                Upsample(width, channels, 3, stride, **options),
-            ]
-        return Network(layers)
-
-    def _levels(self) -> list[tuple[int, int, int]]:
-        return list(zip(self.config.strides, self.config.widths, self.config.blocks, strict=True))
-
-    def _blocks(self, width: int, count: int) -> list[Layer]:
-        """act, convolution, act, 1 × 1 convolution, added to the input; the last one starts at zero."""
-        blocks: list[Layer] = []
-        for i in range(count):
-            wide = self._conv(width, width, self.config.kernel, dilation=DILATIONS[i % len(DILATIONS)])
-            narrow = self._conv(width, width, 1)
-            narrow.start_at_zero()
-            blocks.append(Residual(Chain([self._activation(width), wide, self._activation(width), narrow])))
-        return blocks
-
-    def _conv(self, channels: int, width: int, kernel: int, stride: int = 1, dilation: int = 1) -> Conv:
-        config = self.config
-        return Conv(channels, width, kernel, stride, dilation, config.causal, config.weight_norm)
-
-    def _activation(self, width: int) -> Layer:
-        return Snake(width) if self.config.activation == "snake" else ELU()
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Zeros after the end, up to the next multiple of the stride."""
-        return F.pad(x, (0, -x.shape[2] % self.stride)) if x.shape[2] % self.stride else x
-
-    def preprocess(self, source: Any) -> Tensor:
+    def preprocess(self, source: Any, size: Size = None) -> Tensor:
         """A path, bytes or (waveform, its rate), or a list of them, as x: (B, channels, T) in [-1, 1].
 
         (its rate, waveform) and {"array": waveform, "sampling_rate": its rate} are taken too.
 
         Any sound file is taken; it is mixed to `channels` and resampled to `sample_rate`. A waveform is (T,)
-        or (C, T). Raises `ValueError` naming the file for what is not a readable sound, and if those of a
-        list differ in length.
+        or (C, T). `size`: the first so many samples, with zeros after the end of a shorter sound; left out or
+        "keep": the sound's own length. Raises `ValueError` naming the file for what is not a readable sound,
+        for an impossible size, and if those of a list differ in length.
         """
-        if not isinstance(source, list):
-            return torch.from_numpy(open_sound(source, self.sample_rate, self.channels))[None]
-        if not source:
-            raise ValueError("preprocess got an empty list; give it at least one sound")
-        items = [self.preprocess(item) for item in source]
-        lengths = sorted({x.shape[2] for x in items})
-        if len(lengths) > 1:
-            raise ValueError(
-                f"the sounds have {lengths[0]} to {lengths[-1]} samples, expected one length; pad them with "
-                "zeros to the longest and use encode(x, lengths=...)"
-            )
-        return torch.cat(items)
+        return super().preprocess(source, size)
+
+    def opened(self, source: Any, most: int | None) -> Tensor:
+        with Sound(source, self.sample_rate, self.channels) as sound:
+            return torch.from_numpy(sound.read(0, None if most is None else min(most, sound.length)))
 
     def postprocess(self, x_hat: Tensor) -> list[tuple[NDArray[np.float32], int]]:
         """x_hat (B, channels, T) as (waveform (channels, T) float32, clipped to [-1, 1]; sample rate)."""

@@ -6,7 +6,7 @@ Left out: reading single file formats (`pictures.py`) and attention (see `tokeni
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.checks import Size, checked_list, checked_preprocess_size
 from tokenizer.modalities import CardWords, Modality, ModalityConfig
 from tokenizer.modalities.files.pictures import fit_picture, open_picture
 from tokenizer.variants import require
+
+# Pixels along one axis.
+MAX_SIZE = 16384
 
 
 class ResidualBlock(nn.Module):
@@ -78,7 +82,9 @@ class ImageConfig(ModalityConfig, kind="image"):
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 3), f"channels is {self.channels}, expected 1 (grey) or 3 (RGB)")
-        require(all(1 <= s <= 16384 for s in self.size), f"size is {self.size}, expected 1 to 16384 each")
+        require(
+            all(1 <= s <= MAX_SIZE for s in self.size), f"size is {self.size}, expected 1 to {MAX_SIZE} each"
+        )
         levels = len(self.strides)
         require(1 <= levels <= 12, f"strides has {levels} levels, expected 1 to 12")
         require(
@@ -147,22 +153,30 @@ class ImageModality(Modality):
         """A PIL image as uint8 (channels, *size): resized to cover the size, cropped in the middle."""
         return fit_picture(item, self.config.size, self.channels)
 
-    def preprocess(self, source: Any) -> Tensor:
+    def preprocess(self, source: Any, size: Size = None) -> Tensor:
         """A path, PIL image, array (H, W[, C]), or a list of them, or a tensor ([B, ]C, H, W) uint8, as x:
-        (B, channels, *config.size) in [-1, 1].
+        (B, channels, *size) in [-1, 1].
 
         Any kind of picture is taken (palette, alpha on white, CMYK, 16 bits, colour profiles); it is resized
-        to cover the size and cropped in the middle. Raises `ValueError` naming the file for what is not a
-        readable picture, or of more than PIL.Image.MAX_IMAGE_PIXELS; `open_picture` with `max_megapixels`
-        opens larger ones.
+        to cover the size, (H, W) or a number for a square (left out: config.size), and cropped in the middle;
+        with "keep" it stays as it is. Raises `ValueError` naming the file for what is not a readable picture,
+        or of more than PIL.Image.MAX_IMAGE_PIXELS (`open_picture` with `max_megapixels` opens larger ones),
+        for an impossible size, and if those of a list, kept, differ in size.
         """
+        wanted = checked_preprocess_size(size, self.config.size, self.axes, MAX_SIZE)
         if isinstance(source, Tensor):
             source = _pictures_of(source)
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-            if not source:
-                raise ValueError("preprocess got an empty list; give it at least one picture")
-            return torch.cat([self.preprocess(item) for item in source])
-        return torch.from_numpy(self.fit(open_picture(source)))[None].float() / 127.5 - 1
+            items = [self.preprocess(item, wanted or "keep") for item in checked_list(list(source))]
+            sizes = sorted({tuple(x.shape[2:]) for x in items})
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"the pictures have {len(sizes)} sizes (H, W), {sizes[0]} to {sizes[-1]}, expected one; "
+                    "give the size=(H, W) to bring them to, or preprocess them one by one"
+                )
+            return torch.cat(items)
+        fitted = fit_picture(open_picture(source), cast("tuple[int, int] | None", wanted), self.channels)
+        return torch.from_numpy(fitted)[None].float() / 127.5 - 1
 
     def postprocess(self, x_hat: Tensor) -> list[Image.Image]:
         """x_hat (B, channels, H, W) in [-1, 1] as PIL images of mode L or RGB; values outside are clipped."""
