@@ -8,6 +8,7 @@ OpenMP is missing in the others. What is read while torch is imported is as here
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -118,8 +120,11 @@ def _server() -> socket.socket:
 def serve(number: int) -> None:
     """Answer requests until nobody is left to make any. In a process that was asked for this returns when it
     has done what its words say, and must be the last that it does."""
+    codes: list[int] = []
+    atexit.register(_leave, codes)  # first, so that it runs last
     for name in PRELOAD:
         importlib.import_module(name)
+    gc.freeze()  # pages stay shared
     control, running = socket.socket(fileno=number), dict[int, tuple[int, int]]()
     while True:
         ready, _, _ = select.select([control, *running], [], [])
@@ -139,15 +144,24 @@ def serve(number: int) -> None:
             control.close()
             for open_file in (status, *running, *(status for _, status in running.values())):
                 os.close(open_file)
-            return _become(*json.loads(request), *pipes)
+            codes.append(_become(*json.loads(request), *pipes))
+            return
         os.write(status, f"{pid:{DIGITS}}".encode())
         running[os.pidfd_open(pid)] = (pid, status)
         for pipe in pipes:
             os.close(pipe)
 
 
-def _become(words: list[str], variables: dict[str, str], out: int, err: int) -> None:
-    """Go on as a process of its own that was started with these words."""
+def _leave(codes: list[int]) -> None:
+    """End a process that was asked for, without taking apart what it shares, which takes a second or two."""
+    if codes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(codes[0])
+
+
+def _become(words: list[str], variables: dict[str, str], out: int, err: int) -> int:
+    """Go on as a process of its own that was started with these words; returns the code to end with."""
     os.setsid()
     for number, pipe in ((1, out), (2, err)):
         os.dup2(pipe, number)
@@ -155,15 +169,27 @@ def _become(words: list[str], variables: dict[str, str], out: int, err: int) -> 
     os.environ.clear()
     os.environ.update(variables)
     torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
-    kind, *rest = words
+    try:
+        _run_main(*words)
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _run_main(kind: str, *rest: str) -> None:
     if kind == "-c":
         sys.argv = ["-c", *rest[1:]]
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     elif kind == "-m":
-        sys.argv = rest
+        sys.argv = list(rest)
         sys.modules.pop(rest[0], None)  # or runpy warns of it
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = words
+        sys.argv = [kind, *rest]
         sys.path.insert(0, str(Path(kind).parent))
         runpy.run_path(kind, run_name="__main__")
