@@ -5,6 +5,7 @@ processes (test_two_processes.py).
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -59,18 +60,21 @@ def moving_clusters(dim: int, steps: int) -> list[Tensor]:
     return data
 
 
+@functools.cache
+def trained(kind: str, steps: int, passes: int) -> tuple[Bottleneck, list[str], list[Tensor]]:
+    """A bottleneck that one process trained in so many passes, its events, and the z_q of all of them."""
+    torch.manual_seed(0)
+    bottleneck = lively_config(kind).build().double().train()
+    outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, steps), seed=1, passes=passes)
+    return bottleneck, bottleneck.events(), outputs
+
+
 @pytest.mark.parametrize("passes", [2, 3, 12])
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_passes_equal_the_whole_batch(kind: str, passes: int) -> None:
-    def train(passes: int) -> tuple[Bottleneck, list[str], Tensor]:
-        torch.manual_seed(0)
-        bottleneck = lively_config(kind).build().double().train()
-        outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, 30), seed=1, passes=passes)
-        return bottleneck, bottleneck.events(), torch.cat(outputs)
-
-    whole, whole_events, expected = train(1)
-    parts, parts_events, found = train(passes)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    whole, whole_events, expected = trained(kind, 30, 1)
+    parts, parts_events, found = trained(kind, 30, passes)
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=1e-12, atol=1e-12)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-12, atol=1e-12, msg=name)
     assert parts_events == whole_events
@@ -133,9 +137,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_processes_equal_one(kind: str, world: int, processes: Path) -> None:
-    torch.manual_seed(0)
-    single = lively_config(kind).build().double().train()
-    outputs = run_in_passes(single, moving_clusters(single.in_dim, 40), seed=1, passes=4)
+    single, events, outputs = trained(kind, 40, 4)
     ranks = [load_file(processes / f"{kind}-{world}-{rank}") for rank in range(world)]
     z_q = rearrange(torch.stack(outputs), "(s r m) ... -> r (s m) ...", r=world, m=4 // world)
     for rank in range(world):
@@ -144,7 +146,6 @@ def test_several_processes_equal_one(kind: str, world: int, processes: Path) -> 
     state = {**single.state_dict(), **{f"training.{k}": v for k, v in single.training_state().items()}}
     for name, value in state.items():
         torch.testing.assert_close(ranks[0][name], value, rtol=1e-9, atol=1e-9, msg=name)
-    events = single.events()
     for rank in range(world):
         assert (processes / f"{kind}-{world}-{rank}-events").read_text().splitlines() == events
     if kind.startswith("vq"):
