@@ -131,7 +131,9 @@ def serve(number: int) -> None:
         for ended in ready:
             if ended is not control:
                 pid, status = running.pop(ended)
-                os.write(status, str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with contextlib.suppress(BrokenPipeError):  # who asked waits no more
+                    os.write(status, str(code).encode())
                 os.close(status)
                 os.close(ended)
         if control not in ready:
