@@ -3,15 +3,20 @@
 Left out: how the scripts are run (helpers/running.py), and data made for single tests.
 """
 
+import os
+
 from pipelines.run.environment import prepare_environment
 
 prepare_environment()  # as the scripts do, before anything imports torch
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the others have the other cores
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from huggingface_hub import close_session, constants
 from PIL import Image
 
@@ -27,11 +32,22 @@ from tests.helpers.running import (
     TINY_VAE,
     WHOLE_TOKENIZER,
     Script,
+    as_shipped,
     noise,
     run_script,
     whole_prior,
     without_plots,
 )
+
+Shared = Callable[..., Path]
+# Of the whole suite. Each has modules of its own, and some start processes: more are no faster on two cores.
+WORKERS = 2
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers for the whole suite, none for single files: two take ten seconds to start."""
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return WORKERS if whole and config.option.capture != "no" else 0
 
 
 @pytest.fixture
@@ -83,79 +99,82 @@ def no_plots() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the runs that tests share, and must not change."""
-    return tmp_path_factory.mktemp("runs")
+    """Folder of the runs that tests share, also those of the other workers, and must not change."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "runs"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer(workspace: Path) -> Path:
+def shared(workspace: Path) -> Shared:
+    """What runs a script into a folder of `workspace` unless another worker did, and returns the folder."""
+
+    def folder_of(name: str, script_name: str, *words: object, plots: bool = True) -> Path:
+        folder, done = workspace / name, workspace / f"{name}.done"
+        with FileLock(workspace / f"{name}.lock"):
+            if not done.exists():
+                # Whatever else the test that is the first to ask has changed.
+                with as_shipped() if plots else without_plots():
+                    run_script(script_name, *words, "--output", folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(shared: Shared) -> Path:
     """A tokenizer after 6 steps on 32 emoji."""
-    folder = workspace / "tokenizer"
-    words = ("--output", folder, "--max-steps", 6, "--checkpoint-every", 3, "--eval-every", 3)
-    run_script("train_tokenizer", "emoji", *TINY_TOKENIZER, *words)
-    return folder
+    words = ("--max-steps", 6, "--checkpoint-every", 3, "--eval-every", 3)
+    return shared("tokenizer", "train_tokenizer", "emoji", *TINY_TOKENIZER, *words)
 
 
 @pytest.fixture(scope="session")
-def tiny_tokens(workspace: Path, tiny_tokenizer: Path) -> Path:
+def tiny_tokens(shared: Shared, tiny_tokenizer: Path) -> Path:
     """Its codes of 48 emoji, and of as many held out."""
-    folder = workspace / "tokens"
-    run_script("encode_dataset", "--tokenizer", tiny_tokenizer, "--output", folder, "--data.limit", 48)
-    return folder
+    return shared("tokens", "encode_dataset", "--tokenizer", tiny_tokenizer, "--data.limit", 48)
 
 
 @pytest.fixture(scope="session")
-def whole_runs(script: Script, workspace: Path, tiny_tokens: Path) -> dict[str, Path]:
+def whole_runs(shared: Shared, tiny_tokens: Path) -> dict[str, Path]:
     """By script, the folder of a run of 12 steps that was never stopped."""
     runs = {"train_tokenizer": WHOLE_TOKENIZER, "train_prior": whole_prior(tiny_tokens)}
-    for script_name, words in runs.items():
-        with without_plots():
-            script(script_name, *words, "--output", workspace / f"whole-{script_name}")
-    return {script_name: workspace / f"whole-{script_name}" for script_name in runs}
+    return {name: shared(f"whole-{name}", name, *words, plots=False) for name, words in runs.items()}
 
 
 @pytest.fixture(scope="session")
-def tiny_prior(workspace: Path, tiny_tokens: Path) -> Path:
+def tiny_prior(shared: Shared, tiny_tokens: Path) -> Path:
     """A prior after 5 steps on those codes."""
-    folder = workspace / "prior"
-    words = ("--output", folder, "--max-steps", 5, "--checkpoint-every", 3, "--eval-every", 3)
-    run_script("train_prior", "small", *TINY_PRIOR, "--tokens", tiny_tokens, *words)
-    return folder
+    words = ("--tokens", tiny_tokens, "--max-steps", 5, "--checkpoint-every", 3, "--eval-every", 3)
+    return shared("prior", "train_prior", "small", *TINY_PRIOR, *words)
 
 
 @pytest.fixture(scope="session")
-def tiny_codec(workspace: Path) -> Path:
+def tiny_codec(shared: Shared) -> Path:
     """A tokenizer of sound after 8 steps on 6 clips."""
-    folder = workspace / "codec"
-    words = ("--output", folder, "--max-steps", 8, "--checkpoint-every", 4, "--eval-every", 6)
-    run_script("train_tokenizer", "audio-small", *TINY_CODEC, *words)
-    return folder
+    words = ("--max-steps", 8, "--checkpoint-every", 4, "--eval-every", 6)
+    return shared("codec", "train_tokenizer", "audio-small", *TINY_CODEC, *words)
 
 
 @pytest.fixture(scope="session")
-def tiny_codec_tokens(workspace: Path, tiny_codec: Path) -> Path:
+def tiny_codec_tokens(shared: Shared, tiny_codec: Path) -> Path:
     """Its codes of 6 clips, and of as many held out."""
-    folder = workspace / "codec-tokens"
     words = ("--data.path", "embedded:speech", "--data.limit", 6)
-    run_script("encode_dataset", "--tokenizer", tiny_codec, "--output", folder, *words)
-    return folder
+    return shared("codec-tokens", "encode_dataset", "--tokenizer", tiny_codec, *words)
 
 
 @pytest.fixture(scope="session")
-def tiny_codec_prior(workspace: Path, tiny_codec_tokens: Path) -> Path:
+def tiny_codec_prior(shared: Shared, tiny_codec_tokens: Path) -> Path:
     """A prior of windows of half a second after 3 steps on those codes."""
-    folder = workspace / "codec-prior"
-    words = ("--output", folder, "--max-steps", 3, "--seconds", 0.5)
-    run_script("train_prior", "speech", *TINY_PRIOR, "--tokens", tiny_codec_tokens, *words)
-    return folder
+    words = ("--tokens", tiny_codec_tokens, "--max-steps", 3, "--seconds", 0.5)
+    return shared("codec-prior", "train_prior", "speech", *TINY_PRIOR, *words)
 
 
 @pytest.fixture(scope="session")
-def tiny_vae(workspace: Path) -> Path:
+def tiny_vae(shared: Shared) -> Path:
     """A VAE after 4 steps on 32 digits."""
-    folder = workspace / "vae"
-    run_script("train_tokenizer", "digits-vae", *TINY_VAE, "--output", folder, "--max-steps", 4)
-    return folder
+    return shared("vae", "train_tokenizer", "digits-vae", *TINY_VAE, "--max-steps", 4)
 
 
 @pytest.fixture

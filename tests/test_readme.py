@@ -47,12 +47,14 @@ def shell_commands() -> list[list[str]]:
 def in_a_folder_with_models(
     script: Script, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A working directory with what the quickstart leaves behind, after a few steps, and a picture."""
+    """A working directory with what the quickstart leaves behind, after a few steps on
+    few digits, and a picture."""
     options = QuickstartOptions(output=tmp_path / "runs" / "quickstart", tokenizer_steps=2, prior_steps=2)
-    for _, words in commands(options)[:3]:
+    limit = ("--data.limit", 64)
+    for (_, words), more in zip(commands(options)[:3], (limit, limit, ()), strict=True):
         name = next(word for word in words if word.startswith("pipelines."))
         with without_plots():
-            script(name.removeprefix("pipelines."), *words[words.index(name) + 1 :])
+            script(name.removeprefix("pipelines."), *words[words.index(name) + 1 :], *more)
     shutil.copytree(tiny_codec, tmp_path / "runs" / "quickstart-audio" / "tokenizer")
     soundfile.write(tmp_path / "voice.wav", 0.1 * np.sin(np.arange(20000) / 10), 16000)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)

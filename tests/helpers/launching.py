@@ -1,6 +1,6 @@
-"""Scripts in two processes, by accelerate's own launcher.
+"""Scripts in two processes, by accelerate's own launcher, and ports over which processes find each other.
 
-Left out: tests.
+Left out: processes without a launcher, which start faster (warm.py).
 """
 
 import os
@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from tests.helpers.running import (
     ROOT,
@@ -17,10 +18,14 @@ from tests.helpers.running import (
 )
 
 
-def free_port() -> int:
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port that nobody else is given within the context: it is bound, but nobody listens there, so that
+    servers which reuse addresses, as torch's do, can bind it again."""
     with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        yield int(sock.getsockname()[1])
 
 
 def launch(*words: object) -> Finished:
@@ -32,22 +37,22 @@ def launch_as(how: Sequence[object], variables: Mapping[str, str], *words: objec
     """`launch`, with flags of the launcher and variables for the processes."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *map(str, how), "--num_processes", "2"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--main_process_port", str(free_port()), *map(str, words)]
-    process = subprocess.Popen(
-        launcher,
-        cwd=ROOT,
-        env={**environment(), "OMP_NUM_THREADS": "1", **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=180)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with held_port() as port:
+        process = subprocess.Popen(
+            [*launcher, "--main_process_port", str(port), *map(str, words)],
+            cwd=ROOT,
+            env={**environment(), "OMP_NUM_THREADS": "1", **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(timeout=180)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     assert process.returncode == 0, err
     return Finished(process.returncode, out, err)
 

@@ -24,6 +24,8 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
+from pipelines.reports.plots import loss_plot
+from pipelines.reports.tokenizers import write_tokenizer_report
 from pipelines.run.command_line import parse, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,6 +195,15 @@ def without_plots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.train_tokenizer.write_tokenizer_report", lambda *_: None)
         patch.setattr("pipelines.train_prior.loss_plot", lambda *_: None)
+        yield
+
+
+@contextlib.contextmanager
+def as_shipped() -> Iterator[None]:
+    """Training with its pictures, also within `without_plots`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.train_tokenizer.write_tokenizer_report", write_tokenizer_report)
+        patch.setattr("pipelines.train_prior.loss_plot", loss_plot)
         yield
 
 

@@ -5,18 +5,19 @@ processes (test_two_processes.py).
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.run.command_line import leave_group
 from tests.helpers.tiny import bottleneck_config
+from tests.helpers.warm import run_ranks
 from tests.tokenizer.bottlenecks.test_contract import KINDS, assert_same
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Event
 from tokenizer.distributed import Step, all_reduce_sum
@@ -59,18 +60,21 @@ def moving_clusters(dim: int, steps: int) -> list[Tensor]:
     return data
 
 
+@functools.cache
+def trained(kind: str, steps: int, passes: int) -> tuple[Bottleneck, list[Event], list[Tensor]]:
+    """A bottleneck that one process trained in so many passes, its events, and the z_q of all of them."""
+    torch.manual_seed(0)
+    bottleneck = lively_config(kind).build().double().train()
+    outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, steps), seed=1, passes=passes)
+    return bottleneck, bottleneck.events(), outputs
+
+
 @pytest.mark.parametrize("passes", [2, 3, 12])
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_passes_equal_the_whole_batch(kind: str, passes: int) -> None:
-    def train(passes: int) -> tuple[Bottleneck, list[Event], Tensor]:
-        torch.manual_seed(0)
-        bottleneck = lively_config(kind).build().double().train()
-        outputs = run_in_passes(bottleneck, moving_clusters(bottleneck.in_dim, 30), seed=1, passes=passes)
-        return bottleneck, bottleneck.events(), torch.cat(outputs)
-
-    whole, whole_events, expected = train(1)
-    parts, parts_events, found = train(passes)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    whole, whole_events, expected = trained(kind, 30, 1)
+    parts, parts_events, found = trained(kind, 30, passes)
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=1e-12, atol=1e-12)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-12, atol=1e-12, msg=name)
     assert parts_events == whole_events
@@ -105,12 +109,19 @@ def one_rank(rank: int, world: int, kind: str, folder: str) -> None:
     Path(f"{folder}/{kind}-{world}-{rank}-events").write_text("\n".join(e.text for e in bottleneck.events()))
 
 
-def all_kinds_on_one_rank(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
+def all_kinds_on_one_rank(folder: str) -> None:
+    dist.init_process_group("gloo")
     for kind in KINDS:
-        one_rank(rank, world, kind, folder)
+        one_rank(dist.get_rank(), dist.get_world_size(), kind, folder)
     leave_group()
+
+
+RANK = """
+import sys
+from tests.processes.test_bottlenecks import all_kinds_on_one_rank
+
+all_kinds_on_one_rank(sys.argv[1])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +129,15 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two and what four processes learn from the same global batches."""
     folder = tmp_path_factory.mktemp("ranks")
     for world in (2, 4):
-        mp.spawn(all_kinds_on_one_rank, (world, str(folder)), nprocs=world)
+        ranks = run_ranks(world, "-c", RANK, folder)
+        assert not any(rank.code for rank in ranks), ranks
     return folder
 
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_processes_equal_one(kind: str, world: int, processes: Path) -> None:
-    torch.manual_seed(0)
-    single = lively_config(kind).build().double().train()
-    outputs = run_in_passes(single, moving_clusters(single.in_dim, 40), seed=1, passes=4)
+    single, events, outputs = trained(kind, 40, 4)
     ranks = [load_file(processes / f"{kind}-{world}-{rank}") for rank in range(world)]
     z_q = rearrange(torch.stack(outputs), "(s r m) ... -> r (s m) ...", r=world, m=4 // world)
     for rank in range(world):
@@ -136,9 +146,9 @@ def test_several_processes_equal_one(kind: str, world: int, processes: Path) -> 
     state = {**single.state_dict(), **{f"training.{k}": v for k, v in single.training_state().items()}}
     for name, value in state.items():
         torch.testing.assert_close(ranks[0][name], value, rtol=1e-9, atol=1e-9, msg=name)
-    events = [e.text for e in single.events()]
     for rank in range(world):
-        assert (processes / f"{kind}-{world}-{rank}-events").read_text().splitlines() == events
+        kept = (processes / f"{kind}-{world}-{rank}-events").read_text().splitlines()
+        assert kept == [event.text for event in events]
     if kind.startswith("vq"):
         assert any("vectors" in e for e in events) and any(e.startswith("revived") for e in events)
     if kind == "vq":

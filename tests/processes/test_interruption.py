@@ -21,8 +21,17 @@ import torch
 from pipelines.run import signals as interruption
 from pipelines.run.signals import Stopped, StopRequests, end_with_launcher
 from pipelines.training.checkpoints import list_checkpoints
-from tests.helpers.launching import free_port
-from tests.helpers.running import ROOT, TINY_TOKENIZER, WHOLE_TOKENIZER, Script, environment, whole_prior
+from tests.helpers.launching import held_port
+from tests.helpers.running import (
+    ROOT,
+    TINY_TOKENIZER,
+    WHOLE_TOKENIZER,
+    Finished,
+    Script,
+    environment,
+    whole_prior,
+)
+from tests.helpers.warm import run_ranks, run_words
 from tests.helpers.whole_runs import assert_same_run, rows_of
 
 # Does something in the midst of the fifth step, as the process of a rank.
@@ -51,10 +60,8 @@ subprocess.run([sys.executable, "-c", kill], stderr=subprocess.DEVNULL)  # it is
 """
 
 
-def at_step_5(name: str, what: str, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", AT_STEP_5, name, "0", what, *map(str, words)]
-    pipes = {"capture_output": True, "text": True, "start_new_session": True}
-    return subprocess.run(command, env=environment(), timeout=120, **pipes)
+def at_step_5(name: str, what: str, *words: object) -> Finished:
+    return run_words("-c", AT_STEP_5, name, 0, what, *words)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +82,10 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_can_be_resumed(
     if name == "train_tokenizer":
         words = (*WHOLE_TOKENIZER, "--data.workers", 2)
     stopped = at_step_5(name, KILL_ALL.format(asked), *words, "--output", folder)
-    assert stopped.returncode == 128 + number, stopped.stderr
-    assert f"Stopped by {asked} after step 5" in stopped.stderr
-    assert stopped.stderr.count(f"\n{asked}: stopping after this step") == 1
-    assert "--resume latest continues" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert stopped.code == 128 + number, stopped.err
+    assert f"Stopped by {asked} after step 5" in stopped.err
+    assert stopped.err.count(f"\n{asked}: stopping after this step") == 1
+    assert "--resume latest continues" in stopped.err and "Traceback" not in stopped.err
     assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-4", "step-5"]
     assert not (folder / "model.safetensors").exists()
     script(name, "--output", folder, "--resume", "latest")
@@ -96,7 +103,7 @@ def test_who_insists_is_not_kept_waiting(tmp_path: Path) -> None:
     twice = "from pipelines.run import signals; signals.REPEATED = -1; " + KILL.format("SIGTERM")
     twice += "; " + KILL.format("SIGTERM")
     stopped = at_step_5("train_tokenizer", twice, *WHOLE_TOKENIZER, "--output", tmp_path / "run")
-    assert stopped.returncode == -signal.SIGTERM
+    assert stopped.code == -signal.SIGTERM, stopped.err
     assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-4"]
 
 
@@ -107,9 +114,9 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))"
     folder = tmp_path / "run"
     stopped = at_step_5("train_tokenizer", full, *WHOLE_TOKENIZER, "--output", folder)
-    assert stopped.returncode == 2, stopped.stderr
-    assert f"Error: {folder}/checkpoints/step-8: the checkpoint cannot be written (" in stopped.stderr
-    assert f"the one before it, {folder}/checkpoints/step-4, is intact" in stopped.stderr
+    assert stopped.code == 2, stopped.err
+    assert f"Error: {folder}/checkpoints/step-8: the checkpoint cannot be written (" in stopped.err
+    assert f"the one before it, {folder}/checkpoints/step-4, is intact" in stopped.err
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-4"]
     script("train_tokenizer", "--output", folder, "--resume", "latest")
     assert_same_run(folder, whole_runs["train_tokenizer"])
@@ -134,21 +141,22 @@ def two_processes(what: str, rank: int, *words: object) -> Iterator["subprocess.
     all processes have."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--main_process_port", str(free_port()), "--no_python", sys.executable, "-c", AT_STEP_5]
     env = {**environment(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*launcher, "train_tokenizer", str(rank), what, *map(str, words)],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()  # its processes end with it
-        process.communicate()
+    with held_port() as port:
+        launcher += ["--main_process_port", str(port), "--no_python", sys.executable, "-c", AT_STEP_5]
+        process = subprocess.Popen(
+            [*launcher, "train_tokenizer", str(rank), what, *map(str, words)],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()  # its processes end with it
+            process.communicate()
 
 
 RUN: tuple[Any, ...] = ("emoji", *TINY_TOKENIZER, "--tracker", "none", "--checkpoint-every", 100)
@@ -156,10 +164,9 @@ RUN: tuple[Any, ...] = ("emoji", *TINY_TOKENIZER, "--tracker", "none", "--checkp
 
 def test_one_process_that_is_asked_to_stop_stops_all(tmp_path: Path) -> None:
     words = (*RUN, "--max-steps", 500, "--output", tmp_path / "run")
-    with two_processes(KILL.format("SIGTERM"), 1, *words) as process:
-        _, err = process.communicate(timeout=170)
-    assert process.returncode != 0
-    assert "Stopped by a signal (15) after step 5" in err
+    ranks = run_ranks(2, "-c", AT_STEP_5, "train_tokenizer", 1, KILL.format("SIGTERM"), *words)
+    assert [rank.code for rank in ranks] == [128 + signal.SIGTERM] * 2, ranks
+    assert "Stopped by a signal (15) after step 5" in ranks[0].err
     assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-5"]
     assert max(row["step"] for row in rows_of(tmp_path / "run")) == 5
 

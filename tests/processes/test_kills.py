@@ -7,8 +7,6 @@ Left out: how runs kill themselves (helpers/killed.py), and requests to stop (te
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.killed import Instant
-from tests.helpers.running import ROOT, WHOLE_TOKENIZER, environment, whole_prior
+from tests.helpers.running import ROOT, WHOLE_TOKENIZER, whole_prior
+from tests.helpers.warm import run_words
 from tests.helpers.whole_runs import assert_same_files
 
 RESUME = ("--resume", "latest")
@@ -79,11 +78,10 @@ def lives(tiny_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         add("whole", None)
     path = top / "lives.json"
     path.write_text(json.dumps(lives))
-    command = [sys.executable, str(ROOT / "tests" / "helpers/killed.py"), str(path)]
-    env = {**environment(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (top / "said").write_text(done.stderr)
+    script = ROOT / "tests" / "helpers" / "killed.py"
+    done = run_words(script, path, variables={"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.code == 0, done.err
+    (top / "said").write_text(done.err)
     ends = iter([(code, set(files)) for code, files in json.loads(path.read_text())])
     return {
         script: Lives(

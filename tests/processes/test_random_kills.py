@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.killed import START, Instant, place_of_death
-from tests.helpers.launching import free_port
+from tests.helpers.launching import held_port
 from tests.helpers.running import ROOT, WHOLE_TOKENIZER, environment, read, whole_prior
 from tests.helpers.whole_runs import assert_same_files, rows_of
 
@@ -166,16 +166,10 @@ def test_two_processes_killed_at_random(tmp_path: Path) -> None:
         log = run / "metrics.jsonl"
         before = log.stat().st_mtime_ns if log.exists() else 0
         words = (*TOKENIZER, "--max-steps", 40, *(RESUME if (run / "run.json").exists() else ()))
-        process = begin(
-            tmp_path / "said.txt",
-            *LAUNCH,
-            free_port(),
-            "pipelines/train_tokenizer.py",
-            *words,
-            "--output",
-            run,
-        )
-        seconds = wait_for(lambda: log.exists() and log.stat().st_mtime_ns != before, process, most)
+        with held_port() as port:
+            said, script = tmp_path / "said.txt", "pipelines/train_tokenizer.py"
+            process = begin(said, *LAUNCH, port, script, *words, "--output", run)
+            seconds = wait_for(lambda: log.exists() and log.stat().st_mtime_ns != before, process, most)
         for pid in family(process.pid) if process.poll() is None else ():
             os.kill(pid, signal.SIGKILL)
         return process, seconds

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.helpers.launching import free_port
+from tests.helpers.launching import held_port
 from tests.helpers.running import ROOT, TINY_TOKENIZER, Script, environment
 from tests.helpers.whole_runs import rows_of
 from tests.processes.test_interruption import AT_STEP_5, KILL
@@ -25,14 +25,14 @@ RUN = ("emoji", *TINY_TOKENIZER, "--tracker", "none", "--checkpoint-every", 4)
 def two_machines(what: str, *words: object) -> Iterator[list["subprocess.Popen[str]"]]:
     """A launcher for each machine with one process each, of which the second does something in the fifth
     step of training a tokenizer."""
-    port = free_port()
-    launchers = [start(machine, port, what, *words) for machine in (0, 1)]
-    try:
-        yield launchers
-    finally:
-        for launcher in launchers:
-            launcher.kill()  # its process ends with it
-            launcher.communicate()
+    with held_port() as port:
+        launchers = [start(machine, port, what, *words) for machine in (0, 1)]
+        try:
+            yield launchers
+        finally:
+            for launcher in launchers:
+                launcher.kill()  # its process ends with it
+                launcher.communicate()
 
 
 def start(machine: int, port: int, what: str, *words: object) -> "subprocess.Popen[str]":

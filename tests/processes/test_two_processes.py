@@ -1,4 +1,4 @@
-"""Two processes, started by accelerate's own launcher: the same result as one, and no hang on a mistake.
+"""Two processes, also started by accelerate's own launcher: the same result as one, and no hang on a mistake.
 
 Left out: GPUs; the processes share the CPU and talk through gloo.
 """
@@ -25,11 +25,11 @@ from tests.helpers.running import (
     ROOT,
     TINY_PRIOR,
     TINY_TOKENIZER,
-    Finished,
     Script,
     names_in,
     without_plots,
 )
+from tests.helpers.warm import run_ranks
 from tests.helpers.whole_runs import rows_of
 from tokenizer.distributed import Step
 
@@ -113,11 +113,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class More:
-    """What two processes did in a second launch."""
+    """What two processes did, and said together."""
 
     folder: Path
     prior_words: tuple[object, ...]
-    finished: Finished
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +166,10 @@ def more(
         ("train_tokenizer", *TRAIN, "--output", folder / "left-out", "--skip-non-finite", 1),
         ("sample", "--prior", folder / "prior", "--output", folder / "samples"),
     ]
-    (folder / "tokenizer/bottlenecks/parts/several.py").write_text(SEVERAL)
     words = json.dumps([[str(word) for word in script] for script in scripts])
-    return More(folder, prior, launch(folder / "tokenizer/bottlenecks/parts/several.py", words, BLOCK))
+    ranks = run_ranks(2, "-c", SEVERAL, words, BLOCK)
+    assert [rank.code for rank in ranks] == [0, 0], ranks
+    return More(folder, prior, "".join(rank.out for rank in ranks), "".join(rank.err for rank in ranks))
 
 
 def test_two_processes_really_ran(two: Path) -> None:
@@ -202,8 +204,8 @@ def test_an_encoding_continues_on_another_number_of_processes(
     more: More, alone: Path, one: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert files(more.folder / "rest") == files(alone)
-    assert "6 of 10 shards are there" in more.finished.err
-    assert "held_out-00002-of-00005.parquet is not whole" in more.finished.err
+    assert "6 of 10 shards are there" in more.err
+    assert "held_out-00002-of-00005.parquet is not whole" in more.err
     monkeypatch.setattr(PICTURES, "block", BLOCK)
     folder = interrupted(more.folder / "tokens", tmp_path / "rest")
     script("encode_dataset", "--tokenizer", one, "--output", folder, *ENCODE)
@@ -212,9 +214,7 @@ def test_an_encoding_continues_on_another_number_of_processes(
 
 def test_another_encoding_is_refused_by_both(more: More) -> None:
     for process in ("", " (process 1)"):
-        assert (
-            f"Error{process}: {more.folder / 'other'} holds a part of another encoding" in more.finished.err
-        )
+        assert f"Error{process}: {more.folder / 'other'} holds a part of another encoding" in more.err
 
 
 def test_two_processes_train_the_prior_that_one_trains(more: More, script: Script, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_two_processes_train_the_prior_that_one_trains(more: More, script: Scrip
 def test_a_step_that_one_process_cannot_take_is_left_out_by_both(
     more: More, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "step 2: the loss commitment, " in more.finished.err and "left out" in more.finished.err
+    assert "step 2: the loss commitment, " in more.err and "left out" in more.err
     assert rows_of(more.folder / "left-out")[-1]["step"] == 3
     monkeypatch.setattr(train_tokenizer, "losses_of", spoilt(train_tokenizer.losses_of))
     with without_plots():
@@ -243,8 +243,8 @@ def test_a_step_that_one_process_cannot_take_is_left_out_by_both(
 
 def test_a_mistake_that_only_the_main_process_sees_ends_both(more: More, one: Path) -> None:
     for message in (f"{one} already holds a run", "--push-to-hub 'nobody': cannot be pushed to"):
-        assert f"Error: {message}" in more.finished.err
-        assert f"Error (process 1): {message}" in more.finished.err
+        assert f"Error: {message}" in more.err
+        assert f"Error (process 1): {message}" in more.err
     assert not (more.folder / "pushed").exists()
 
 
@@ -260,13 +260,13 @@ def test_a_mistake_that_only_the_main_process_sees_ends_both(more: More, one: Pa
     ],
 )
 def test_what_differs_between_machines_is_told_by_both(more: More, what: str, name: str) -> None:
-    told = [line for line in more.finished.err.splitlines() if what in line]
+    told = [line for line in more.err.splitlines() if what in line]
     assert sorted(line.split(":")[0] for line in told) == ["Error", "Error (process 1)"]
     assert not (more.folder / name).exists()
 
 
 def test_mistakes_end_both_processes(more: More) -> None:
-    ends = Counter(more.finished.out.splitlines())
+    ends = Counter(more.out.splitlines())
     assert ends == {
         "encode_dataset ended with 2": 4,
         "train_tokenizer ended with 2": 12,
@@ -277,6 +277,6 @@ def test_mistakes_end_both_processes(more: More) -> None:
 
 def test_several_processes_do_not_draw_the_same_samples(more: More) -> None:
     for who in ("Error", "Error (process 1)"):
-        assert f"{who}: samples are drawn by one process" in more.finished.err
-    assert "start it by python pipelines/sample.py" in more.finished.err
+        assert f"{who}: samples are drawn by one process" in more.err
+    assert "start it by python pipelines/sample.py" in more.err
     assert not (more.folder / "samples").exists()

@@ -6,8 +6,6 @@ Left out: bottlenecks by themselves (`test_bottlenecks.py`), and machines (`test
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +13,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.helpers.launching import free_port
-from tests.helpers.running import ROOT, environment
 from tests.helpers.tiny import bottleneck_config
+from tests.helpers.warm import run_ranks, run_words
 from tests.processes.test_bottlenecks import lively, lively_config
 from tests.tokenizer.bottlenecks.test_contract import KINDS
 from tokenizer.variants import config_to_dict
@@ -25,6 +22,7 @@ from tokenizer.variants import config_to_dict
 # Several runs in one launch, because most of the time of a launch goes into imports.
 IN_TURN = """
 import json, sys, torch
+from types import SimpleNamespace
 from accelerate import Accelerator
 from pipelines import train_tokenizer
 from pipelines.run import command_line as cli
@@ -34,6 +32,7 @@ Accelerator.end_training = lambda self: None
 leave_group, cli.leave_group = cli.leave_group, lambda: None
 train_tokenizer.to_float = lambda x: x.to(torch.get_default_dtype()) / 127.5 - 1
 train_tokenizer.evaluate_tokenizer = lambda *_: {}
+train_tokenizer.measure_tokenizer = lambda *_, **__: SimpleNamespace(headline=dict)
 train_tokenizer.write_tokenizer_report = lambda *_: None
 for dtype, *words in json.loads(sys.argv[1]):
     torch.set_default_dtype(getattr(torch, dtype))
@@ -45,15 +44,11 @@ leave_group()
 
 def train(world: int, runs: list[list[str]]) -> None:
     """All runs, each a dtype and words, one after the other by `world` processes."""
-    launcher = [sys.executable]
     if world > 1:
-        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-        launcher += ["--num_processes", str(world), "--main_process_port", str(free_port())]
-        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--no_python", sys.executable]
-    command = [*launcher, "-c", IN_TURN, json.dumps(runs)]
-    env = {**environment(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stderr
+        done = run_ranks(world, "-c", IN_TURN, json.dumps(runs), timeout=3000)
+    else:
+        done = [run_words("-c", IN_TURN, json.dumps(runs), variables={"OMP_NUM_THREADS": "1"}, timeout=3000)]
+    assert not any(process.code for process in done), done
 
 
 @dataclass(frozen=True)

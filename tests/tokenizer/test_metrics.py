@@ -1,15 +1,12 @@
 """Metrics against hand-made and numpy values."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from pipelines.run.command_line import leave_group
+from tests.helpers.warm import run_ranks
 from tokenizer.metrics import (
     CodeUsage,
     bernoulli_elbo,
@@ -113,20 +110,24 @@ def test_code_usage_refuses_codes_that_do_not_fit() -> None:
     assert usage.counts.sum() == 0
 
 
-def count_in_process(rank: int, path: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
-    usage = CodeUsage(1, 4)
-    usage.update(torch.tensor([[[rank, 3]]]))
-    usage.reduce()
-    usage.reduce()  # counting twice would show
-    torch.save(usage.counts, f"{path}/{rank}.pt")
-    leave_group()
+COUNT = """
+import torch, torch.distributed as dist
+from pipelines.run.command_line import leave_group
+from tokenizer.metrics import CodeUsage
+
+dist.init_process_group("gloo")
+usage = CodeUsage(1, 4)
+usage.update(torch.tensor([[[dist.get_rank(), 3]]]))
+usage.reduce()
+usage.reduce()  # counting twice would show
+print(usage.counts.tolist())
+leave_group()
+"""
 
 
-def test_code_usage_sums_over_processes(tmp_path: Path) -> None:
-    mp.spawn(count_in_process, args=(str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True).tolist() == [[1, 1, 0, 2]]
+def test_code_usage_sums_over_processes() -> None:
+    for rank in run_ranks(2, "-c", COUNT):
+        assert (rank.code, rank.out) == (0, "[[1, 1, 0, 2]]\n"), rank.err
 
 
 def test_gaussian_elbo_against_the_density() -> None:

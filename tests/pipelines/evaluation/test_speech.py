@@ -8,8 +8,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,10 +22,10 @@ from pipelines.evaluation.clips import one_thread
 from pipelines.evaluation.sounds import evaluate_sound
 from pipelines.evaluation.speech import MOST, SECONDS_EACH, SpeechScores, helper_count
 from pipelines.evaluation.tokenizers import Measured
-from tests.helpers.launching import free_port
-from tests.helpers.running import ROOT, as_a_new_process, environment
+from tests.helpers.running import as_a_new_process
 from tests.helpers.speech import RATE, noise, speech
 from tests.helpers.tiny import codec
+from tests.helpers.warm import run_ranks, run_words
 from tokenizer import Tokenizer
 from tokenizer.sound_metrics import available, is_silent, pesq, si_sdr, stoi
 from tokenizer.spectral import mel_distance, stft_distance
@@ -138,12 +136,8 @@ with SpeechScores(available(), RATE, 2) as scores:
 
 
 def test_helpers_end_with_a_run_that_is_killed() -> None:
-    env = {**environment(), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", KILLED]
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.read() == "measuring\n"  # until the last that holds it ends
-    assert process.returncode == -signal.SIGKILL
+    killed = run_words("-c", KILLED)  # returns once the last that holds stdout has ended
+    assert (killed.code, killed.out) == (-signal.SIGKILL, "measuring\n"), killed.err
 
 
 def test_helpers_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +204,8 @@ def test_an_evaluation_is_the_mean_of_plain_measures_with_and_without_helpers(
     assert torch.equal(found[0].counts, found[1].counts)
 
 
-# Two ranks, forked by one process that has imported everything and computed nothing, each with a helper.
-# Rank 0 prints the means; ranks and helpers hold stdout.
-RANKS = """
+# One of two ranks, each with a helper. Rank 0 prints the means; ranks and helpers hold stdout.
+RANK = """
 import json, os, sys
 from accelerate import Accelerator
 from pipelines.data.batches import load_splits
@@ -221,49 +214,26 @@ from pipelines.evaluation import sounds as sound_evaluation
 from pipelines.evaluation.sounds import evaluate_sound
 from tests.helpers.tiny import codec
 
-port, dies = sys.argv[1:]
-children = [os.fork(), 0]
-children[1] = os.fork() if children[0] else 0
-rank = 0 if not children[0] else 1
-if not all(children):
-    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {k: str(v) for k, v in values.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    tok = codec().eval()  # before it could start its codes together with the other rank
-    accelerator = Accelerator(cpu=True)
-    asked = []
-    sound_evaluation.helper_count = lambda _, local: asked.append(local) or 1
-    if rank == 1 and dies == "dies":
-        sound_evaluation.measure = lambda *_: os._exit(3)
-    clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
-    measured = evaluate_sound(tok, clips, accelerator, thorough=True)
-    if rank == 0:
-        print(json.dumps([accelerator.num_processes, asked, measured.rates, measured.counts.tolist()]))
-    accelerator.end_training()
-    sys.exit()
-print(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), file=sys.stderr)
+tok = codec().eval()  # before it could start its codes together with the other rank
+accelerator = Accelerator(cpu=True)
+asked = []
+sound_evaluation.helper_count = lambda _, local: asked.append(local) or 1
+if accelerator.process_index == 1 and sys.argv[1] == "dies":
+    sound_evaluation.measure = lambda *_: os._exit(3)
+clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
+measured = evaluate_sound(tok, clips, accelerator, thorough=True)
+if accelerator.is_main_process:
+    print(json.dumps([accelerator.num_processes, asked, measured.rates, measured.counts.tolist()]))
+accelerator.end_training()
 """
-
-
-def two_ranks(dies: bool = False) -> tuple[str, str]:
-    """stdout and stderr of two ranks, once all processes that they started have ended."""
-    env = {**environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANKS, str(free_port()), "dies" if dies else "lives"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
-    ) as process:
-        try:
-            return process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
 
 
 def test_two_ranks_with_helpers_get_the_scores_of_one_process_and_leave_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out, err = two_ranks()
-    assert err.splitlines()[-1] == "[0, 0]", err
-    processes, asked, rates, counts = json.loads(out)
+    ranks = run_ranks(2, "-c", RANK, "lives")
+    assert [rank.code for rank in ranks] == [0, 0], ranks
+    processes, asked, rates, counts = json.loads(ranks[0].out)
     assert (processes, asked) == (2, [2])
     with one_thread(True):  # as the ranks have
         tok = codec().eval()
@@ -278,8 +248,8 @@ def test_two_ranks_with_helpers_get_the_scores_of_one_process_and_leave_none(
 
 
 def test_a_rank_that_dies_takes_the_helpers_of_both_along() -> None:
-    out, err = two_ranks(dies=True)  # returns once the last that holds stdout has ended
-    assert out == "" and err.splitlines()[-1] == "[1, 3]", err
+    ranks = run_ranks(2, "-c", RANK, "dies")  # returns once the last that holds stdout has ended
+    assert [(rank.code, rank.out) for rank in ranks] == [(1, ""), (3, "")], ranks
 
 
 def test_a_thorough_evaluation_uses_one_thread_and_gives_the_others_back(

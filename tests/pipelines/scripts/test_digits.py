@@ -1,5 +1,5 @@
-"""Digits drawn by a prior are read as the digits asked for: those of the quickstart, and of the commands of
-cards/digits-prior.md (slow).
+"""Digits drawn by a prior are read as the digits asked for (slow): those of the quickstart, and of the
+commands of cards/digits-prior.md.
 
 Left out: how fast any of it is.
 """
@@ -50,7 +50,9 @@ def digits() -> tuple[Labelled, Labelled]:
     return embedded_digits()
 
 
-@pytest.fixture(scope="module", params=["quickstart", pytest.param("card", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("quickstart", "card")]
+)
 def chain(
     request: pytest.FixtureRequest,
     script: Script,

@@ -1,4 +1,6 @@
-"""The quickstart: its commands fit the scripts, and a short one leaves all that it promises."""
+"""The quickstart: its commands fit the scripts, and a short one leaves all that it promises, with steps that
+are started by its own commands (slow), or forked, all but one.
+"""
 
 import math
 import os
@@ -6,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +19,17 @@ from prior import Prior
 from tests.helpers.running import (
     MODEL,
     ROOT,
+    Finished,
     Script,
     assert_refused,
     environment,
     names_in,
     read,
     read_command,
+    run_script,
     size_of,
 )
+from tests.helpers.warm import run_words
 from tokenizer import Tokenizer
 
 
@@ -88,21 +94,50 @@ def test_a_step_of_the_quickstart_that_fails_is_named(
 @dataclass(frozen=True)
 class Quickstart:
     folder: Path
-    finished: subprocess.CompletedProcess[str]
+    err: str
+    items: int
+    """How many digits it measures on."""
 
 
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
-    """The real quickstart, with few steps."""
+# Digits of each split in steps that are forked.
+LIMIT = 200
+
+
+def run_step(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` for a step of the quickstart on few digits: one is launched as it says, the others
+    are forked."""
+    step = read_command(["python", *command[1:]])
+    if step.script in ("train_tokenizer", "encode_dataset", "evaluate"):
+        command = [*command, "--data.limit", str(LIMIT)]
+        step = read_command(["python", *command[1:]])
+    if step.script == "encode_dataset":
+        done = subprocess.run(command, cwd=ROOT, env={**env, **environment()}, capture_output=True, text=True)
+        finished = Finished(done.returncode, done.stdout, done.stderr)
+    elif (launch := step.launch) is not None:
+        threads = {"OMP_NUM_THREADS": str(launch.num_cpu_threads_per_process)}
+        words = ("-m", launch.training_script, *launch.training_script_args)
+        finished = run_words(*words, variables={**env, **threads})
+    else:
+        finished = run_words(*command[1:], variables=env)
+    sys.stdout.write(finished.out)
+    sys.stderr.write(finished.err)
+    return subprocess.CompletedProcess(command, finished.code)
+
+
+@pytest.fixture(scope="module", params=["forked", pytest.param("as a user", marks=pytest.mark.slow)])
+def quickstart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
+    """The quickstart with few steps."""
     folder = tmp_path_factory.mktemp("quickstart") / "out"
-    command = [sys.executable, "-m", "pipelines.quickstart", "--output", str(folder)]
-    command += ["--tokenizer-steps", "6", "--prior-steps", "2", "--samples-per-class", "1"]
-    command += ["--threads", str(torch.get_num_threads())]
-    finished = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 0, finished.stderr
-    return Quickstart(folder, finished)
+    words = ["--output", str(folder), "--tokenizer-steps", "6", "--prior-steps", "2"]
+    words += ["--samples-per-class", "1", "--threads", str(torch.get_num_threads())]
+    if request.param == "forked":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipelines.quickstart.subprocess", SimpleNamespace(run=run_step))
+            return Quickstart(folder, run_script("quickstart", *words).err, LIMIT)
+    command = [sys.executable, "-m", "pipelines.quickstart", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return Quickstart(folder, done.stderr, 1996)
 
 
 def test_the_quickstart_leaves_what_it_promises(quickstart: Quickstart) -> None:
@@ -117,11 +152,11 @@ def test_the_quickstart_leaves_what_it_promises(quickstart: Quickstart) -> None:
     metrics = read(folder / "metrics.json")
     assert {"psnr", "ssim", "usage", "perplexity", "prior_bits_per_code"} <= metrics.keys()
     assert all(math.isfinite(value) for value in metrics.values())
-    assert metrics["items"] == 1996
+    assert metrics["items"] == quickstart.items
 
 
 def test_the_quickstart_tells_where_to_look_and_how_far_it_is(quickstart: Quickstart) -> None:
-    err = quickstart.finished.stderr
+    err = quickstart.err
     for part in (*(f"=== {i}/5" for i in range(1, 6)), "tokenizer: 100%", "prior: 100%", "Done in"):
         assert part in err
     for name in ("samples.png", "reconstructions.png", "codebook.png", "loss.png", "metrics.json"):

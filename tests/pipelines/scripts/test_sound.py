@@ -15,7 +15,6 @@ from pipelines.data.clips import PIECE_SECONDS
 from pipelines.data.config import DataConfig
 from pipelines.tokens.items import read_tokens
 from prior import Prior
-from tests.helpers.launching import launch
 from tests.helpers.running import (
     MODEL,
     TINY_CODEC,
@@ -27,6 +26,7 @@ from tests.helpers.running import (
     read,
     size_of,
 )
+from tests.helpers.warm import run_ranks
 from tests.helpers.whole_runs import rows_of
 from tokenizer import Tokenizer
 from tokenizer.sound_metrics import available
@@ -45,6 +45,18 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training without its pictures and without the slow measures of speech."""
     monkeypatch.setattr("pipelines.train_tokenizer.write_tokenizer_report", lambda *_: None)
     monkeypatch.setattr("pipelines.evaluation.sounds.available", lambda: ())
+
+
+# The same in other processes.
+WITHOUT_REPORT = """
+from pipelines import train_tokenizer
+from pipelines.evaluation import sounds
+from pipelines.run import command_line as cli
+
+train_tokenizer.write_tokenizer_report = lambda *_: None
+sounds.available = lambda: ()
+cli.run(train_tokenizer.main)
+"""
 
 
 def test_a_run_leaves_a_model_and_things_to_hear(tiny_codec: Path) -> None:
@@ -152,7 +164,8 @@ def test_a_resumed_run_ends_in_the_same_bytes(script: Script, tmp_path: Path) ->
 @pytest.mark.usefixtures("no_report")
 def test_two_processes_learn_what_one_learns(script: Script, tmp_path: Path) -> None:
     script("train_tokenizer", *TRAIN, "--output", tmp_path / "one")
-    launch("-m", "pipelines.train_tokenizer", *TRAIN, "--output", tmp_path / "two")
+    ranks = run_ranks(2, "-c", WITHOUT_REPORT, *TRAIN, "--output", tmp_path / "two")
+    assert [rank.code for rank in ranks] == [0, 0], ranks
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert bool(one["bottleneck.stages.5.codebook.started"])
     torch.testing.assert_close(two, one, atol=2e-3, rtol=2e-3)

@@ -4,7 +4,9 @@ Left out: going on from them (test_checkpoints.py), and broken ones (robustness/
 """
 
 import os
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +66,11 @@ def test_what_is_measured_and_saved_are_the_averaged_weights(
         measured.append({k: v.clone() for k, v in tok.state_dict().items()})
         return {"psnr": 1.0}
 
+    def measure_at_the_end(tok: Tokenizer, *_: object, thorough: bool) -> SimpleNamespace:
+        return SimpleNamespace(headline=partial(measure, tok))
+
     monkeypatch.setattr(train_tokenizer, "evaluate_tokenizer", measure)
+    monkeypatch.setattr(train_tokenizer, "measure_tokenizer", measure_at_the_end)
     monkeypatch.setattr(train_tokenizer, "write_tokenizer_report", lambda *_: None)
     words = ("--max-steps", 6, "--checkpoint-every", 3, "--eval-every", 3, "--ema-decay", 0.9)
     script("train_tokenizer", *WHOLE_TOKENIZER, *words, "--output", tmp_path)

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pipelines.training.checkpoints import list_checkpoints
-from tests.helpers.running import WHOLE_TOKENIZER, Finished, Script, environment, whole_prior
+from tests.helpers.running import WHOLE_TOKENIZER, Finished, Script, whole_prior
+from tests.helpers.warm import run_words
 from tests.helpers.whole_runs import assert_same_run, rows_of, stopped_at
 from tokenizer.hub.files import SAVED
 
@@ -132,9 +131,8 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
     script: Script, whole_runs: dict[str, Path], no_plots: None, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", KILL, *map(str, WHOLE_TOKENIZER), "--output", str(folder)]
-    killed = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = run_words("-c", KILL, *WHOLE_TOKENIZER, "--output", folder)
+    assert killed.code == -signal.SIGKILL, killed.err
     assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-4"]
     assert len(list((folder / "checkpoints").iterdir())) == 2  # beside it the half of another
     assert max(row["step"] for row in rows_of(folder)) == 8

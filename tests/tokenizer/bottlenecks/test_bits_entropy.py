@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from vector_quantize_pytorch import LFQ as OtherLFQ
 
-from pipelines.run.command_line import leave_group
 from tests.helpers.tiny import bottleneck_config, latents, trained
+from tests.helpers.warm import run_ranks
 from tests.tokenizer.bottlenecks.test_bits import KINDS, assignment, entropy, quantizer
 from tokenizer.bottlenecks.parts.bits import MeanEntropy, mean_of_products
 from tokenizer.distributed import Step
@@ -199,15 +197,23 @@ def test_passes_have_the_gradient_of_the_whole_batch(kind: str, passes: int) -> 
     assert whole.abs().amax(dim=(1, 2)).min() > 1e-4
 
 
-def one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    save_file({k: gradients(k, rank, world=2, passes=2) for k in KINDS}, f"{folder}/{rank}")
-    leave_group()
+RANK = """
+import sys
+import torch.distributed as dist
+from safetensors.torch import save_file
+from pipelines.run.command_line import leave_group
+from tests.tokenizer.bottlenecks.test_bits_entropy import KINDS, gradients
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+save_file({kind: gradients(kind, rank, world=2, passes=2) for kind in KINDS}, f"{sys.argv[1]}/{rank}")
+leave_group()
+"""
 
 
 def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
-    mp.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    ranks = run_ranks(2, "-c", RANK, tmp_path)
+    assert not any(rank.code for rank in ranks), ranks
     parts = [load_file(tmp_path / str(rank)) for rank in range(2)]
     for kind in KINDS:
         # DDP averages over processes; the share is already in `gradients`.
