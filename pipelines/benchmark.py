@@ -13,6 +13,7 @@ import json
 import pkgutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipelines import benchmarks
 from pipelines.benchmarks.registry import BENCHMARKS
@@ -37,7 +38,7 @@ def main() -> None:
         got = f"unknown benchmark {words[0]!r}" if words else "no benchmark named"
         raise ValueError(f"{got}; the first word is one of:{about}")
     name = words[0]
-    options = parse(BENCHMARKS[name].options, BENCHMARKS[name].about, words[1:])
+    options: Any = parse(BENCHMARKS[name].options, BENCHMARKS[name].about, words[1:])
     values = {"benchmark": name, **BENCHMARKS[name].measure(options)}
     folder: Path | None = options.output
     if folder is not None:

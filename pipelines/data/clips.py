@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
@@ -37,8 +38,8 @@ class Signal(Protocol):
     """An opened clip: `length` samples, of which `peak` is the largest magnitude that its file holds, as far
     as it was read. What cannot be read is a `ValueError` or `OSError`."""
 
-    length: int
-
+    @property
+    def length(self) -> int: ...
     @property
     def peak(self) -> float: ...
     def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
@@ -55,7 +56,9 @@ class Signal(Protocol):
 
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 # From the bytes or the path of a clip, and its name. Loader processes get it, so it can be pickled.
@@ -335,10 +338,18 @@ def scan_clips(
     lengths, digests = tables["lengths"].numpy(), tables["digests"].numpy().view(np.uint64)
     skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
     return ClipScan(
-        *(kind, open_),
-        *(source, modality.sample_rate, modality.channels, modality.size[0]),
-        *(lengths, _starts(lengths, modality.channels), tables.get("x")),
-        *(rows, digests[rows], skipped),
+        kind,
+        open_,
+        source,
+        modality.sample_rate,
+        modality.channels,
+        crop=modality.size[0],
+        lengths=lengths,
+        starts=_starts(lengths, modality.channels),
+        cache=tables.get("x"),
+        rows=rows,
+        digests=digests[rows],
+        skipped=skipped,
     )
 
 
@@ -373,6 +384,7 @@ def _look_at(
     cache = torch.empty(total) if total * 4 <= cache_bytes else None
 
     def decode(i: int) -> None:
+        assert cache is not None
         try:
             with open_(source.raw(i), source.id(i)) as sound:
                 x = torch.from_numpy(sound.read())

@@ -148,7 +148,7 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
     `ValueError` for a folder that cannot be listed.
     """
     found, hidden = list[str](), list[str]()
-    seen, links, waiting = set(), [], [""]
+    seen, links, waiting = set[str](), list[str](), [""]
     while waiting or links:
         # Links come last, so that they do not take a folder from its own place.
         below = waiting.pop() if waiting else heapq.heappop(links)

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,9 +128,10 @@ class Looked(Protocol):
     """A source looked through: the `rows` (n,) that can be read, the `digests` (n,) of their content, and the
     `shape` that all share."""
 
-    rows: NDArray[np.int64]
-    digests: NDArray[np.uint64]
-
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+    @property
+    def digests(self) -> NDArray[np.uint64]: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
 
@@ -139,12 +140,12 @@ class Looked(Protocol):
         ...
 
 
-class Scan(Protocol):
+class Looks(Protocol):
     """Looks at every example of a source before anything is learnt; `cache_bytes` is what may be kept
     decoded, `place` where the data lie, for what the next start finds again (`cache.py`)."""
 
     def __call__(
-        self, source: Source, modality: Modality, config: DataConfig, cache_bytes: int, place: str
+        self, source: Source, modality: Any, config: DataConfig, cache_bytes: int, place: str
     ) -> Looked: ...
 
 
@@ -163,7 +164,7 @@ class Kind:
     unreadable: Mapping[str, str]
     feature: str
     columns: tuple[str, ...]
-    scan: Scan
+    scan: Looks
     block: int
     augmented: bool = False
 

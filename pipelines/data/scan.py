@@ -56,13 +56,13 @@ def held_out_mask(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bo
     Equal examples stay on one side. With two or more different ones neither side is left empty: the
     smallest digest is held out, the largest is trained on. `fraction` 0 holds out nothing.
     """
-    mask = digests < np.uint64(int(fraction * 2**64))
+    mask: NDArray[np.bool_] = digests < np.uint64(int(fraction * 2**64))
     distinct = np.unique(digests)
     if fraction == 0 or len(distinct) < 2:
         return np.zeros_like(mask)
     if not mask.any():
-        return digests == distinct[0]
-    return digests != distinct[-1] if mask.all() else mask
+        mask = digests == distinct[0]
+    return np.asarray(digests != distinct[-1]) if mask.all() else mask
 
 
 def broken_link(path: str | Path | None) -> str:

@@ -60,11 +60,11 @@ class Rows:
         return f"{self.split}:{i}"
 
     def raw(self, i: int) -> bytes | str:
-        cell = self.column[i].as_py()
-        path = None
+        cell: Any = self.column[i].as_py()
+        path: Any = None
         if isinstance(cell, dict):
             cell, path = cell.get("bytes"), cell.get("path")
-        if cell is not None:
+        if isinstance(cell, bytes | str):
             return cell
         if path is None:
             raise ValueError(f"{self.id(i)}: the row holds no {self.kind.one}; fill it or remove it")
@@ -119,7 +119,7 @@ def read_embedded(config: DataConfig, kind: Kind) -> Found:
     if not splits:
         known = sorted({EMBEDDED + stem.rpartition("-")[0] for stem in stems})
         raise ValueError(f"{config.path}: no such embedded data set; there are: {', '.join(known)}")
-    tables = []
+    tables = list[pa.Table | None]()
     for split in choose_splits(config, splits, config.path):
         if not split:
             tables.append(None)
@@ -257,7 +257,8 @@ def _load_dataset(problem: str, path: str, **options: Any) -> dict[str, Any]:
     import datasets  # takes a second, so it waits for data that need it
 
     try:
-        return datasets.load_dataset(path, **options)
+        splits: dict[str, Any] = datasets.load_dataset(path, **options)
+        return splits
     except Exception as error:
         # The libraries below raise a dozen unrelated kinds here: network, cache, schema, Parquet, name.
         cause = error.__cause__ or error

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Protocol, Self
 
 import torch
@@ -53,7 +54,9 @@ class Scores(Protocol):
         ...
 
     def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 @torch.no_grad()
@@ -101,7 +104,8 @@ def evaluate_clips(
         rows = {
             k: {"bitrate": bitrate(k, tok.bits_per_code, tok.stride, rate), **row} for k, row in rows.items()
         }
-    return Measured(rows[most], {k: row for k, row in rows.items() if row}, usage and usage.counts.cpu())
+    counts = None if usage is None else usage.counts.cpu()
+    return Measured(rows[most], {k: row for k, row in rows.items() if row}, counts)
 
 
 def measured_codebooks(tok: Tokenizer, thorough: bool) -> list[int]:

@@ -25,6 +25,9 @@ SIZES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}
 class Features(nn.Module):
     """Pictures (B, C, H, W) in [-1, 1] → the features (B, d) before a torchvision network's classifier."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, size: int) -> None:
         super().__init__()
         self.network, self.size = network.eval(), size
@@ -70,7 +73,7 @@ def evaluate_kid(
             label = torch.randint(classes, (len(x),), generator=generator) if classes else None
             codes = prior.sample(len(x), label, generator=generator)
             sampled.append(network(tok.decode(codes, tuple(x.shape[2:]))).cpu())
-    metrics = {}
+    metrics = dict[str, float]()
     for name, parts in (("kid_reconstructions", rebuilt), ("kid_samples", sampled)):
         if parts:
             size = min(SUBSET_SIZE, len(examples) // 2)  # half at most, so that subsets differ

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -37,21 +37,11 @@ class Measured(NamedTuple):
         return {k: v for k, v in self.metrics.items() if not k.endswith("_speed")}
 
 
-class Measures(Protocol):
-    """Measures a tokenizer on examples, each counted once over all processes; no metrics if there are none.
-    Every process must call it, and gets the same. `thorough`: what takes long, too."""
-
-    def __call__(
-        self,
-        tok: Tokenizer,
-        examples: Any,
-        accelerator: Accelerator,
-        batch_size: int = EVAL_BATCH,
-        thorough: bool = False,
-    ) -> Measured: ...
-
-
-M = TypeVar("M", bound=Measures)
+# Measures a tokenizer on the examples of its modality, each counted once over all processes: (tokenizer,
+# split, accelerator, batch size, whether what takes long is measured too). No metrics if there are none. Every
+# process must call it, and gets the same.
+Measures = Callable[[Tokenizer, Any, Accelerator, int, bool], Measured]
+M = TypeVar("M", bound=Callable[..., Measured])
 
 _MEASURES: dict[str, Measures] = {}
 

@@ -59,11 +59,11 @@ def write_neighbours(folder: Path, tok: Tokenizer, rows: list[Drawn], items: Tok
     same = 100 * (near == codes).flatten(1).float().mean(1)
     shown = report_of(tok.modality)
     with torch.no_grad():
-        pair = [
+        drawn, beside = (
             tok.decode(x[: shown.pairs].to(tok.device), tok.modality.drawn_size).cpu() for x in (codes, near)
-        ]
+        )
     names = [numbered(row.name, i) for row in rows for i in range(len(row.x))]
-    path = shown.neighbours(tok, names, *pair, folder)
+    path = shown.neighbours(tok, names, drawn, beside, folder)
     logger.info(
         "each beside the training item nearest to it: %s; a sample shares %.0f %% of its codes with that "
         "(median; at most %.0f %%): 0 %% means all new, 100 %% a copy",

@@ -4,10 +4,12 @@ Left out: the figures' look (`plots.py`).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.clips import Clips
@@ -45,7 +47,7 @@ class SeriesReport(Report):
         number = 0
         for row in rows:
             for series in tok.postprocess(row.x):
-                write_atomically(folder / f"{number:03d}.npy", lambda path, x=series: _save(path, x))
+                write_atomically(folder / f"{number:03d}.npy", partial(_save, series=series))
                 number += 1
         each = max(1, SHOWN // len(rows))
         shown = [(f"{row.name} {i + 1}", {"": x}) for row in rows for i, x in enumerate(row.x[:each])]
@@ -58,11 +60,12 @@ class SeriesReport(Report):
 
     def neighbours(
         self, tok: Tokenizer, names: list[str], samples: Tensor, nearest: Tensor, folder: Path
-    ) -> None:
+    ) -> Path:
         """neighbours.png, samples and the training items nearest to them."""
         pairs = zip(names, samples, nearest, strict=False)
         rows = [(name, {"sample": a, "nearest in training": b}) for name, a, b in pairs]
         write_curves(rows, tok, folder / "neighbours.png")
+        return folder / "neighbours.png"
 
 
 @torch.no_grad()
@@ -100,6 +103,6 @@ def write_curves(rows: Sequence[tuple[str, Mapping[str, Tensor]]], tok: Tokenize
     save_figure(figure, path)
 
 
-def _save(path: Path, x: object) -> None:
+def _save(path: Path, series: NDArray[np.float32]) -> None:
     with path.open("wb") as file:
-        np.save(file, np.asarray(x), allow_pickle=False)
+        np.save(file, series, allow_pickle=False)

@@ -131,7 +131,7 @@ def _drawable(names: Sequence[str], font: ImageFont.FreeTypeFont, path: str | Pa
     of the name on the sheet, from 0, which a line in the log explains."""
     # What the font draws for a code point that will never have a sign.
     box = bytes(font.getmask("\U0010ffff"))
-    kept, numbers = [], {}
+    kept, numbers = list[str](), dict[str, str]()
     for name in names:
         known = all(sign.isspace() or bytes(font.getmask(sign)) != box for sign in set(name))
         kept.append(name if known else numbers.setdefault(name, str(sum(map(bool, kept)))))

@@ -136,7 +136,7 @@ def parse(
         _join_lines(default)
     try:
         with contextlib.redirect_stderr(usage):
-            return tyro.cli(
+            options: O = tyro.cli(
                 cls,
                 prog=program,
                 default=default,
@@ -144,6 +144,7 @@ def parse(
                 description=text,
                 config=(tyro.conf.AvoidSubcommands,),
             )
+            return options
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -212,8 +213,9 @@ def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     for name, value in over.items():
         old = merged.get(name)
         # A variant of another kind replaces the old one whole: their fields have nothing in common.
-        both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        together = both and value.get("kind", old.get("kind")) == old.get("kind")
+        together = False
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            together = value.get("kind", old.get("kind")) == old.get("kind")
         merged[name] = _overlay(old, value) if together else value
     return merged
 

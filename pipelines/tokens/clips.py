@@ -31,7 +31,7 @@ class CodeClips:
     @property
     def views(self) -> int:
         """Views of every clip."""
-        return self.spans.shape[1]
+        return int(self.spans.shape[1])
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ class Rows(Protocol):
     codes (m, K, *grid) int64 and labels (m,) int64. Without epochs items are as they are, for measuring.
     """
 
-    unit: str
-    """What many of them are called."""
+    @property
+    def unit(self) -> str:
+        """What many of them are called."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -71,7 +73,7 @@ class TokenSplit:
 
     def content(self, i: int) -> bytes:
         """The plain view of item i as bytes."""
-        return self.codes[self._stored(slice(i, i + 1))[0] * self.views].tobytes()
+        return bytes(self.codes[self._stored(slice(i, i + 1))[0] * self.views].tobytes())
 
     def pick(self, mask: NDArray[np.bool_]) -> "TokenSplit":
         """The items for which `mask` (n,) holds."""
@@ -97,7 +99,8 @@ class TokenSplit:
         return np.arange(*index.indices(len(self))) if isinstance(index, slice) else index
 
 
-class TokenBatch(NamedTuple):
+@dataclass(frozen=True)
+class TokenBatch:
     """This process's rows of one accumulation step; `offset` is its first row in the global batch, `index`
     (b,) says which items they are."""
 
@@ -119,7 +122,7 @@ def view_phases(count: int, views: int, seed: int) -> NDArray[np.int64]:
 
 def read_tokens(
     folder: Path, valid_fraction: float = 0.0
-) -> tuple[TokenInfo, dict[str, TokenSplit] | dict[str, CodeClips]]:
+) -> tuple[TokenInfo, dict[str, TokenSplit | CodeClips]]:
     """All tokens of a folder, checked: `ValueError` names a file that is missing, broken, of another
     encoding or holds codes out of range. Items of sound of any length come as `CodeClips`.
 

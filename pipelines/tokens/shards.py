@@ -107,7 +107,7 @@ def count_codes(path: Path, info: TokenInfo) -> int:
     """
     footer = _footer(path)
     if info.grid:
-        return footer.num_rows * info.codes_per_item
+        return int(footer.num_rows) * info.codes_per_item
     said = (footer.metadata or {}).get(CODES, b"")
     if not said:  # of an older release
         return sum(part.codes.size for part in _parts(path, info))
@@ -180,7 +180,8 @@ def _integers(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     column = batch[name]
     if not pa.types.is_integer(column.type) or column.null_count:
         raise ValueError(f"column {name} holds {column.type} or nulls, expected integers")
-    return column.to_numpy().astype(np.int64)
+    integers: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    return integers
 
 
 def _decoded(

@@ -94,9 +94,12 @@ logger = logging.getLogger(__name__)
 class Placed(Protocol):
     """A batch's place: its optimizer step, its accumulation step, and its first row in the global batch."""
 
-    step: int
-    micro: int
-    offset: int
+    @property
+    def step(self) -> int: ...
+    @property
+    def micro(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
 
 
 class Share(TypedDict):

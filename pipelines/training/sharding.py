@@ -37,7 +37,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def may_leave_steps_out(accelerator: Accelerator) -> bool:
     """Whether a step is known to be of use before it is made: DeepSpeed looks at gradients after it."""
-    return accelerator.distributed_type != DistributedType.DEEPSPEED
+    return bool(accelerator.distributed_type != DistributedType.DEEPSPEED)
 
 
 def check_sharding(accelerator: Accelerator, options: TrainingOptions) -> None:

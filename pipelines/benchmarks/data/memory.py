@@ -134,7 +134,7 @@ def _settled() -> int:
     return own_memory()
 
 
-def _found(options: TokenizerTraining, folder: Path) -> Examples | Clips:
+def _found(options: TokenizerTraining, folder: Path) -> Any:
     data = DataConfig(path=str(folder), valid_fraction=0)
     return load_splits(data, options.model.modality.build(), cache_bytes=0).train
 

@@ -18,7 +18,6 @@ from torchaudio.functional import resample
 
 from pipelines.data.augment import Augment
 from pipelines.data.clips import Clips
-from pipelines.data.kinds import Kind
 from pipelines.data.pictures import PICTURES, Examples
 from pipelines.data.sounds import SOUND
 from pipelines.tokens.items import Rows, TokenSplit
@@ -121,12 +120,12 @@ class CodeCrops(Dataset[Item]):
 
 def peers_of(examples: Any, augment: Augment) -> dict[str, Callable[[], Dataset[Item]]]:
     """The peers for some training data by name."""
-    pictures = {
+    pictures: dict[str, Callable[[], Dataset[Item]]] = {
         "DataLoader, Pillow": lambda: Pictures(examples, augment),
         "DataLoader, datasets": lambda: DatasetsPictures(examples, augment),
     }
-    sound = {"DataLoader, soundfile": lambda: Sounds(examples)}
-    known: dict[Kind, dict[str, Callable[[], Dataset[Item]]]] = {PICTURES: pictures, SOUND: sound}
+    sound: dict[str, Callable[[], Dataset[Item]]] = {"DataLoader, soundfile": lambda: Sounds(examples)}
+    known = {PICTURES: pictures, SOUND: sound}
     return known[examples.kind]
 
 

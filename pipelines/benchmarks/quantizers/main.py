@@ -173,7 +173,7 @@ def measure(options: QuantizersBenchmark) -> dict[str, Any]:
 
 def _entered(options: QuantizersBenchmark) -> tuple[dict[int, list[Contestant]], dict[str, str]]:
     """Who takes part, by bits; says who does not, and why."""
-    entered, left_out = {}, {}
+    entered, left_out = dict[int, list[Contestant]](), dict[str, str]()
     for bits in options.bits:
         entered[bits], without = contestants(bits, channels(), options.contestants)
         left_out |= {f"{name} at {bits} bits": why for name, why in without.items()}

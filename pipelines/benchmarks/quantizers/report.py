@@ -122,7 +122,7 @@ def _points(ax: "Axes", rows: Sequence[Mapping[str, Any]], color: str, label: st
     """Means, with bars from the least to the greatest of all seeds."""
     x, y = ([r[name] for r in rows] for name in ("bits_per_position", "psnr"))
     (x_mean, x_bars), (y_mean, y_bars) = _bars(x), _bars(y)
-    style = {"fmt": "o", "ms": 5, "elinewidth": 1, "alpha": 0.9, "linewidth": 0}
+    style: dict[str, Any] = {"fmt": "o", "ms": 5, "elinewidth": 1, "alpha": 0.9, "linewidth": 0}
     ax.errorbar(x_mean, y_mean, yerr=y_bars, xerr=x_bars, color=color, label=label, **style)
 
 

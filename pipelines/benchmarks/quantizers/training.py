@@ -20,8 +20,7 @@ from torch.optim import Optimizer
 from pipelines.benchmarks.quantizers.contestants import Contestant
 from pipelines.benchmarks.registry import in_turns
 from pipelines.data.batches import Splits, batches
-from pipelines.data.kinds import to_float
-from pipelines.data.pictures import Examples
+from pipelines.data.kinds import Split, to_float
 from pipelines.evaluation.tokenizers import EVAL_BATCH
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.tokens.items import TokenSplit, token_batches
@@ -53,7 +52,7 @@ class Recipe:
 
     def modality(self) -> ImageConfig:
         """The pictures and networks, those of the preset."""
-        modality = TOKENIZERS[PRESET].build().model.modality
+        modality: ImageConfig = TOKENIZERS[PRESET].build().model.modality
         return dataclasses.replace(modality, widths=self.widths) if self.widths else modality
 
     def tokenizer(self, contestant: Contestant, seed: int) -> TokenizerTraining:
@@ -62,12 +61,14 @@ class Recipe:
         preset: TokenizerTraining = TOKENIZERS[PRESET].build()
         model = dataclasses.replace(preset.model, modality=self.modality(), bottleneck=contestant.config)
         options = dataclasses.replace(self._common(preset, self.steps, seed), model=model)
-        return short_run(options, log=False)
+        short: TokenizerTraining = short_run(options, log=False)
+        return short
 
     def prior(self, seed: int) -> PriorTraining:
         """The preset's training of a smaller prior."""
         preset: PriorTraining = PRIORS["small"].build()
-        return dataclasses.replace(self._common(preset, self.prior_steps, seed), model=PRIOR_SIZE)
+        options: PriorTraining = self._common(preset, self.prior_steps, seed)
+        return dataclasses.replace(options, model=PRIOR_SIZE)
 
     def _common(self, preset: Any, steps: int, seed: int) -> Any:
         warmup = min(preset.warmup_steps, steps // 4)
@@ -243,7 +244,7 @@ def _look(loss: Tensor, step: int, options: TrainingOptions, name: str) -> None:
 
 
 @torch.no_grad()
-def tokens(tok: Tokenizer, examples: Examples) -> TokenSplit:
+def tokens(tok: Tokenizer, examples: Split) -> TokenSplit:
     """The codes of all pictures, without labels."""
     parts = [tok.encode(x) for x, _ in examples.inputs(EVAL_BATCH)]
     codes = torch.cat(parts).numpy().astype(np.uint32)
@@ -251,7 +252,7 @@ def tokens(tok: Tokenizer, examples: Examples) -> TokenSplit:
 
 
 @torch.no_grad()
-def held_out_psnr(tok: Tokenizer, examples: Examples, coded: TokenSplit) -> float:
+def held_out_psnr(tok: Tokenizer, examples: Split, coded: TokenSplit) -> float:
     """Mean over pictures, in dB."""
     total = 0.0
     for x, index in examples.inputs(EVAL_BATCH):
