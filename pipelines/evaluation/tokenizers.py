@@ -38,8 +38,8 @@ class Measured(NamedTuple):
 
 
 # Measures a tokenizer on the examples of its modality, each counted once over all processes: (tokenizer,
-# split, accelerator, batch size, whether what takes long is measured too). No metrics if there are none. Every
-# process must call it, and gets the same.
+# split, accelerator, batch size, whether what takes long is measured too). No metrics if there are none.
+# Every process must call it, and gets the same.
 Measures = Callable[[Tokenizer, Any, Accelerator, int, bool], Measured]
 M = TypeVar("M", bound=Callable[..., Measured])
 

@@ -69,7 +69,7 @@ def test_the_seconds_of_each_part_are_said(tmp_path: Path, caplog: pytest.LogCap
     root = write(tmp_path, {"train/0.wav": 20_000, "train/1.wav": 4_000, "test/0.wav": 16_000 * 130})
     with caplog.at_level(logging.INFO):
         load(root)
-    assert "2 sound files (1.5 s) to train on, 1 held out (2.2 min, folder test)" in caplog.text
+    assert "2 sound files (3.0 s) to train on, 1 held out (4.3 min, folder test)" in caplog.text
     assert in_time(7300) == "2.0 h"
 
 
