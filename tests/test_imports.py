@@ -65,7 +65,7 @@ def test_the_check_of_arrows_sees_every_kind_of_import() -> None:
     assert forbidden("prior", "from tokenizer.hubs import x") == ["tokenizer.hubs.x"]
     assert forbidden("prior", "import pipelines.data as d") == ["pipelines.data"]
     assert forbidden("pipelines", "from prior import Prior\nimport tokenizer.search") == []
-    assert forbidden("pipelines", "from tests.helpers.tiny import x") == ["tests.tiny.x"]
+    assert forbidden("pipelines", "from tests.helpers.tiny import x") == ["tests.helpers.tiny.x"]
 
 
 def test_no_script_shadows_another_module() -> None:
