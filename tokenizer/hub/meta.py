@@ -4,7 +4,7 @@ the same model filled with what a file holds.
 Left out: files (`tokenizer.hub.files`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -46,12 +46,17 @@ def check_tables(outline: nn.Module, stored: int, where: str) -> None:
         )
 
 
-def fill(outline: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a model of `outline_of` the tensors of `state`, all that it saves; what it does not save its
-    modules make: those that have any have a method `make_unsaved`, which their constructors call too.
+def fill(outline: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a model of `outline_of` the tensors of `state`, all that it saves, in the layouts of memory that
+    its constructor chose; what it does not save its modules make: those that have any have a method
+    `make_unsaved`, which their constructors call too.
     """
-    outline.load_state_dict(state, strict=True, assign=True)
     with torch.device("cpu"):
+        for name, like in outline.state_dict().items():
+            if state[name].stride() != like.stride():  # one after the other: memory is not taken twice
+                laid_out = torch.empty_strided(like.shape, like.stride(), dtype=state[name].dtype)
+                state[name] = laid_out.copy_(state[name])
+        outline.load_state_dict(state, strict=True, assign=True)
         for module in outline.modules():
             if (make_unsaved := getattr(module, "make_unsaved", None)) is not None:
                 make_unsaved()

@@ -53,6 +53,7 @@ def test_what_is_not_saved_is_as_the_constructor_makes_it(
         expected = state.get(key.removeprefix("."), fresh[key])
         assert value.dtype == expected.dtype and torch.equal(value, expected), key
         assert value.requires_grad == fresh[key].requires_grad, key
+        assert value.stride() == fresh[key].stride(), key
         assert value.data_ptr() % 16 == 0 or value.numel() < 2, key
     places = [value.untyped_storage().data_ptr() for _, value in loaded.named_parameters() if value.numel()]
     assert len(set(places)) == len(places)  # nothing holds the whole file
