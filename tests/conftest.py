@@ -40,12 +40,13 @@ from tests.helpers.running import (
 )
 
 Shared = Callable[..., Path]
-# Of the whole suite. Each has modules of its own, and some start processes: more are no faster on two cores.
+# Each with one thread, besides processes that tests start.
 WORKERS = 2
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Workers for the whole suite, none for single files: two take ten seconds to start."""
+    """Workers for the whole suite; none for files that are named, as two take ten seconds to begin, and none
+    with -s, which shows nothing of theirs."""
     whole = config.args_source is not pytest.Config.ArgsSource.ARGS
     return WORKERS if whole and config.option.capture != "no" else 0
 

@@ -48,7 +48,7 @@ def launch_as(how: Sequence[object], variables: Mapping[str, str], *words: objec
             start_new_session=True,
         )
         try:
-            out, err = process.communicate(timeout=180)
+            out, err = process.communicate(timeout=600)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -40,7 +40,7 @@ MOST = 1 << 17
 DIGITS = 10
 
 
-def run_words(*words: object, variables: Mapping[str, str] | None = None, timeout: float = 120) -> Finished:
+def run_words(*words: object, variables: Mapping[str, str] | None = None, timeout: float = 600) -> Finished:
     """`python words…` (`-c CODE`, `-m MODULE` or a file, and its words), in a group of its own and with these
     variables besides those of `environment()`. As from subprocess, the code of a signal is negative, and all
     that hold stdout or stderr have ended when this returns."""
@@ -48,7 +48,7 @@ def run_words(*words: object, variables: Mapping[str, str] | None = None, timeou
 
 
 def run_ranks(
-    world: int, *words: object, variables: Mapping[str, str] | None = None, timeout: float = 180
+    world: int, *words: object, variables: Mapping[str, str] | None = None, timeout: float = 600
 ) -> list[Finished]:
     """The same as so many connected ranks, each with one thread on the CPU."""
     common = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world)}

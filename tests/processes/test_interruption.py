@@ -174,7 +174,7 @@ def test_one_process_that_is_asked_to_stop_stops_all(tmp_path: Path) -> None:
 def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
     words = (*RUN, "--max-steps", 100000, "--output", tmp_path / "run")
     with two_processes(KILL.format("SIGKILL"), 1, *words) as process:
-        _, err = process.communicate(timeout=170)
+        _, err = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "SIGKILL" in err  # the launcher says who died
 
@@ -183,7 +183,7 @@ def test_processes_end_with_their_launcher(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = (*RUN, "--max-steps", 100000, "--output", folder)
     with two_processes("os.kill(os.getppid(), signal.SIGKILL)", 0, *words) as process:
-        _, err = process.communicate(timeout=170)
+        _, err = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL
     assert err.count("Stopped by SIGTERM") == 1
     (last,) = list_checkpoints(folder / "checkpoints")

@@ -79,7 +79,7 @@ def lives(tiny_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     path = top / "lives.json"
     path.write_text(json.dumps(lives))
     script = ROOT / "tests" / "helpers" / "killed.py"
-    done = run_words(script, path, variables={"OMP_NUM_THREADS": "1"}, timeout=300)
+    done = run_words(script, path, variables={"OMP_NUM_THREADS": "1"})
     assert done.code == 0, done.err
     (top / "said").write_text(done.err)
     ends = iter([(code, set(files)) for code, files in json.loads(path.read_text())])

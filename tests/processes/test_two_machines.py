@@ -48,7 +48,7 @@ def start(machine: int, port: int, what: str, *words: object) -> "subprocess.Pop
 def test_two_machines_learn_what_one_process_learns(no_plots: None, script: Script, tmp_path: Path) -> None:
     words = (*RUN, "--max-steps", 3)
     with two_machines("pass", *words, "--output", tmp_path / "two") as launchers:
-        errors = [launcher.communicate(timeout=170)[1] for launcher in launchers]
+        errors = [launcher.communicate(timeout=600)[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], errors
     assert "saved to" in errors[0] and "saved to" not in errors[1]
     script("train_tokenizer", *words, "--output", tmp_path / "one")
@@ -62,6 +62,6 @@ def test_two_machines_learn_what_one_process_learns(no_plots: None, script: Scri
 def test_a_process_that_dies_ends_the_run_on_all_machines(tmp_path: Path) -> None:
     words = (*RUN, "--max-steps", 100000, "--output", tmp_path)
     with two_machines(KILL.format("SIGKILL"), *words) as launchers:
-        errors = [launcher.communicate(timeout=100)[1] for launcher in launchers]
+        errors = [launcher.communicate(timeout=600)[1] for launcher in launchers]
     assert all(launcher.returncode != 0 for launcher in launchers), errors
     assert "SIGKILL" in errors[1]  # the launcher says who died
