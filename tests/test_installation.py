@@ -77,7 +77,7 @@ def test_hints_name_extras_that_there_are() -> None:
     named = set(re.findall(r"install_extra\(['\"](\w+)['\"]\)", texts))
     assert {"bench", "metrics", "perceptual"} <= named <= EXTRAS.keys()
     assert set(re.findall(r"\.\[([a-z]+)\]'", (ROOT / "README.md").read_text())) <= EXTRAS.keys()
-    assert install_extra("fast") in (ROOT / "prior" / "prior/sampling/weights.py").read_text()
+    assert install_extra("fast") in (ROOT / "prior" / "sampling" / "weights.py").read_text()
     assert "tokenloom[" not in texts  # the project is no package of a registry
 
 
