@@ -15,13 +15,13 @@ from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from pipelines.reports.neighbours import training_items, write_neighbours
 from pipelines.reports.samples import SHEET, Drawn, write_samples
 from pipelines.run.accelerator import quiet_logging
 from pipelines.run.command_line import NOTHING, parse, run
 from pipelines.run.folder import require_writable
+from pipelines.run.generator import Generator
 from pipelines.run.models import load_models, require_models
 from pipelines.run.progress import progress
 from prior import Prior
@@ -134,15 +134,16 @@ def main() -> None:
     if prior is None:
         rows = sample_vae(options, tok)
     else:
-        prior = prior.for_sampling(options.weights, options.compile)
-        rows = (interpolate if options.interpolate else sample_prior)(options, prior, tok)
+        generator = Generator(prior.for_sampling(options.weights, options.compile), tok)
+        rows = (interpolate if options.interpolate else sample_prior)(options, generator)
     write_samples(options.output, tok, rows)
     if items is not None:
         write_neighbours(options.output, tok, rows, items)
 
 
-def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[Drawn]:
+def sample_prior(options: SampleOptions, generator: Generator) -> list[Drawn]:
     """`num` samples of each label."""
+    prior, tok = generator.prior, generator.tokenizer
     labels = wanted_labels(options.label, prior.config.class_names)
     indices = [label_number(prior, label) for label in labels] or [-1]
     unnamed = "no class" if prior.config.class_names else "samples"
@@ -151,63 +152,30 @@ def sample_prior(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[D
     given = 0 if prefix is None else prefix.shape[2] * tok.stride
     rows = []
     bar = progress(len(indices) * options.num, "sample")
+    how = (options.seconds, prefix, options.seed, options.batch_size)
     for name, index in zip(names, indices, strict=True):
         parts, shown = [], []
-        # One stream per label, so that a sample depends neither on the other labels nor on the batch size.
-        generator = keyed_generator(options.seed, index)
-        for start in range(0, options.num, options.batch_size):
-            count = min(options.batch_size, options.num - start)
-            codes = draw_codes(options, prior, tok, count, index, prefix, generator)
+        for codes in generator.draw(index, options.num, *how, **options.choice):
             parts.append(codes)
-            shown.append(decoded(tok, codes).cpu())
-            bar.update(count)
+            shown.append(generator.decode(codes).cpu())
+            bar.update(len(codes))
         rows.append(Drawn(name, torch.cat(shown), torch.cat(parts), given))
     bar.close()
     return rows
 
 
-def interpolate(options: SampleOptions, prior: Prior, tok: Tokenizer) -> list[Drawn]:
+def interpolate(options: SampleOptions, generator: Generator) -> list[Drawn]:
     """`num` rows of `BETWEEN` samples that go from one class to another."""
-    ends = [label_number(prior, label) for label in options.interpolate]
+    ends = [label_number(generator.prior, label) for label in options.interpolate]
     name = " to ".join(options.interpolate)
     rows = []
     with progress(options.num, "sample") as bar:
         for i in range(options.num):
-            generator = keyed_generator(options.seed, "interpolate", i)
-            codes = prior.interpolate(*ends, BETWEEN, generator, **options.choice)
-            rows.append(Drawn(f"{name} {i + 1}", decoded(tok, codes).cpu(), codes))
+            chance = keyed_generator(options.seed, "interpolate", i)
+            codes = generator.prior.interpolate(*ends, BETWEEN, chance, **options.choice)
+            rows.append(Drawn(f"{name} {i + 1}", generator.decode(codes).cpu(), codes))
             bar.update(1)
     return rows
-
-
-def draw_codes(
-    options: SampleOptions,
-    prior: Prior,
-    tok: Tokenizer,
-    count: int,
-    label: int,
-    prefix: Tensor | None,
-    generator: torch.Generator,
-) -> Tensor:
-    """Codes (count, K, *grid): of a picture, or of the seconds of sound that were asked for, after `prefix`
-    (1, K, t)."""
-    if not tok.modality.timed:
-        return prior.sample(count, label=label, generator=generator, **options.choice)
-    frame_rate = tok.modality.sample_rate / tok.stride
-    new = prior.config.grid[0] if options.seconds is None else max(1, round(options.seconds * frame_rate))
-    return prior.sample_long(
-        count,
-        new + (0 if prefix is None else prefix.shape[2]),
-        label=label,
-        prefix=prefix,
-        generator=generator,
-        **options.choice,
-    )
-
-
-def decoded(tok: Tokenizer, codes: Tensor) -> Tensor:
-    """codes (B, K, *grid) → (B, C, *size): pictures of the size trained on, sound of the codes' length."""
-    return tok.decode(codes, tok.modality.drawn_size)
 
 
 def wanted_labels(label: tuple[str, ...], class_names: tuple[str, ...]) -> tuple[str, ...]:

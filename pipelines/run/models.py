@@ -5,6 +5,7 @@ Left out: loading a model alone, which is `from_pretrained`.
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,18 +23,22 @@ def require_models(prior: str, tokenizer: str) -> None:
         raise ValueError("give --prior DIR, or --tokenizer DIR, or both")
 
 
-def load_models(prior: str, tokenizer: str, device: torch.device) -> tuple[Prior | None, Tokenizer]:
+def load_models(
+    prior: str, tokenizer: str, device: torch.device | str | int | None, local_files_only: bool = False
+) -> tuple[Prior | None, Tokenizer]:
     """The prior (None without a name) and the tokenizer of that name, or else the one that the prior names.
 
-    Raises `ValueError` if neither is given, one cannot be loaded, or they do not belong together.
+    `device` and `local_files_only` are those of `from_pretrained`. Raises `ValueError` if neither is given,
+    one cannot be loaded, or they do not belong together.
     """
     require_models(prior, tokenizer)
-    loaded = Prior.from_pretrained(prior).to(device) if prior else None
+    options: dict[str, Any] = {"device": device, "local_files_only": local_files_only}
+    loaded = Prior.from_pretrained(prior, **options) if prior else None
     if loaded is None or tokenizer:
-        tok = Tokenizer.from_pretrained(tokenizer).to(device)
+        tok = Tokenizer.from_pretrained(tokenizer, **options)
     else:
         try:
-            tok = Tokenizer.from_pretrained(tokenizer_of(Path(prior), loaded)).to(device)
+            tok = Tokenizer.from_pretrained(tokenizer_of(Path(prior), loaded), **options)
         except ValueError as error:
             raise ValueError(
                 f"the prior's tokenizer cannot be loaded; give it with --tokenizer: {error}"
