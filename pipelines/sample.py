@@ -54,19 +54,19 @@ class SampleOptions:
     """Class names (or numbers), each a row of the sheet; `all` is every class, or the one of that name if
     there is one; "*" is every class in any case. Left out: no class."""
     interpolate: Annotated[tuple[str, ...], NOTHING] = ()
-    """Two classes: each of --num rows goes from one to the other, all of a row with the same chance."""
+    """Two classes: each of --num rows goes from one to the other by the same random numbers."""
     temperature: float = 1.0
     """Below 1 is safer, above 1 more varied; 0 takes the likeliest codes."""
     top_k: int | None = None
-    """Draw from the so many likeliest codes only."""
+    """Draw only from this many of the likeliest codes."""
     top_p: float | None = None
     """Draw from the likeliest codes that together have this probability."""
     min_p: float | None = None
-    """Draw from the codes that are at least so many times as likely as the likeliest one, 0 to 1."""
+    """Draw only from codes with at least this fraction of the likeliest one's probability, 0 to 1."""
     seconds: float | None = None
-    """Sound: seconds to draw. Left out: the prior's window. More are drawn window by window."""
+    """Sound and series: seconds to draw. Left out: the prior's window. More are drawn window by window."""
     prefix: str = ""
-    """Sound: a file that every sample continues; --seconds are those after it."""
+    """Sound and series: a file that every sample continues; --seconds are those after it."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: above 1 follows the label more closely. Needs labels."""
     cfg_schedule: Literal["constant", "linear", "cosine"] = "constant"

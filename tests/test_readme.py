@@ -1,4 +1,5 @@
-"""The README: its Python blocks run in order, and its commands fit the scripts they name."""
+"""The README and the pages that go on from it: their Python blocks run in order, their commands fit the
+scripts they name, and their links lead somewhere."""
 
 import json
 import re
@@ -21,16 +22,22 @@ from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.modalities import ModalityConfig
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language in README.md."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def pages() -> dict[str, str]:
+    """The README, then the pages in cards/, by path; without those of models, which begin with "---"."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "cards").glob("*.md"))]
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    return {name: text for name, text in texts.items() if not text.startswith("---")}
+
+
+def blocks(language: str, text: str) -> list[str]:
+    """The fenced blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def shell_commands() -> list[list[str]]:
+def shell_commands(text: str) -> list[list[str]]:
     """All single commands of the shell blocks as words, without variables set before them."""
     found = []
-    for line in "".join(blocks("sh")).replace("\\\n", " ").splitlines():
+    for line in "".join(blocks("sh", text)).replace("\\\n", " ").splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
         words.whitespace_split = True
         command: list[str] = []
@@ -60,24 +67,27 @@ def in_a_folder_with_models(
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
-    # A bottleneck that the README adds must not be there for other tests.
+    # A bottleneck that a page adds must not be there for other tests.
     for family in (BottleneckConfig, ModalityConfig):
         monkeypatch.setattr(family, "variants", dict(family.members()))
 
 
 def test_python_blocks_run(in_a_folder_with_models: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("readme")
-    monkeypatch.setitem(sys.modules, "readme", module)
-    found = blocks("python")
-    assert found
-    for number, block in enumerate(found, start=1):
-        exec(compile(block, f"README.md, Python block {number}", "exec"), module.__dict__)
+    """Each page's in a module of its own, so that a page can be read by itself."""
+    ran = set()
+    for page, text in pages().items():
+        module = types.ModuleType("page")
+        monkeypatch.setitem(sys.modules, "page", module)
+        for number, block in enumerate(blocks("python", text), start=1):
+            exec(compile(block, f"{page}, Python block {number}", "exec"), module.__dict__)
+            ran.add(page)
+    assert ran >= {"README.md", "cards/bottlenecks.md", "cards/sound.md", "cards/vae.md"}
 
 
 def test_commands_fit_their_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen = set()
-    for words in shell_commands():
+    for page, words in ((page, words) for page, text in pages().items() for words in shell_commands(text)):
         program = Path(words[0]).name
         if program == "accelerate" and words[1] == "config":
             continue
@@ -87,23 +97,41 @@ def test_commands_fit_their_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             try:
                 command = read_command([program, *words[1:]])
             except (ValueError, SystemExit) as error:
-                pytest.fail(f"README.md: {shlex.join(words)}\n{error}")
+                pytest.fail(f"{page}: {shlex.join(words)}\n{error}")
             seen.add(command.script)
             if command.script.startswith("train_"):  # leaves what a later command resumes
                 command.options.output.mkdir(parents=True, exist_ok=True)
                 text = json.dumps(options_to_dict(command.options))
                 (command.options.output / "run.json").write_text(text)
     scripts = {"quickstart", "train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate"}
-    assert seen >= scripts
+    assert seen >= scripts | {"quantize_vae"}
 
 
 def test_the_first_block_is_the_two_commands_that_set_up() -> None:
-    first, second = blocks("sh")[0].splitlines()
+    first, second = blocks("sh", pages()["README.md"])[0].splitlines()
     assert first.endswith("-m pipelines.quickstart") and "venv" in first and "pip install" in first
     # .ci/run finds the second by its last word.
     assert second.endswith("pytest") and "venv" in second and "pip install" in second
 
 
 def test_every_preset_is_named() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = pages()["README.md"]
     assert [name for name in TOKENIZERS if f"`{name}`" not in text] == []
+
+
+def test_links_lead_to_files_and_headings_and_every_page_is_linked() -> None:
+    texts = pages()
+    linked = set()
+    for page, text in texts.items():
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            name, _, heading = link.partition("#")
+            path = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+            assert path.is_file(), f"{page}: {link}"
+            target = str(path.relative_to(ROOT))
+            if heading:
+                headings = re.findall(r"^#+ (.+)$", texts[target], re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+                assert heading in anchors, f"{page}: {link}"
+            if page == "README.md":
+                linked.add(target)
+    assert texts.keys() <= linked | {"README.md"}

@@ -22,7 +22,7 @@ class Augment:
     flip: bool = False
     """Mirror half of the training pictures (with --views: every second view)."""
     shift: int = 0
-    """Move training pictures by up to so many pixels along each axis; what comes in repeats the edge."""
+    """Move training pictures by up to this many pixels along each axis; what comes in repeats the edge."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= 1024:

@@ -32,8 +32,9 @@ class DataConfig:
     """Which examples to train on, which to hold out, and how to read them."""
 
     path: str = "embedded:emoji"
-    """A folder of pictures or sound files (class = sub-folder, if there are any), a Parquet file or a folder
-    of them, the name of a Hub data set (user/name), or embedded:digits, embedded:emoji, embedded:speech."""
+    """A folder of pictures, sound files or series in .npy (class = sub-folder, if there are any), a Parquet
+    file or a folder of them, the name of a Hub data set (user/name), or embedded:digits, embedded:emoji,
+    embedded:speech."""
     config: str | None = None
     """The configuration of a Hub data set that has several."""
     split: str = "train"
@@ -50,13 +51,13 @@ class DataConfig:
     """Read the first --data.limit examples of a Hub data set over the network, without downloading it all.
     """
     limit: int | None = None
-    """Use only the first so many pictures or sound files of each split."""
+    """Use only this many examples of each split, the first ones."""
     valid_fraction: float = 0.05
     """Where there is no test split: the fraction to hold out, chosen by a hash of each example's bytes; the
     same picture as PNG and as BMP counts as two."""
     max_megapixels: float | None = None
-    """Pictures of more million pixels are skipped, as small files can hold so many that they fill the memory.
-    Left out: 89. Each million takes 3 MB while it is read."""
+    """Pictures of more than this many million pixels are skipped: small files can hold so many that they fill
+    the memory. Left out: 89. Each million takes 3 MB while it is read."""
     workers: int = 0
     """Loader processes for each training process, at most as many as there are CPUs; useful for data that
     are too many to keep in memory decoded, and are read while training."""

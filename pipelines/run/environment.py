@@ -9,7 +9,7 @@ import sys
 # Turns of a thread that waits for the next product before it sleeps: some microseconds. OpenMP's own default,
 # 300,000, makes steps beside another busy process several times as slow, as whoever waits holds a core. Not
 # turning at all (OMP_WAIT_POLICY=PASSIVE) is no better there, and costs a quarter to a half of the time on a
-# quiet virtual machine, where waking a thread takes long. Measured figures: README, under "Threads".
+# quiet virtual machine, where waking a thread takes long. Measured figures: cards/speed.md.
 TURNS = "1000"
 
 

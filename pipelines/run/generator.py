@@ -92,7 +92,7 @@ class Generator:
         for name, value in (("num", num), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
-        if not self.tokenizer.sample_rate and not (seconds is None and prefix is None):
+        if not self.tokenizer.modality.timed and not (seconds is None and prefix is None):
             raise ValueError("seconds and prefix are for sound; this tokenizer is for pictures")
         if seconds is not None and not 0 < seconds < math.inf:
             raise ValueError(f"seconds: expected above 0, got {seconds}")
@@ -101,7 +101,7 @@ class Generator:
         # One stream per label, so that a sample depends neither on other labels nor on the batch size.
         stream = keyed_generator(seed, index)
         counts = [min(batch_size, num - start) for start in range(0, num, batch_size)]
-        if not self.tokenizer.sample_rate:
+        if not self.tokenizer.modality.timed:
             return (self.prior.sample(n, index, generator=stream, **options) for n in counts)
         begin = None if prefix is None else self._codes_of(prefix)
         frames = self.prior.config.grid[0]
@@ -113,7 +113,7 @@ class Generator:
     def decode(self, codes: Tensor) -> Tensor:
         """codes (B, K, *grid) → x_hat (B, C, *size): pictures of training's size, sound of any length."""
         tok = self.tokenizer
-        return tok.decode(codes.to(tok.device), None if tok.sample_rate else tok.modality.size)
+        return tok.decode(codes.to(tok.device), tok.modality.drawn_size)
 
     def _codes_of(self, prefix: Any) -> Tensor:
         """A sound, or its codes, as codes (1, K, t)."""

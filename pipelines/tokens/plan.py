@@ -50,24 +50,33 @@ class Encoding:
     """Digest of the items' names, labels and, of sound, lengths. Their content is not looked at: what is
     edited under the same name is not noticed."""
     config: str | None
-    """This and the next four: which part of the data set, as --data.* says."""
+    """--data.config: the configuration of a Hub data set."""
     split: str
+    """--data.split: what is trained on."""
     test_split: str
+    """--data.test-split: what is held out."""
     column: str | None
+    """--data.column: where pictures or sound are."""
     label_column: str | None
+    """--data.label-column: where labels are."""
     train: int
-    """Items to train on, and below those held out."""
+    """Items to train on."""
     held_out: int
+    """Items that are held out."""
     views: int
     """Views of every training item."""
     block: int
     """Pictures of a block, or its seconds."""
     train_shards: int
+    """Shards of the items to train on."""
     held_out_shards: int
+    """Shards of the items that are held out."""
     flip: bool = False
+    """--augment.flip: every second view of a picture is mirrored. False where there is one view."""
     shift: int = 0
+    """--augment.shift: pixels that a view of a picture is moved by at most. 0 where there is one view."""
     seed: int = 0
-    """These three: how views differ; as here if there is only one."""
+    """--seed: decides what is random in views. 0 where there is one view."""
 
     def digest(self) -> str:
         """16 hexadecimal digits that every shard and tokens.json bear."""

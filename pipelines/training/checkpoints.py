@@ -46,13 +46,15 @@ class CheckpointState:
     step: int
     """Optimizer steps that were done."""
     processes: int
+    """Processes that trained."""
     threads: int
-    """Of each process; sums are rounded otherwise with another number."""
+    """Threads of each process; another number rounds sums differently."""
     scaler: dict[str, float] | None = None
     """State of the scaler of gradients, with fp16."""
     skipped: int = 0
-    """Steps that were left out, in all and just before the next one; older releases left none out."""
+    """Steps left out so far, as a loss or gradient was not finite; older releases left none out."""
     skipped_in_a_row: int = 0
+    """Steps left out since the last one that was taken."""
     model_written: bool | None = None
     """Whether the model that a run ends with was written from this checkpoint; older releases did not say."""
 

@@ -55,7 +55,7 @@ class TrainingOptions:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm. 0: never."""
     skip_non_finite: int = 0
-    """So many steps in a row whose loss or gradient is not finite are left out and counted; one more stops
+    """Leave out and count up to this many steps in a row whose loss or gradient is not finite; one more stops
     the run."""
     ema_decay: float = 0.99
     """Decay of the moving average of weights, which is what is saved. 0 saves the last weights."""
@@ -200,7 +200,7 @@ class PriorTraining(TrainingOptions):
     """What the prior names as its tokenizer, as user/name. Left out: the Hub id that it was loaded from or
     pushed to, else the name of its folder, which is looked for beside the prior's; never its path."""
     seconds: float = 4.0
-    """Sound: length of the windows that the prior learns. Pictures: no effect."""
+    """Sound and series: length of the windows that the prior learns. Pictures: no effect."""
     model: PriorSize = field(default_factory=PriorSize)
     """The transformer."""
     label_dropout: float = 0.1
