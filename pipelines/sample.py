@@ -16,8 +16,9 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 
+from pipelines.reports.kinds import Drawn
 from pipelines.reports.neighbours import training_items, write_neighbours
-from pipelines.reports.samples import SHEET, Drawn, write_samples
+from pipelines.reports.samples import SHEET, write_samples
 from pipelines.run.accelerator import quiet_logging
 from pipelines.run.command_line import NOTHING, parse, run
 from pipelines.run.folder import require_writable
@@ -166,13 +167,13 @@ def sample_prior(options: SampleOptions, generator: Generator) -> list[Drawn]:
 
 def interpolate(options: SampleOptions, generator: Generator) -> list[Drawn]:
     """`num` rows of `BETWEEN` samples that go from one class to another."""
-    ends = [label_number(generator.prior, label) for label in options.interpolate]
+    first, second = (label_number(generator.prior, label) for label in options.interpolate)
     name = " to ".join(options.interpolate)
     rows = []
     with progress(options.num, "sample") as bar:
         for i in range(options.num):
             chance = keyed_generator(options.seed, "interpolate", i)
-            codes = generator.prior.interpolate(*ends, BETWEEN, chance, **options.choice)
+            codes = generator.prior.interpolate(first, second, BETWEEN, chance, **options.choice)
             rows.append(Drawn(f"{name} {i + 1}", generator.decode(codes).cpu(), codes))
             bar.update(1)
     return rows

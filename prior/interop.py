@@ -76,7 +76,7 @@ def to_llama(prior: PriorNetwork) -> "LlamaForCausalLM":
     )
     llama.to(prior.head.device, prior.head.dtype)  # type: ignore[arg-type]
     llama.load_state_dict(_weights(prior))
-    llama.eval()  # type: ignore[no-untyped-call]
+    llama.eval()
     return llama
 
 

@@ -58,7 +58,7 @@ class Perceptual(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        self._frozen[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._frozen[0]._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -213,10 +213,11 @@ def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     for name, value in over.items():
         old = merged.get(name)
         # A variant of another kind replaces the old one whole: their fields have nothing in common.
-        together = False
+        merged[name] = value
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             together = value.get("kind", old.get("kind")) == old.get("kind")
-        merged[name] = _overlay(old, value) if together else value
+            if together:
+                merged[name] = _overlay(old, value)
     return merged
 
 

@@ -56,7 +56,7 @@ class StaticDecoder(Decoder):
             return super().advance(x)
         self.position.fill_(self.length)
         self.length += 1
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        torch.compiler.cudagraph_mark_step_begin()
         hidden: Tensor = self.run(x[:, 0])
         if self.depth is not None:
             self.depth.begin(hidden)

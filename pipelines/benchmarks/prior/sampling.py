@@ -101,7 +101,7 @@ def llama_sampler(llama: "LlamaForCausalLM", batch: int, codes: int) -> Callable
     start = torch.full((batch, 1), size - 1, device=llama.device)
 
     def draw() -> Tensor:
-        drawn: Tensor = llama.generate(  # type: ignore[operator]
+        drawn: Tensor = llama.generate(
             start,
             attention_mask=torch.ones_like(start),
             max_new_tokens=codes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, Bottlenecked
 from tokenizer.distributed import Step
@@ -75,7 +75,7 @@ class DiffusersVQConfig(PeerConfig):
 class Peer(Bottleneck):
     """A peer's `module` on pictures' z (B, dim, h, w), with its losses as it returns them."""
 
-    module: nn.Module
+    module: Any  # of a package that is not typed
 
     def __init__(self, dim: int, codebook_size: int) -> None:
         super().__init__()

@@ -122,7 +122,7 @@ def tokenizer_step(
 
 
 def descend(model: nn.Module, optimizers: Sequence[Optimizer], loss: Tensor, clip_norm: float) -> Tensor:
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if clip_norm:
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     for optimizer in optimizers:

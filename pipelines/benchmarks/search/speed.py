@@ -110,7 +110,7 @@ def jobs(shape: Shape, device: torch.device) -> Jobs:
         found["nearest torch"] = partial(by_torch_alone, z, codebook)
     grid = z.T[None].contiguous()
     for name, training in (("vq eval", False), ("vq train", True)):
-        vq = VQConfig(codebook_size=n, dim=d, codebook_dim=d, kmeans_steps=0).build().to(device)
+        vq: Any = VQConfig(codebook_size=n, dim=d, codebook_dim=d, kmeans_steps=0).build().to(device)
         vq.codebook.entries.data.copy_(codebook)
         vq.train(training)
         found[name] = lambda vq=vq: vq(grid)  # type: ignore[misc]
