@@ -7,6 +7,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -19,6 +20,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("tokenizer", "prior", "pipelines")
 # Importing package → modules of other packages that it may import ("x" stands for x and all in it).
 ALLOWED = {"tokenizer": (), "prior": ("tokenizer.hub",), "pipelines": ("tokenizer", "prior")}
+# Room of pipelines → rooms that it may import; none imports a script but the benchmarks, which time steps.
+ROOMS = {
+    "run": (),
+    "data": ("run",),
+    "tokens": ("data", "run"),
+    "training": ("data", "run"),
+    "presets": ("data", "run", "training"),
+    "evaluation": ("data", "run", "tokens"),
+    "reports": ("data", "evaluation", "run", "tokens"),
+    "benchmarks": ("data", "evaluation", "presets", "reports", "run", "tokens", "training"),
+}
 
 
 def imported_modules(source: str) -> Iterator[str]:
@@ -66,6 +78,63 @@ def test_the_check_of_arrows_sees_every_kind_of_import() -> None:
     assert forbidden("prior", "import pipelines.data as d") == ["pipelines.data"]
     assert forbidden("pipelines", "from prior import Prior\nimport tokenizer.search") == []
     assert forbidden("pipelines", "from tests.helpers.tiny import x") == ["tests.helpers.tiny.x"]
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """The package's modules by name; a package's own is its __init__.py."""
+    found = {}
+    for file in (ROOT / package).rglob("*.py"):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def known_in(name: str, modules: Iterable[str]) -> str:
+    """The module of `modules` that an imported name is, or is in; "" for none."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def test_rooms_are_entered_one_way() -> None:
+    modules = modules_of("pipelines")
+    scripts = {name for name, file in modules.items() if file.parent == ROOT / "pipelines"} - {"pipelines"}
+    assert set(ROOMS) == {name.split(".")[1] for name in set(modules) - scripts - {"pipelines"}}
+    wrong = []
+    for name, file in modules.items():
+        if name in scripts or name == "pipelines":
+            continue
+        room = name.split(".")[1]
+        for imported in {known_in(m, modules) for m in imported_modules(file.read_text())} - {
+            "",
+            "pipelines",
+        }:
+            other = imported.split(".")[1]
+            allowed = room == "benchmarks" if imported in scripts else other in (room, *ROOMS[room])
+            wrong += [] if allowed else [f"{name} imports {imported}"]
+    assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for type checking included, and those within functions."""
+    modules = {name: file for package in PACKAGES for name, file in modules_of(package).items()}
+    after = {
+        name: {known_in(m, modules) for m in imported_modules(file.read_text())} - {"", name}
+        for name, file in modules.items()
+    }
+    assert len(after) > 150 and "tokenizer.network" in after["tokenizer.streaming"]
+    while free := {name for name, needed in after.items() if not needed & after.keys()}:
+        after = {name: needed for name, needed in after.items() if name not in free}
+    assert not after
+
+
+def test_rooms_are_few_and_shallow() -> None:
+    """A folder is a room: its name says what it knows; one for a single file, or deep down, says little."""
+    files = [
+        f.relative_to(ROOT) for p in PACKAGES for f in (ROOT / p).rglob("*.py") if f.name != "__init__.py"
+    ]
+    rooms = Counter(file.parent for file in files)
+    assert len(rooms) <= 30 and min(rooms.values()) >= 2 and max(len(room.parts) for room in rooms) <= 3
 
 
 def test_no_script_shadows_another_module() -> None:
