@@ -23,6 +23,7 @@ from prior import Prior
 from tests.helpers.local_hub import LocalHub
 from tests.helpers.running import ROOT, Script, environment
 from tokenizer import Tokenizer
+from tokenizer.distributed import keyed_generator
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,8 @@ def test_a_seed_decides_all_chance_and_torch_does_without(pictures: Generator) -
     assert torch.equal(next(pictures.draw("food", 3)), first) and not torch.equal(first, second)
     number = pictures.prior.label_index("food")
     assert torch.equal(next(pictures.draw(number, 3, seed=1)), one)
+    # A stream for every label, which no other label changes.
+    assert torch.equal(pictures.prior.sample(3, number, generator=keyed_generator(1, number)), one)
     parts = list(pictures.draw("food", 5, seed=1, batch_size=2))
     assert [len(p) for p in parts] == [2, 2, 1] and torch.equal(torch.cat(parts)[:3], one)
     assert not torch.equal(next(pictures.draw(num=3, seed=1)), one)  # of no class
