@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -99,8 +99,7 @@ class TokenSplit:
         return np.arange(*index.indices(len(self))) if isinstance(index, slice) else index
 
 
-@dataclass(frozen=True)
-class TokenBatch:
+class TokenBatch(NamedTuple):
     """This process's rows of one accumulation step; `offset` is its first row in the global batch, `index`
     (b,) says which items they are."""
 
@@ -109,7 +108,7 @@ class TokenBatch:
     step: int
     micro: int
     offset: int
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # type: ignore[assignment]  # in place of tuple.index
 
 
 @lru_cache(maxsize=2)

@@ -59,7 +59,8 @@ def load_tokenizer(preset: str, tokenizer: str) -> Tokenizer:
         torch.manual_seed(0)
         tok = Tokenizer(models[name])
     if tok.modality.name != "audio" or not tok.bottleneck.num_codebooks:
-        kind = "of sound has no codes (a VAE)" if tok.modality.name == "audio" else "is of no sound"
+        of = "of sound has no codes (a VAE)"
+        kind = of if tok.modality.name == "audio" else f"is of {tok.modality.card_words().what}"
         raise ValueError(f"--tokenizer {tokenizer} {kind}; this benchmark needs codes of sound")
     return tok.eval()
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -75,25 +76,26 @@ def test_the_error_of_the_process_is_raised_with_its_text(words: str) -> None:
 
 
 def test_it_ends_with_the_call(tmp_path: Path) -> None:
+    there = tmp_path / "process"
+
     def interrupt(*_: object) -> None:
         raise InterruptedError("enough")
 
+    def interrupt_once_it_is_there() -> None:
+        while not (there.exists() and there.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+    watch = threading.Thread(target=interrupt_once_it_is_there, daemon=True)
+    watch.start()
     try:
         with pytest.raises(InterruptedError):
-            # Only once it is there: a signal before that ends the wait for the file, not the call.
-            while not (tmp_path / "process").exists():
-                try:
-                    in_own_process(wait, str(tmp_path / "process"))
-                except InterruptedError:
-                    if (tmp_path / "process").exists():
-                        raise
-                    signal.setitimer(signal.ITIMER_REAL, 8, 8)
+            in_own_process(wait, str(there))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        watch.join()
         signal.signal(signal.SIGALRM, before)
-    assert ends(int((tmp_path / "process").read_text()))
+    assert ends(int(there.read_text()))
 
 
 def test_it_ends_with_the_process_that_asked(tmp_path: Path) -> None:

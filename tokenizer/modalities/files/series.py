@@ -93,9 +93,9 @@ def _load(source: Any, name: str) -> NDArray[Any]:
         return source
     try:
         if isinstance(source, bytes):
-            return np.load(BytesIO(source), allow_pickle=False)  # type: ignore[no-any-return]
+            return np.lib.format.read_array(BytesIO(source))
         if isinstance(source, str | Path):
-            return np.load(source, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+            return np.lib.format.open_memmap(source, mode="r")
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file; check the path") from error
     except (OSError, ValueError, EOFError) as error:
