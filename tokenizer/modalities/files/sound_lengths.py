@@ -257,7 +257,7 @@ def _refuse_another(file: BinaryIO, size: int, kind: Format, end: int, name: str
         if not _is_printable(chunk):
             break
         places.append(chunk.body + chunk.claimed + -(chunk.body + chunk.claimed) % kind.align)
-    if any(begins_sound(file, place) for place in places):
+    if any(0 <= place < size and begins_sound(file, place) for place in places):
         raise several(name)
 
 
