@@ -20,6 +20,7 @@ from tests.helpers.running import Script
 from tests.helpers.whole_runs import rows_of
 from tokenizer import Tokenizer
 from tokenizer.hub.files import read_json
+from tokenizer.sound_metrics import available
 
 FOLDERS = GOLDEN / "folders"
 TRAININGS = [name for name, (script, _) in RUNS.items() if script.startswith("train_")]
@@ -49,7 +50,7 @@ def test_a_run_of_before_goes_on(name: str, folders: Path, script: Script) -> No
     assert [row["step"] for row in rows] == [row["step"] for row in whole]
     assert rows[:4] == whole[:4]  # three steps and an evaluation, which are kept
     for row, expected in zip(rows[4:], whole[4:], strict=True):
-        assert row.keys() == expected.keys()
+        assert row.keys() == expected.keys() - {f"valid/{name}" for name in {"stoi", "pesq"} - {*available()}}
         losses = [key for key in row if "loss" in key or key in STEADY]
         assert losses
         for key in losses:

@@ -9,6 +9,7 @@ Left out: processes that another thread starts within a call: what they write to
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -80,7 +81,7 @@ class _Descriptor:
                 os.close(self.real)
                 if self.done > _FULL:
                     os.ftruncate(self.file, 0)
-                    self.done = os.lseek(self.file, 0, os.SEEK_SET)
+                    self.done = 0
 
     def _deal(self, last: bool = False) -> None:
         """Give notes to the calls there are, and pass on all else."""
@@ -113,10 +114,14 @@ class _Descriptor:
 
 
 def _file_of_no_name() -> int:
+    """A file that is written to at its end only, whichever threads write."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("notes")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+        number = os.memfd_create("notes")
+    else:
+        with tempfile.TemporaryFile() as file:
+            number = os.dup(file.fileno())
+    fcntl.fcntl(number, fcntl.F_SETFL, fcntl.fcntl(number, fcntl.F_GETFL) | os.O_APPEND)
+    return number
 
 
 _stderr = _Descriptor()
