@@ -1,4 +1,4 @@
-"""Digits drawn by a prior are read as the digits asked for (slow): those of the quickstart, and of the
+"""Digits drawn by a prior are read as the digits asked for (slow, soak): those of the quickstart, and of the
 commands of cards/digits-prior.md.
 
 Left out: how fast any of it is.
@@ -51,7 +51,11 @@ def digits() -> tuple[Labelled, Labelled]:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("quickstart", "card")]
+    scope="module",
+    params=[
+        pytest.param("quickstart", marks=pytest.mark.slow),
+        pytest.param("card", marks=pytest.mark.soak),
+    ],
 )
 def chain(
     request: pytest.FixtureRequest,
