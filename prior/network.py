@@ -160,8 +160,10 @@ class PriorNetwork(HubModel):
         """The hidden layer (B, S, dim) of all steps → what the heads read, (K, B · P, width), of every
         code of codes (B, K, *grid)."""
         if self.inner is None:
-            # Each code is predicted from the step that holds it.
-            return rearrange(hidden[:, self.pattern.step], "b k p d -> k (b p) d")
+            # Each code is predicted from the step that holds it. Not by hidden[:, step]: where a step holds
+            # several codes, threads would sum its gradient in any order, and no run be like another.
+            step = self.pattern.step
+            return rearrange(hidden.index_select(1, step.flatten()), "b (k p) d -> k (b p) d", k=len(step))
         positions = rearrange(codes, "b k ... -> (b ...) k")
         last: Tensor = self.inner(hidden.flatten(0, 1), positions, dropout)
         return rearrange(last, "m k d -> k m d")

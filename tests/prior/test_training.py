@@ -170,3 +170,23 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler; install g\+\+, or leave --compile out"):
         Prior(PICTURE).compile_blocks()
     Prior(PICTURE).compile_blocks("aot_eager")  # which needs none
+
+
+@pytest.mark.parametrize("pattern", ["delay", "flatten", "depth"])
+def test_gradients_do_not_depend_on_which_thread_is_first(pattern: str) -> None:
+    """At a size that several threads share, as those of a real run are."""
+    config = PriorConfig(64, num_codebooks=6, grid=(50,), pattern=pattern, dim=64, depth=1, heads=2)
+    prior, codes = random_prior(config).eval(), random_codes(config, 8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = [gradients_of(prior, codes) for _ in range(6)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for found in others for a, b in zip(found, first, strict=True))
+
+
+def gradients_of(prior: Prior, codes: Tensor) -> list[Tensor]:
+    prior.zero_grad()
+    prior(codes).losses["nll"].backward()
+    return [p.grad.clone() for p in prior.parameters() if p.grad is not None]
