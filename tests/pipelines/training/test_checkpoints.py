@@ -141,6 +141,14 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
     assert_same_run(folder, whole_runs["train_tokenizer"])
 
 
+def test_how_often_a_run_is_measured_does_not_change_what_it_learns(
+    train: Train, options: tuple[Any, ...], whole: Path, tmp_path: Path
+) -> None:
+    """As a resume may change it; a prior draws samples then, and loads its tokenizer."""
+    train(*options, "--output", tmp_path / "run", "--eval-every", 3)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def test_max_steps_may_grow(train: Train, whole: Path, tmp_path: Path) -> None:
     folder = stopped_at(8, whole, tmp_path / "run")
     finished = train("--output", folder, "--resume", "latest", "--max-steps", 14)
