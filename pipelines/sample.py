@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before anything imports torch
 
     prepare_environment()
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,8 +30,6 @@ from prior.sampling.weights import Weights
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
 from tokenizer.variants import require
-
-logger = logging.getLogger(__name__)
 
 # Samples from one class to another, both included.
 BETWEEN = 9

@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before anything imports torch
 
     prepare_environment()
 
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -43,8 +42,6 @@ from tokenizer.distributed import Step
 from tokenizer.hub.model import CardInfo, HubModel
 from tokenizer.model import TokenizerOutput
 from tokenizer.perceptual import Perceptual, load_perceptual
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_PRESET = "emoji"
 

@@ -42,9 +42,14 @@ class Variant:
     def members(cls) -> dict[str, type["Variant"]]:
         """The family's `variants`, those in the modules of its `home` included."""
         if cls.home:
-            for module in pkgutil.iter_modules(importlib.import_module(cls.home).__path__, f"{cls.home}."):
-                importlib.import_module(module.name)
+            import_modules(cls.home)
         return cls.variants
+
+
+def import_modules(package: str) -> None:
+    """Import all modules of a package, at whose import they enter what they define into its registry."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        importlib.import_module(module.name)
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,7 +1,7 @@
 """Batches of data of any kind, split into training and held out, in an order of seed and epoch alone.
 
-Left out: finding data (folders.py, tables.py), looking it through (pictures.py, clips.py),
-decoding (pictures.py, clips.py), moving batches to devices.
+Left out: finding data (folders.py, tables.py), what is particular to a kind (kinds.py), and moving batches to
+devices.
 """
 
 import hashlib

@@ -5,8 +5,6 @@ Left out: the kinds themselves. Each stands in a file beside this one, under the
 file is found without touching others.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -15,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-import pipelines.data
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import DataConfig, Source
 from tokenizer import Tokenizer
 from tokenizer.modalities import Modality
+from tokenizer.variants import import_modules
 
 # The name of what was left out, and why.
 Skip: TypeAlias = tuple[str, str]
@@ -180,8 +178,7 @@ def enter(modality: str, kind: Kind) -> Kind:
 
 def kinds() -> dict[str, Kind]:
     """All kinds by the names of their modalities."""
-    for module in pkgutil.iter_modules(pipelines.data.__path__, "pipelines.data."):
-        importlib.import_module(module.name)
+    import_modules("pipelines.data")
     return _KINDS
 
 

@@ -4,8 +4,6 @@ Left out: what is measured, which stands in a file beside this one for each moda
 file is found without touching others.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -13,9 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipelines import evaluation
 from pipelines.data.kinds import Split
 from tokenizer import Tokenizer
+from tokenizer.variants import import_modules
 
 # Items that go through a network at once, in each process.
 EVAL_BATCH = 128
@@ -64,8 +62,7 @@ def measure_tokenizer(
     thorough: bool = False,
 ) -> Measured:
     """By the measures of the tokenizer's modality; `ValueError` if it has none."""
-    for module in pkgutil.iter_modules(evaluation.__path__, f"{evaluation.__name__}."):
-        importlib.import_module(module.name)
+    import_modules("pipelines.evaluation")
     name = tok.modality.name
     if name not in _MEASURES:
         raise ValueError(f"there are no measures for modality {name!r}; known: {', '.join(_MEASURES)}")

@@ -2,12 +2,9 @@
 without touching others.
 """
 
-import importlib
-import pkgutil
-
 from pipelines.presets.registry import PRIORS, TOKENIZERS
+from tokenizer.variants import import_modules
 
-for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
-    importlib.import_module(_module.name)  # which enters its presets
+import_modules(__name__)
 
 __all__ = ["PRIORS", "TOKENIZERS"]

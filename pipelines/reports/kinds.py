@@ -4,18 +4,16 @@ Left out: the reports themselves, which stand in a file beside this one for each
 without touching others.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from pipelines import reports
 from pipelines.evaluation.tokenizers import Measured
 from tokenizer import Tokenizer
 from tokenizer.modalities import Modality
+from tokenizer.variants import import_modules
 
 # The name of samples of no class.
 UNNAMED = "samples"
@@ -87,8 +85,7 @@ def report(modality: str) -> Callable[[R], R]:
 
 def report_of(modality: Modality) -> Report:
     """The report of a modality; `ValueError` if there is none."""
-    for module in pkgutil.iter_modules(reports.__path__, f"{reports.__name__}."):
-        importlib.import_module(module.name)
+    import_modules("pipelines.reports")
     if modality.name not in _REPORTS:
         known = ", ".join(_REPORTS)
         raise ValueError(f"there are no reports for modality {modality.name!r}; known: {known}")

@@ -3,7 +3,6 @@
 Left out: loading a model alone, which is `from_pretrained`.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from pipelines.run.folder import RUN_FILE, TOKENS_FILE
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.hub.files import read_json
-
-logger = logging.getLogger(__name__)
 
 
 def require_models(prior: str, tokenizer: str) -> None:

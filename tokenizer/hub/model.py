@@ -6,7 +6,6 @@ and anything that needs pickle.
 """
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +37,6 @@ from tokenizer.hub.files import (
 )
 from tokenizer.hub.meta import check_tables, fill, outline_of
 from tokenizer.variants import config_from_dict, config_to_dict, shortened
-
-logger = logging.getLogger(__name__)
 
 CHANGED = "This model was changed after it was loaded; what was measured of it before is left out."
 
