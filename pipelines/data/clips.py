@@ -1,13 +1,12 @@
-"""Clips of any length, from memory or read on access: whole, in blocks, as training segments, or as codes;
-and a look at all of them before training.
+"""Clips of any length, from memory or read on access: whole, in blocks, as training segments, or as codes.
 
-Left out: what they are of and how they are opened (sounds.py, series.py), and their order and batches
-(batches.py).
+Left out: what they are of and how they are opened (sounds.py, series.py), a look at all of them
+(clip_scan.py), and their order and batches (batches.py).
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -19,13 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.augment import NO_VIEWS, Augment
-from pipelines.data.cache import Decoded, keys_of
 from pipelines.data.config import Source
 from pipelines.data.kinds import Encoded, Kind, Layout, Skip
-from pipelines.data.scan import digest, listed, look_at_all, reason
+from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
-from tokenizer.modalities import Modality
 
 logger = logging.getLogger(__name__)
 
@@ -65,41 +62,20 @@ class Signal(Protocol):
 Open = Callable[[bytes | str, str], Signal]
 
 
-class Clips:
-    """A `Split` of clips by number: `x(i)` (C, T) float32, `labels` (len,) int64 (-1: unlabelled) or None,
-    `id(i)`, and the `digests` (len,) uint64 of their bytes.
-
-    `skipped` names what was left out and why: found before training, or, where clips are decoded while
-    training, by this process since. No file stays open, so that loader processes can share clips.
-    """
+class Clips(Readable):
+    """A `Split` of clips by number: `x(i)` (C, T) float32. No file stays open, so that loader processes can
+    share clips."""
 
     def __init__(self, scan: "ClipScan", rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
-        self.kind, self.digests, self._open = scan.kind, digests, scan.open
+        super().__init__(scan.kind, scan.source, rows, digests, scan.skipped)
         self.sample_rate, self.channels, self.crop = scan.sample_rate, scan.channels, scan.crop
-        self.labels = None if scan.source.labels is None else scan.source.labels[rows]
-        self._source, self._rows, self._cache = scan.source, rows, scan.cache
+        self._open, self._cache = scan.open, scan.cache
         self._lengths, self._starts = scan.lengths, scan.starts
-        self._skipped = dict(scan.skipped)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def skipped(self) -> tuple[Skip, ...]:
-        return tuple(self._skipped.items())
 
     @property
     def amount(self) -> str:
         """The length of all clips, which may differ much."""
         return in_time(int(self._lengths[self._rows].sum()) / self.sample_rate)
-
-    def id(self, i: int) -> str:
-        """The file's path below its folder, or the split and number of its row."""
-        return self._source.id(int(self._rows[i]))
-
-    def raw(self, i: int) -> bytes | str:
-        """Clip i, encoded, or the path of its file."""
-        return self._source.raw(int(self._rows[i]))
 
     def samples(self, i: int) -> int:
         """Clip i's length T in samples at `sample_rate`."""
@@ -111,7 +87,7 @@ class Clips:
 
     def read(self, i: int) -> tuple[Tensor, int]:
         """Clip i and its number; the next readable one and its number if i can no longer be read."""
-        return self._readable(i, lambda j: self._span(j, 0, self.samples(j)))
+        return self.next_readable(i, lambda j: self._span(j, 0, self.samples(j)))
 
     def blocks(self, i: int, size: int) -> Iterator[Tensor]:
         """Clip i in turn as (C, size), the last block shorter, in memory bounded by `size`.
@@ -135,7 +111,7 @@ class Clips:
             x = self._span(j, start, min(size, self.samples(j)))
             return torch.nn.functional.pad(x, (0, size - x.shape[1]))
 
-        return self._readable(i, cut)
+        return self.next_readable(i, cut)
 
     def segments(self, size: int | None = None) -> "Segments":
         """Training items of `size` samples; left out, the crop of the modality."""
@@ -223,20 +199,6 @@ class Clips:
             )
         return sound
 
-    def _readable(self, i: int, read: Callable[[int], Tensor]) -> tuple[Tensor, int]:
-        for j in (k % len(self) for k in range(i, i + len(self))):
-            try:
-                return read(j), j
-            except (ValueError, OSError) as error:
-                name = self.id(j)
-                if name not in self._skipped:
-                    self._skipped[name] = reason(name, error)
-                    text = "skipped a %s that cannot be read: %s: %s"
-                    logger.warning(text, self.kind.one, name, self._skipped[name])
-        raise ValueError(
-            f"none of {len(self)} {self.kind.many} can be read any more; is the disk still there?"
-        )
-
 
 class Segments:
     """Training items: crops of `size` samples, max(1, round(T / size)) an epoch for a clip of T samples."""
@@ -268,9 +230,7 @@ class Segments:
             for clip, item, epoch in zip(clips, wanted.tolist(), epochs.tolist(), strict=True)
         ]
         index = np.array([r[1] for r in read], dtype=np.int64)
-        labels = self.clips.labels
-        of = np.full(len(index), -1, dtype=np.int64) if labels is None else labels[index]
-        return torch.stack([r[0] for r in read]), torch.from_numpy(of), torch.from_numpy(index)
+        return torch.stack([r[0] for r in read]), self.clips.labels_of(index), torch.from_numpy(index)
 
 
 @lru_cache(maxsize=2)
@@ -309,132 +269,6 @@ class ClipScan:
         """The readable clips, or those of them that `mask` (n,) picks."""
         every = slice(None) if mask is None else mask
         return Clips(self, self.rows[every], self.digests[every])
-
-
-def scan_clips(
-    source: Source,
-    modality: Modality,
-    kind: Kind,
-    open_: Open,
-    cache_bytes: int,
-    place: str = "",
-    rules: str = "",
-) -> ClipScan:
-    """Decode every clip once, and keep all if they fit into `cache_bytes`: what can be decoded to its end is
-    readable, however large the set is. The next start finds what was seen (`cache.py`), by `place`, which
-    says where the data lie, and `rules`, which say how they are decoded.
-
-    modality: has the `sample_rate`, the channels and the crop (its size). `open_` opens a clip. Raises
-    `ValueError` if not one clip is readable.
-    """
-    keys = keys_of(source, f"looking for {kind.many}")
-    before = Decoded(place, f"{cache_bytes} {rules}", keys)
-    found = before.find()
-    tables, reasons = found or _look_at(source, modality, kind, open_, cache_bytes)
-    if found is None:
-        before.keep(tables, reasons, always="x" not in tables)
-    rows = np.delete(np.arange(len(source)), list(reasons))
-    _report(kind, source, rows, reasons, tables["peaks"].numpy(), tables["loudest"].numpy())
-    lengths, digests = tables["lengths"].numpy(), tables["digests"].numpy().view(np.uint64)
-    skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
-    return ClipScan(
-        kind,
-        open_,
-        source,
-        modality.sample_rate,
-        modality.channels,
-        crop=modality.size[0],
-        lengths=lengths,
-        starts=_starts(lengths, modality.channels),
-        cache=tables.get("x"),
-        rows=rows,
-        digests=digests[rows],
-        skipped=skipped,
-    )
-
-
-def _starts(lengths: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
-    """Where clips of these `lengths` (n,) begin, end to end."""
-    starts: NDArray[np.int64] = np.cumsum(lengths * channels) - lengths * channels
-    return starts
-
-
-def _look_at(
-    source: Source, modality: Modality, kind: Kind, open_: Open, cache_bytes: int
-) -> tuple[dict[str, Tensor], dict[int, str]]:
-    """Of every clip, (n,): `lengths` in samples, `digests`, the `loudest` value of its file, and the peak of
-    what was decoded; `x`, all samples end to end, if they fit. And why some cannot be read."""
-    count, channels = len(source), modality.channels
-    lengths, digests = np.zeros(count, np.int64), np.zeros(count, np.uint64)
-    reasons: dict[int, str] = {}
-    peaks, loudest = np.ones(count, np.float32), np.zeros(count, np.float32)
-
-    def look(i: int) -> None:
-        try:
-            raw = source.raw(i)
-            digests[i] = digest(raw)
-            with open_(raw, source.id(i)) as sound:
-                sound.check()
-                lengths[i], loudest[i] = sound.length, sound.peak
-        except (ValueError, OSError) as error:
-            reasons[i] = reason(source.id(i), error)
-
-    look_at_all(look, range(count), f"looking at {kind.many}")
-    starts, total = _starts(lengths, channels), int(lengths.sum()) * channels
-    cache = torch.empty(total) if total * 4 <= cache_bytes else None
-
-    def decode(i: int) -> None:
-        assert cache is not None
-        try:
-            with open_(source.raw(i), source.id(i)) as sound:
-                x = torch.from_numpy(sound.read())
-            if x.shape[1] != lengths[i]:
-                raise ValueError("changed while it was looked at; leave the data alone while they are used")
-            cache[starts[i] : starts[i] + x.numel()] = x.flatten()
-            peaks[i] = x.abs().max()
-        except (ValueError, OSError) as error:
-            reasons[i] = reason(source.id(i), error)
-
-    def listen(i: int) -> None:
-        try:
-            with open_(source.raw(i), source.id(i)) as sound:
-                sound.check(whole=True)
-        except (ValueError, OSError) as error:
-            reasons[i] = reason(source.id(i), error)
-
-    # What cannot be decoded to its end is left out, whether or not the samples are kept.
-    readable = [i for i in range(count) if i not in reasons]
-    look_at_all(listen if cache is None else decode, readable, f"reading {kind.many}")
-    arrays = {"lengths": lengths, "digests": digests.view(np.int64), "peaks": peaks, "loudest": loudest}
-    tables = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return tables if cache is None else tables | {"x": cache}, reasons
-
-
-def _report(
-    kind: Kind,
-    source: Source,
-    rows: NDArray[np.int64],
-    reasons: Mapping[int, str],
-    peaks: NDArray[np.float32],
-    loudest: NDArray[np.float32],
-) -> None:
-    """Say what is skipped, silent, or beyond its range; `ValueError` if no clip is left."""
-    count, skipped = len(source), [(source.id(i), reasons[i]) for i in sorted(reasons)]
-    if not len(rows):
-        raise ValueError(
-            f"no {kind.one} can be read; {listed(skipped, count, kind)}"
-            if skipped
-            else "the split has no examples; check --data.split and --data.path"
-        )
-    if skipped:
-        logger.warning("%s", listed(skipped, count, kind))
-    if silent := int((peaks[rows] == 0).sum()):
-        first = source.id(int(rows[peaks[rows] == 0][0]))
-        logger.warning("%d of %d %s are silent, the first is %s", silent, len(rows), kind.many, first)
-    if clamped := int((loudest[rows] > 1).sum()):
-        most = int(rows[loudest[rows].argmax()])
-        text = "%d of %d %s hold values beyond [-1, 1], which are clamped; the largest is %g, in %s"
-        logger.warning(text, clamped, len(rows), kind.many, loudest[most], source.id(most))
 
 
 def in_time(seconds: float) -> str:

@@ -1,20 +1,27 @@
-"""A look at every example before training: in threads, with what is skipped and the split by content.
+"""A look at every example before training: in threads, with what is skipped and the split by content; and
+what it left, by number.
 
-Left out: what is looked at (pictures.py for pictures, clips.py for sound).
+Left out: what is looked at (pictures.py for pictures, clip_scan.py for clips).
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pipelines.data.config import Source
 from pipelines.data.kinds import Kind, Skip
 from pipelines.run.progress import progress
+
+logger = logging.getLogger(__name__)
 
 # Names of skipped examples in a message.
 LISTED = 20
@@ -85,3 +92,65 @@ def listed(skipped: Sequence[Skip], count: int, kind: Kind) -> str:
     if len(skipped) > LISTED:
         lines.append(f"…and {len(skipped) - LISTED} more")
     return " ".join(lines) if len(skipped) == 1 else "\n  ".join(lines)
+
+
+class Readable:
+    """The examples of a source that could be read, `rows` (n,) of it, by number: `labels` (n,) int64 (-1:
+    unlabelled) or None, `id(i)`, and the `digests` (n,) uint64 of their bytes.
+
+    `skipped` names what was left out and why: found before training, or, where examples are decoded while
+    training, by this process since.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        source: Source,
+        rows: NDArray[np.int64],
+        digests: NDArray[np.uint64],
+        skipped: Sequence[Skip],
+    ) -> None:
+        self.kind, self.digests = kind, digests
+        self.labels = None if source.labels is None else source.labels[rows]
+        self._source, self._rows, self._skipped = source, rows, dict(skipped)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        return tuple(self._skipped.items())
+
+    def id(self, i: int) -> str:
+        """The file's path below its folder, or the split and number of its row."""
+        return self._source.id(int(self._rows[i]))
+
+    def raw(self, i: int) -> bytes | str:
+        """Example i, encoded, or the path of its file."""
+        return self._source.raw(int(self._rows[i]))
+
+    def tried(self, i: int, read: Callable[[int], Tensor]) -> Tensor | None:
+        """`read(i)`, or None, with a line in the log, if example i can no longer be read."""
+        try:
+            return read(i)
+        except (ValueError, OSError) as error:
+            name = self.id(i)
+            if name not in self._skipped:
+                self._skipped[name] = reason(name, error)
+                text = "skipped a %s that cannot be read: %s: %s"
+                logger.warning(text, self.kind.one, name, self._skipped[name])
+            return None
+
+    def next_readable(self, i: int, read: Callable[[int], Tensor]) -> tuple[Tensor, int]:
+        """`read(i)` and i; of the next readable example if i can no longer be read."""
+        for j in (k % len(self) for k in range(i, i + len(self))):
+            if (x := self.tried(j, read)) is not None:
+                return x, j
+        many = self.kind.many
+        raise ValueError(f"none of {len(self)} {many} can be read any more; is the disk still there?")
+
+    def labels_of(self, which: NDArray[np.int64]) -> Tensor:
+        """Labels of examples `which` (b,): (b,) int64, -1 where there is none."""
+        return torch.from_numpy(
+            np.full(len(which), -1, dtype=np.int64) if self.labels is None else self.labels[which]
+        )

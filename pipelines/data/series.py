@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data.clips import ClipScan, scan_clips
+from pipelines.data.clip_scan import scan_clips
+from pipelines.data.clips import ClipScan
 from pipelines.data.config import DataConfig, Source, warn_ignored
 from pipelines.data.kinds import Kind, enter
 from tokenizer.modalities.files.series import SERIES_SUFFIXES, SERIES_UNREADABLE, Series

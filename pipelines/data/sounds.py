@@ -6,7 +6,8 @@ Left out: clips by number (clips.py), and decoding (tokenizer.modalities.files.s
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from pipelines.data.clips import ClipScan, scan_clips
+from pipelines.data.clip_scan import scan_clips
+from pipelines.data.clips import ClipScan
 from pipelines.data.config import DataConfig, Source, warn_ignored
 from pipelines.data.kinds import Kind, enter
 from tokenizer.modalities import Modality

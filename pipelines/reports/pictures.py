@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.data.examples import Examples
 from pipelines.data.kinds import to_float
-from pipelines.data.pictures import Examples
 from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured
 from pipelines.reports.kinds import Drawn, Report, report
 from pipelines.reports.plots import codebook_plot

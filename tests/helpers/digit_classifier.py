@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
+from pipelines.data.examples import Examples
 from pipelines.data.kinds import to_float
-from pipelines.data.pictures import Examples
 from tokenizer.distributed import keyed_generator
 from tokenizer.modalities.image import ImageConfig
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
-from pipelines.data.pictures import Examples
+from pipelines.data.examples import Examples
 from tokenizer.modalities.files.pictures import fit_picture
 from tokenizer.modalities.image import ImageConfig, ImageModality
 

@@ -1,6 +1,6 @@
 """Sound: convolutional encoder and decoder of waveforms, and the way from sound files to tensors and back.
 
-Left out: reading files and resampling (`pipelines/data/clips.py`).
+Left out: reading files and resampling (`files/sounds.py`).
 """
 
 from dataclasses import dataclass

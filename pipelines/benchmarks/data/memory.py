@@ -21,7 +21,7 @@ from pipelines.benchmarks.registry import print_table
 from pipelines.data.batches import batches, load_splits
 from pipelines.data.clips import Clips
 from pipelines.data.config import DataConfig
-from pipelines.data.pictures import Examples
+from pipelines.data.examples import Examples
 from pipelines.presets import TOKENIZERS
 from pipelines.run.environment import keep_freed_memory
 from pipelines.run.own_process import in_own_process

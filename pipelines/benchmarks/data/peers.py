@@ -18,7 +18,8 @@ from torchaudio.functional import resample
 
 from pipelines.data.augment import Augment
 from pipelines.data.clips import Clips
-from pipelines.data.pictures import PICTURES, Examples
+from pipelines.data.examples import Examples
+from pipelines.data.pictures import PICTURES
 from pipelines.data.sounds import SOUND
 from pipelines.tokens.items import Rows, TokenSplit
 from pipelines.tokens.windows import Windows

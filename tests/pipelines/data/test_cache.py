@@ -12,8 +12,7 @@ import soundfile
 import torch
 
 from pipelines.data import cache as decoded
-from pipelines.data import clips as sounds
-from pipelines.data import pictures
+from pipelines.data import clip_scan, pictures
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
 from tests.helpers.pictures_on_disk import load, png, write
@@ -32,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Titles of the looks at data that decode them."""
     titles: list[str] = []
-    for module in (pictures, sounds):
+    for module in (pictures, clip_scan):
         real = module.look_at_all
 
         def look(see: object, rows: object, title: str, real: object = real) -> None:

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from pipelines.data.augment import Augment
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
+from pipelines.data.examples import Examples
 from pipelines.data.kinds import to_float
-from pipelines.data.pictures import Examples
 from pipelines.evaluation.tokenizers import evaluate_tokenizer
 from pipelines.reports.pictures import some_pictures
 from tests.helpers.pictures_on_disk import write

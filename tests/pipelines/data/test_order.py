@@ -20,8 +20,8 @@ from pipelines.data.batches import (
 )
 from pipelines.data.cache import cache_folder as CACHE_FOLDER
 from pipelines.data.config import DataConfig
+from pipelines.data.examples import Examples
 from pipelines.data.kinds import to_float
-from pipelines.data.pictures import Examples
 from pipelines.data.scan import held_out_mask
 from tests.helpers.pictures_on_disk import ANY_SIZE, contents, folder_of, load, png, write
 from tokenizer.modalities.files.pictures import open_picture

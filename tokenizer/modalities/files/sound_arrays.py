@@ -1,6 +1,6 @@
 """Samples of sound at their own rate: the contract of decoders, waveforms in memory, and the check of values.
 
-Left out: files (`sound_files.py`), other rates and numbers of channels (`pipelines/data/clips.py`).
+Left out: files (`sound_files.py`), other rates and numbers of channels (`sounds.py`).
 """
 
 import logging

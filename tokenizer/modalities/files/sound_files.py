@@ -1,6 +1,6 @@
 """Sound files and their bytes, decoded at their own rate: any span of samples; what is damaged is named.
 
-Left out: other rates and numbers of channels (`pipelines/data/clips.py`), and writing.
+Left out: other rates and numbers of channels (`sounds.py`), and writing.
 """
 
 import os
