@@ -29,7 +29,14 @@ from pipelines.run.folder import claimed_folder, require_writable
 from pipelines.run.processes import load_alike, on_main
 from pipelines.run.progress import progress
 from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
-from pipelines.tokens.plan import Block, Encoding, block_size, claim_encoding, plan_blocks, refuse_finished
+from pipelines.tokens.plan import (
+    Encoding,
+    ShardBlock,
+    block_size,
+    claim_encoding,
+    plan_blocks,
+    refuse_finished,
+)
 from pipelines.tokens.shards import write_shard
 from tokenizer import Tokenizer
 from tokenizer.variants import require
@@ -124,7 +131,7 @@ def check_views(options: EncodeOptions, tok: Tokenizer) -> None:
 
 
 def describe_encoding(
-    options: EncodeOptions, tok: Tokenizer, splits: Splits, blocks: list[Block]
+    options: EncodeOptions, tok: Tokenizer, splits: Splits, blocks: list[ShardBlock]
 ) -> Encoding:
     """What encoding.json says: all that decides what is in the shards."""
     encoding = Encoding(
@@ -168,7 +175,7 @@ def describe_tokens(options: EncodeOptions, tok: Tokenizer, splits: Splits, enco
 def encode_block(
     tok: Tokenizer,
     examples: Split,
-    block: Block,
+    block: ShardBlock,
     info: TokenInfo,
     options: EncodeOptions,
     done: Callable[[int], object],

@@ -38,7 +38,7 @@ from pipelines.run.models import load_models
 from pipelines.run.processes import load_alike, on_main
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
-from pipelines.tokens.items import Rows, TokenSplit
+from pipelines.tokens.items import TokenRows, TokenSplit
 from pipelines.tokens.windows import rows_of
 from prior import Prior
 from tokenizer import Tokenizer
@@ -174,7 +174,7 @@ def encode_examples(
     class_names: tuple[str, ...],
     prior: Prior,
     limit: int | None = None,
-) -> tuple[TokenInfo, Rows]:
+) -> tuple[TokenInfo, TokenRows]:
     """The codes of the first `limit` examples as grids of the prior's size, with labels where the data's
     class names are the prior's."""
     count = len(examples) if limit is None else min(limit, len(examples))

@@ -24,7 +24,6 @@ from torch import Tensor
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.kinds import Split
-from pipelines.data.tables import EMBEDDED
 from pipelines.evaluation.tokenizers import Measured, measure_tokenizer
 from pipelines.reports.tokenizers import write_results
 from pipelines.run.accelerator import patient_accelerator
@@ -103,7 +102,7 @@ def main() -> None:
     if not len(splits.held_out):
         logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)
     bits = kl_bits(vae, examples, accelerator, options.group_dim, options.batch_size)
-    logger.info("%s", in_words(bits))
+    logger.info("%s", bits_in_words(bits))
     size = options.codebook_size or chosen_size(bits, options.margin)
     tok = vae.quantized(size, options.group_dim, options.seed)
     before = measure_tokenizer(vae, examples, accelerator, options.batch_size, thorough=True).headline()
@@ -134,7 +133,7 @@ def kl_bits(
     return totals[:-1] / totals[-1]
 
 
-def in_words(bits: Tensor) -> str:
+def bits_in_words(bits: Tensor) -> str:
     """What the KL of the groups (K,) asks for."""
     each = ", ".join(f"{float(b):.2f}" for b in bits[:16]) + (", ..." if len(bits) > 16 else "")
     return (
@@ -167,13 +166,11 @@ def write_model(
     """The Hub-ready folder: model, card, metrics and pictures, or sounds."""
     options.output.mkdir(parents=True, exist_ok=True)
     write_results(tok, splits, measured, options.output)
-    embedded = options.data.path.startswith(EMBEDDED)
-    on_hub = not embedded and not Path(options.data.path).expanduser().exists()
     examples = splits.held_out if len(splits.held_out) else splits.train
     card = CardInfo(
         license=options.license,
         title=f"Tokenizer of {splits.name}, quantized from a VAE",
-        datasets=(splits.name,) if on_hub else (),
+        datasets=(splits.name,) if options.data.on_hub else (),
         command=shlex.join(["python", "pipelines/quantize_vae.py", *sys.argv[1:]]),
         metrics=metrics,
         notes=f"The VAE {options.tokenizer} with a codebook of {tok.codebook_size} Gaussian draws for every "

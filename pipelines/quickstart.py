@@ -50,7 +50,7 @@ MODELS = (
 )
 # Drawn anew at each evaluation of the prior.
 FIRST = "prior/sample.png"
-PICTURES = (
+SHOWN = (
     ("samples/samples.png", "samples.png", "new {} from the prior, a row per class"),
     ("eval/reconstructions.png", "reconstructions.png", "held-out {} above what is kept of them"),
     ("eval/codebook.png", "codebook.png", "how often each code is used"),
@@ -60,7 +60,7 @@ PICTURES = (
 
 
 def _pictures(name: str) -> tuple[tuple[str, str, str], ...]:
-    return tuple((source, copy, what.format(name)) for source, copy, what in PICTURES)
+    return tuple((source, copy, what.format(name)) for source, copy, what in SHOWN)
 
 
 TOURS = {

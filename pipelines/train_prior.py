@@ -25,7 +25,7 @@ from pipelines.run.models import public_name
 from pipelines.run.processes import load_alike
 from pipelines.run.publishing import check_push, push
 from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
-from pipelines.tokens.items import Rows, read_tokens, token_batches
+from pipelines.tokens.items import TokenRows, read_tokens, token_batches
 from pipelines.tokens.windows import rows_of, window_info
 from pipelines.training.loop import Course
 from pipelines.training.optimizers import build_optimizers
@@ -81,7 +81,7 @@ def main() -> None:
     accelerator.end_training()
 
 
-def load_tokens(options: PriorTraining) -> tuple[TokenInfo, dict[str, Rows]]:
+def load_tokens(options: PriorTraining) -> tuple[TokenInfo, dict[str, TokenRows]]:
     """The tokens as grids of one shape: sound of any length comes in windows, those of held-out items the
     same in every run."""
     info, splits = read_tokens(options.tokens, options.data.valid_fraction)
@@ -94,7 +94,7 @@ def load_tokens(options: PriorTraining) -> tuple[TokenInfo, dict[str, Rows]]:
     return info, {name: rows_of(split, info.grid[0], seeds[name]) for name, split in splits.items()}
 
 
-def found_in(options: PriorTraining, info: TokenInfo, splits: dict[str, Rows]) -> str:
+def found_in(options: PriorTraining, info: TokenInfo, splits: dict[str, TokenRows]) -> str:
     """What the tokens are, in one line."""
     train, held_out = (len(splits[name]) for name in ("train", "held_out"))
     unit = splits["train"].unit
@@ -115,7 +115,7 @@ def check_preset(name: str, info: TokenInfo) -> None:
     logger.warning(text, what[0], name, what[1], others)
 
 
-def digest_of(tokens: tuple[TokenInfo, dict[str, Rows]]) -> str:
+def digest_of(tokens: tuple[TokenInfo, dict[str, TokenRows]]) -> str:
     """What tells tokens from others: their encoding, and how many there are."""
     info, splits = tokens
     return repr((info, [len(rows) for rows in splits.values()]))
@@ -164,7 +164,7 @@ def train(
     options: PriorTraining,
     accelerator: Accelerator,
     info: TokenInfo,
-    splits: dict[str, Rows],
+    splits: dict[str, TokenRows],
     prior: Prior,
 ) -> None:
     """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
@@ -210,7 +210,7 @@ def finish(
     options: PriorTraining,
     accelerator: Accelerator,
     info: TokenInfo,
-    splits: dict[str, Rows],
+    splits: dict[str, TokenRows],
     prior: Prior,
     course: Course,
 ) -> None:

@@ -10,14 +10,13 @@ if __name__ == "__main__":  # before anything imports torch
     prepare_environment()
 
 from functools import partial
-from pathlib import Path
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipelines.data.batches import Splits, batches, load_splits
 from pipelines.data.kinds import to_float
-from pipelines.data.tables import EMBEDDED, credit
+from pipelines.data.tables import credit
 from pipelines.evaluation.tokenizers import evaluate_tokenizer, measure_tokenizer
 from pipelines.presets import TOKENIZERS
 from pipelines.reports.tokenizers import write_tokenizer_report
@@ -132,13 +131,10 @@ def finish(
     course.record(options.max_steps, metrics, "valid")
     if accelerator.is_main_process:
         write_tokenizer_report(tok, splits, measured, options.output)
-        on_hub = (
-            not options.data.path.startswith(EMBEDDED) and not Path(options.data.path).expanduser().exists()
-        )
         card = CardInfo(
             license=options.license,
             title=f"Tokenizer of {splits.name}",
-            datasets=(splits.name,) if on_hub else (),
+            datasets=(splits.name,) if options.data.on_hub else (),
             command=command_line(options.output),
             metrics=metrics,
             notes=f"Trained on {len(splits.train)} items, measured on {len(splits.held_out)} held out."

@@ -144,7 +144,7 @@ class Conv(Layer):
         return F.conv2d(x, conv.weight, conv.bias, conv.stride, (0, zeros), conv.dilation)
 
 
-class Upsample(Conv):
+class Upsample1d(Conv):
     """A convolution to `factor` times the channels, whose groups become neighbouring steps (sub-pixel
     convolution, Shi et al. 2016, arXiv 1609.05158): all work happens at the lower rate."""
 

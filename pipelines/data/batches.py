@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.data.augment import NO_VIEWS, Augment
-from pipelines.data.config import DataConfig, Found, Source, default_of
+from pipelines.data.config import DataConfig, FoundData, Source
 from pipelines.data.folders import find_sources
 from pipelines.data.kinds import Items, Kind, Looked, Split, kind_of
 from pipelines.data.scan import held_out_mask
@@ -91,8 +91,8 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
     kind = kind_of(modality)
 
     def look(source: Source) -> Looked:
-        path = os.path.abspath(os.path.expanduser(config.path))
-        place = path if os.path.exists(path) else config.path  # the name of embedded data, or of the Hub's
+        # Or the name of embedded data, or of the Hub's.
+        place = os.path.abspath(config.place) if config.place.exists() else config.path
         place += "" if source is found.train else " (held out)"
         return kind.scan(source, modality, config, cache_bytes, place)
 
@@ -100,7 +100,7 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
     by_content = found.held_out is None and config.valid_fraction > 0
     train = look(found.train)
     if found.held_out is not None:
-        if config.valid_fraction != default_of("valid_fraction"):
+        if config.given("valid_fraction"):
             logger.warning("%s: has a split to hold out; --data.valid-fraction has no effect", config.path)
         held_out = look(found.held_out)
         if held_out.shape != train.shape:
@@ -120,7 +120,7 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
     return splits
 
 
-def summary(kind: Kind, found: Found, splits: Splits) -> str:
+def summary(kind: Kind, found: FoundData, splits: Splits) -> str:
     """What was found, in one line: how many examples of which classes, how many of them are held out and why
     these, and what was left out."""
     names = found.class_names

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.cache import Decoded, keys_of
-from pipelines.data.clips import ClipScan, Open
+from pipelines.data.clips import ClipScan, OpenClip
 from pipelines.data.config import Source
 from pipelines.data.kinds import Kind
 from pipelines.data.scan import digest, listed, look_at_all, reason
@@ -26,7 +26,7 @@ def scan_clips(
     source: Source,
     modality: Modality,
     kind: Kind,
-    open_: Open,
+    open_: OpenClip,
     cache_bytes: int,
     place: str = "",
     rules: str = "",
@@ -71,7 +71,7 @@ def _starts(lengths: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
 
 
 def _look_at(
-    source: Source, modality: Modality, kind: Kind, open_: Open, cache_bytes: int
+    source: Source, modality: Modality, kind: Kind, open_: OpenClip, cache_bytes: int
 ) -> tuple[dict[str, Tensor], dict[int, str]]:
     """Of every clip, (n,): `lengths` in samples, `digests`, the `loudest` value of its file, and the peak of
     what was decoded; `x`, all samples end to end, if they fit. And why some cannot be read."""

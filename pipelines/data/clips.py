@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import Source
-from pipelines.data.kinds import Encoded, Kind, Layout, Skip
+from pipelines.data.kinds import CodeLayout, Encoded, Kind, Skip
 from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
@@ -59,7 +59,7 @@ class Signal(Protocol):
 
 
 # From the bytes or the path of a clip, and its name. Loader processes get it, so it can be pickled.
-Open = Callable[[bytes | str, str], Signal]
+OpenClip = Callable[[bytes | str, str], Signal]
 
 
 class Clips(Readable):
@@ -146,10 +146,10 @@ class Clips(Readable):
         edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(self)]
         yield from map(range, edges[:-1], edges[1:])
 
-    def layout(self, tok: Tokenizer) -> Layout:
+    def layout(self, tok: Tokenizer) -> CodeLayout:
         """Frames of codes in any number."""
         rate = self.sample_rate
-        return Layout((), (self.channels,), rate / tok.stride, rate, tok.stride)
+        return CodeLayout((), (self.channels,), rate / tok.stride, rate, tok.stride)
 
     def codes(
         self,
@@ -248,7 +248,7 @@ class ClipScan:
     """
 
     kind: Kind
-    open: Open
+    open: OpenClip
     source: Source
     sample_rate: int
     channels: int

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,10 @@ NO_LABELS = "none"
 # Columns that hold labels, where none is named.
 LABEL_NAMES = ("label", "labels")
 MAX_CLASSES = 1_000_000
+
+
+# How names of data that come with the project begin.
+EMBEDDED = "embedded:"
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,38 @@ class DataConfig:
             f"data.split and data.test_split are both {self.split!r}; hold out another split",
         )
 
+    def given(self, option: str) -> bool:
+        """Whether an option has another value than where it is left out."""
+        return bool(getattr(self, option) != next(f.default for f in fields(self) if f.name == option))
+
+    @property
+    def splits_given(self) -> dict[str, str]:
+        """The names of splits that were asked for, `split` and `test_split`."""
+        return {o: str(getattr(self, o)) for o in ("split", "test_split") if self.given(o)}
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data come with the project."""
+        return self.path.startswith(EMBEDDED)
+
+    @property
+    def place(self) -> Path:
+        """Where the data lie, if they are files."""
+        return Path(self.path).expanduser()
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether `path` is neither embedded data nor there."""
+        return not self.embedded and not self.place.exists()
+
+    def no_split(self, option: str, names: Collection[str], where: object) -> ValueError:
+        """The error that none of the splits `names` is the one that `option` asks for."""
+        known = ", ".join(sorted(names)) or "none"
+        return ValueError(
+            f"{where}: no split {getattr(self, option)!r}; there are: {known} "
+            f"(--data.{option.replace('_', '-')})"
+        )
+
 
 class Source(Protocol):
     """Undecoded examples. `labels` (len,) int64, -1 where unlabelled, or None; `raw`, an encoded example or
@@ -96,7 +133,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundData:
     """What a `DataConfig` points at; `held_out` is None where there is no such split. `name` is for cards."""
 
     name: str
@@ -114,15 +151,11 @@ def choose_splits(config: DataConfig, names: Collection[str], where: object) -> 
 
     Raises `ValueError` if a split that was asked for, other than by default, is not there.
     """
-    for option in ("split", "test_split"):
-        wanted = getattr(config, option)
-        if wanted != default_of(option) and wanted not in names:
-            known = ", ".join(sorted(names)) or "none"
-            raise ValueError(
-                f"{where}: no split {wanted!r}; there are: {known} (--data.{option.replace('_', '-')})"
-            )
+    for option, wanted in config.splits_given.items():
+        if wanted not in names:
+            raise config.no_split(option, names, where)
     folded = {name.casefold(): name for name in sorted(names)} | {name: name for name in names}
-    usual = TRAIN_NAMES if config.split == default_of("split") else ()
+    usual = () if config.given("split") else TRAIN_NAMES
     split = next((folded[n] for n in (config.split, *usual) if n in folded), None)
     held_out = (folded[n] for n in (config.test_split, *TEST_NAMES, *VALID_NAMES) if n in folded)
     return split, next((n for n in held_out if n != split), None)
@@ -146,15 +179,10 @@ def in_order(classes: Collection[str]) -> list[str]:
     return sorted(classes)
 
 
-def default_of(option: str) -> Any:
-    """The value of an option that was left out."""
-    return next(f.default for f in fields(DataConfig) if f.name == option)
-
-
 def warn_ignored(config: DataConfig, kind: str, *options: str) -> None:
     """Log each of `options` that was given although `kind` of data makes no use of it."""
     for option in options:
-        if getattr(config, option) != default_of(option):
+        if config.given(option):
             logger.warning("%s: --data.%s has no effect on %s", config.path, option.replace("_", "-"), kind)
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import Source
-from pipelines.data.kinds import Encoded, Kind, Layout, Skip, to_float
+from pipelines.data.kinds import CodeLayout, Encoded, Kind, Skip, to_float
 from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 
 Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
 # From the bytes or the path of a picture, and its name.
-Open: TypeAlias = Callable[[bytes | str, str], Image.Image]
+OpenPicture: TypeAlias = Callable[[bytes | str, str], Image.Image]
 
 
 class Examples(Readable):
@@ -68,10 +68,10 @@ class Examples(Readable):
         edges = [0, *range(size, len(self), size), len(self)]
         yield from map(range, edges[:-1], edges[1:])
 
-    def layout(self, tok: Tokenizer) -> Layout:
+    def layout(self, tok: Tokenizer) -> CodeLayout:
         """One grid for all, that of pictures of this shape."""
         any_picture = torch.zeros((1, *self.shape), dtype=torch.uint8, device=tok.device)
-        return Layout(tuple(tok.encode(to_float(any_picture)).shape[2:]), self.shape)
+        return CodeLayout(tuple(tok.encode(to_float(any_picture)).shape[2:]), self.shape)
 
     def codes(
         self,
@@ -151,7 +151,7 @@ class PictureScan:
     """
 
     kind: Kind
-    open: Open
+    open: OpenPicture
     source: Source
     fit: Fit
     shape: tuple[int, ...]

@@ -21,17 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.config import (
+    EMBEDDED,
     LABEL_NAMES,
     NO_LABELS,
     DataConfig,
-    Found,
+    FoundData,
     number_labels,
     warn_ignored,
 )
 from pipelines.data.kinds import Kind, kinds, wrong_kind
 from pipelines.data.layouts import class_of, layout_of
 from pipelines.data.scan import broken_link
-from pipelines.data.tables import EMBEDDED, is_saved, read_embedded, read_hub, read_parquet, read_saved
+from pipelines.data.tables import is_saved, read_embedded, read_hub, read_parquet, read_saved
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +47,14 @@ ARCHIVES = {
 }
 
 
-def find_sources(config: DataConfig, kind: Kind) -> Found:
+def find_sources(config: DataConfig, kind: Kind) -> FoundData:
     """The examples of one kind at `config.path`, undecoded.
 
     Raises `ValueError` with the fix for what cannot be found, and for data of another kind.
     """
-    if config.path.startswith(EMBEDDED):
+    if config.embedded:
         return read_embedded(config, kind)
-    path = Path(config.path).expanduser()
+    path = config.place
     if path.is_dir():
         if is_saved(path):
             return read_saved(config, kind, path)
@@ -184,7 +185,9 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
     return sorted(found), sorted(hidden)
 
 
-def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str], others: Sequence[str]) -> Found:
+def read_folder(
+    config: DataConfig, kind: Kind, root: Path, names: list[str], others: Sequence[str]
+) -> FoundData:
     """Files `names` of one kind under `root`, in splits and classes as `layout_of` finds them; labels of
     metadata.csv and metadata.jsonl, if these are among the `others`, come before sub-folders.
 
@@ -216,7 +219,7 @@ def read_folder(config: DataConfig, kind: Kind, root: Path, names: list[str], ot
             logger.warning(text, root, loose, kind.many)
     sources = [Files(root, Names(group), y) for group, y in zip(groups, labels, strict=True)]
     left = [n for n in names if not any(n.startswith(start) for start in prefixes)]
-    return Found(
+    return FoundData(
         shown(root.resolve().name),
         sources[0],
         sources[1] if len(sources) > 1 else None,

@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
     items: int
 
 
-class Layout(NamedTuple):
+class CodeLayout(NamedTuple):
     """How the codes of items lie, as tokens.json says it (`tokens.info.TokenInfo`)."""
 
     grid: tuple[int, ...]
@@ -102,7 +102,7 @@ class Split(Protocol):
         """The numbers of all examples in ranges of `size`, in the unit of the kind's `block`."""
         ...
 
-    def layout(self, tok: Tokenizer) -> Layout:
+    def layout(self, tok: Tokenizer) -> CodeLayout:
         """How the codes of these examples lie."""
         ...
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipelines.data.config import TEST_NAMES, TRAIN_NAMES, VALID_NAMES, DataConfig, default_of
+from pipelines.data.config import TEST_NAMES, TRAIN_NAMES, VALID_NAMES, DataConfig
 
 _LIBRISPEECH = re.compile(r"-(clean|other)(-\d+)?$")  # as in train-clean-100
 # Where all folders begin so, as train-2017 and val-2017 do, they are splits too.
@@ -16,7 +16,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """Folders below `base` ("" or "wrapper/"): those to train on and those to hold out (neither: all is one
     split), and folders that are left out."""
 
@@ -30,7 +30,7 @@ class Layout:
         return tuple(f"{self.base}{folder}/" for folder in folders)
 
 
-def layout_of(config: DataConfig, names: Sequence[str], where: object) -> Layout:
+def layout_of(config: DataConfig, names: Sequence[str], where: object) -> FolderLayout:
     """The layout of files `names`, relative and with "/".
 
     Splits are folders called by their usual names, if there is one to train on and one to hold out, or by the
@@ -44,15 +44,16 @@ def layout_of(config: DataConfig, names: Sequence[str], where: object) -> Layout
         found = _splits(config, tops, where)
         if found is not None and (found[1] or len(tops) > 1):
             train, held_out = found
-            return Layout(base, train, held_out, tuple(t for t in tops if t not in (*train, *held_out)))
+            return FolderLayout(base, train, held_out, tuple(t for t in tops if t not in (*train, *held_out)))
         sole = len(tops) == 1 and all("/" in name for name in below)
         # A sole folder of files, without folders in it, may be a class; one called as a split is none.
         if not sole or not (found or split_of(tops[0]) or any(name.count("/") > 1 for name in below)):
-            _require_asked(config, tops, where)
-            return Layout(base)
+            for option in config.splits_given:
+                raise config.no_split(option, tops, where)
+            return FolderLayout(base)
         base += f"{tops[0]}/"
-        if found is not None and config.split != default_of("split"):
-            return Layout(base)
+        if found is not None and config.given("split"):
+            return FolderLayout(base)
 
 
 def _splits(
@@ -64,8 +65,8 @@ def _splits(
     if all(firsts) and "train" in firsts and len(set(firsts)) > 1:
         kinds = firsts
     of = dict(zip(tops, kinds, strict=True))
-    asked = [o for o in ("split", "test_split") if getattr(config, o) != default_of(o)]
-    named = {o: _same_name(getattr(config, o), tops) for o in asked}
+    asked = config.splits_given
+    named = {option: _same_name(name, tops) for option, name in asked.items()}
     if not all(named.values()):
         return None
     train = named.get("split", tuple(t for t in tops if of[t] == "train"))
@@ -80,17 +81,6 @@ def _splits(
             f"--data.split (there are: {', '.join(tops)}), or give the folder of one split alone"
         )
     return None
-
-
-def _require_asked(config: DataConfig, tops: Sequence[str], where: object) -> None:
-    """`ValueError` if a split was asked for, of which there is no folder."""
-    for option in ("split", "test_split"):
-        name = getattr(config, option)
-        if name != default_of(option):
-            known = ", ".join(tops) or "none"
-            raise ValueError(
-                f"{where}: no split {name!r}; there are: {known} (--data.{option.replace('_', '-')})"
-            )
 
 
 def _same_name(name: str, tops: Sequence[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipelines.data.cache import NO_KEY, Decoded, Verdicts, keys_of, verdicts_of
 from pipelines.data.config import DataConfig, Source
-from pipelines.data.examples import Fit, Open, PictureScan, fitted
+from pipelines.data.examples import Fit, OpenPicture, PictureScan, fitted
 from pipelines.data.kinds import Kind, enter
 from pipelines.data.scan import digest, listed, look_at_all, reason
 from tokenizer.modalities import Modality
@@ -72,7 +72,7 @@ def scan_pictures(
 
 
 def _decoded(
-    source: Source, fit: Fit, open_: Open, shape: tuple[int, ...], before: Decoded
+    source: Source, fit: Fit, open_: OpenPicture, shape: tuple[int, ...], before: Decoded
 ) -> tuple[Tensor, NDArray[np.uint64], dict[int, str]]:
     """Pixels (n, C, H, W) uint8, digests (n,), and why rows were left out: as decoded before, or anew."""
     if (found := before.find()) is not None:
@@ -85,7 +85,7 @@ def _decoded(
 
 
 def _decode_all(
-    source: Source, fit: Fit, open_: Open, cache: Tensor
+    source: Source, fit: Fit, open_: OpenPicture, cache: Tensor
 ) -> tuple[NDArray[np.uint64], dict[int, str]]:
     """Fill the cache (n, C, H, W) uint8; digests (n,), and why rows were left out."""
     digests, reasons = np.zeros(len(source), np.uint64), dict[int, str]()
@@ -106,7 +106,7 @@ def _decode_all(
 
 
 def _look_through(
-    source: Source, keys: NDArray[np.uint64], open_: Open, verdicts: Verdicts
+    source: Source, keys: NDArray[np.uint64], open_: OpenPicture, verdicts: Verdicts
 ) -> tuple[NDArray[np.uint64], dict[int, str]]:
     """Decode each row of which nothing is known yet; digests (n,), and why rows were left out."""
     known, digests, reasons = verdicts.find(keys)
@@ -144,7 +144,7 @@ def _content(raw: bytes | str) -> bytes:
         return file.read()
 
 
-def _first_shape(source: Source, fit: Fit, open_: Open) -> tuple[int, ...]:
+def _first_shape(source: Source, fit: Fit, open_: OpenPicture) -> tuple[int, ...]:
     """The shape that `fit` gives the first readable example."""
     reasons = []
     for i in range(len(source)):
@@ -160,7 +160,7 @@ def _first_shape(source: Source, fit: Fit, open_: Open) -> tuple[int, ...]:
 
 
 @contextmanager
-def named_warnings(open_picture: Open) -> Iterator[Open]:
+def named_warnings(open_picture: OpenPicture) -> Iterator[OpenPicture]:
     """`open_picture`, for any number of threads; each warning of Pillow becomes a line in the log at the end,
     with how many pictures it is about and the first of them.
 

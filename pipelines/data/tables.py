@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.config import (
+    EMBEDDED,
     LABEL_NAMES,
     NO_LABELS,
     TEST_NAMES,
     TRAIN_NAMES,
     VALID_NAMES,
     DataConfig,
-    Found,
+    FoundData,
     choose_splits,
     number_labels,
     warn_ignored,
@@ -38,7 +39,7 @@ ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """A table's column of pictures or sound: bytes, or structs of bytes and path, as in `datasets`.
 
     `folders` are where files that rows name may lie, relative ones below the first; `remote`, whether they
@@ -97,7 +98,6 @@ class Rows:
             return content
 
 
-EMBEDDED = "embedded:"
 CREDIT = " The data and their licence: pipelines/embedded/LICENSES.md of tokenloom."
 # Parquet files of so many bytes, uncompressed, are read into memory; `datasets` copies larger ones to its
 # cache once, and maps them from there.
@@ -109,7 +109,7 @@ def credit(path: str) -> str:
     return CREDIT if path.startswith(EMBEDDED) else ""
 
 
-def read_embedded(config: DataConfig, kind: Kind) -> Found:
+def read_embedded(config: DataConfig, kind: Kind) -> FoundData:
     """`embedded:NAME`, read straight from the package."""
     warn_ignored(config, "embedded data", "config", "streaming")
     folder = files("pipelines") / "embedded"
@@ -130,7 +130,7 @@ def read_embedded(config: DataConfig, kind: Kind) -> Found:
     return _from_tables(config, kind, config.path, tables[0], tables[1])
 
 
-def read_parquet(config: DataConfig, kind: Kind, root: Path, names: list[str]) -> Found:
+def read_parquet(config: DataConfig, kind: Kind, root: Path, names: list[str]) -> FoundData:
     """Parquet files `names` under `root`; a file is of the splits that its relative path holds as words."""
     warn_ignored(config, "Parquet files", "config", "streaming")
     if len(names) == 1:
@@ -176,7 +176,7 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
-def read_saved(config: DataConfig, kind: Kind, root: Path) -> Found:
+def read_saved(config: DataConfig, kind: Kind, root: Path) -> FoundData:
     """A folder that `save_to_disk` of `datasets` wrote, of one split or of several."""
     import datasets
 
@@ -209,7 +209,7 @@ def _files_of_splits(config: DataConfig, root: Path, names: list[str]) -> dict[s
     return {"train": train, "test": test} if test else {"train": train}
 
 
-def read_hub(config: DataConfig, kind: Kind) -> Found:
+def read_hub(config: DataConfig, kind: Kind) -> FoundData:
     """A data set of the Hub, or of a local folder that `datasets` can load, by its name."""
     problem = (
         f"{config.path}: no such folder or file here, and the Hub did not give a data set of this name; "
@@ -226,7 +226,7 @@ def _from_splits(
     splits: Mapping[str, Any],
     folders: tuple[Path, ...],
     remote: bool = False,
-) -> Found:
+) -> FoundData:
     """Those of the splits of `datasets` that are to be trained on and held out."""
     split, held_out = choose_splits(config, splits, config.path)
     if split is None:
@@ -295,7 +295,7 @@ def _from_tables(
     held_out: pa.Table | None,
     folders: tuple[Path, ...] = (),
     remote: bool = False,
-) -> Found:
+) -> FoundData:
     splits = {config.split: train} if held_out is None else {config.split: train, "held-out": held_out}
     column = _data_column(config, kind, train)
     label = _label_column(config, train)
@@ -312,11 +312,11 @@ def _from_tables(
         values = [t.column(label).to_pylist() for t in tables.values()]
         labels, class_names = number_labels(values, names[0], f"{config.path}: column {label!r}")
     rows = [
-        Rows(kind, k, t.column(column), y, folders, remote)
+        TableRows(kind, k, t.column(column), y, folders, remote)
         for (k, t), y in zip(tables.items(), labels, strict=True)
     ]
     other = rows[1] if len(rows) > 1 else None
-    return Found(name, rows[0], other, class_names, "a split of its own" if other else "")
+    return FoundData(name, rows[0], other, class_names, "a split of its own" if other else "")
 
 
 def _features(table: pa.Table) -> dict[str, dict[str, Any]]:

@@ -46,7 +46,7 @@ class Means:
         return {name: total / count for name, (total, count) in totals.items() if count > 0}
 
 
-class Scores(Protocol):
+class ClipScores(Protocol):
     """Measures that are taken beside the others, as in processes of their own, while the context lasts."""
 
     def measure(self, add: Callable[[str, float, float], None], x_hat: Tensor, x: Tensor) -> None:
@@ -65,7 +65,7 @@ def evaluate_clips(
     clips: Clips,
     accelerator: Accelerator,
     measure: Callable[[Means, Tensor, Tensor, int], None],
-    scores: Scores | None = None,
+    scores: ClipScores | None = None,
     thorough: bool = False,
 ) -> Measured:
     """Means over `clips` by number of codebooks, each clip counted once over all processes: what `measure`

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipelines.evaluation.tokenizers import EVAL_BATCH
 from pipelines.run.processes import sum_over_processes
 from pipelines.tokens.info import TokenInfo
-from pipelines.tokens.items import Rows
+from pipelines.tokens.items import TokenRows
 from prior import Prior
 
 NAME = "prior-positions"
@@ -36,7 +36,7 @@ class Positions:
 
 
 def measure_positions(
-    prior: Prior, split: Rows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
+    prior: Prior, split: TokenRows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
 ) -> Positions:
     """Of all items of `split`, given their labels, each counted once over all processes. `ValueError` if
     there are none."""
@@ -50,7 +50,9 @@ def measure_positions(
     return Positions(bits, entropy)
 
 
-def code_batches(split: Rows, accelerator: Accelerator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def code_batches(
+    split: TokenRows, accelerator: Accelerator, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The same of codes, with their labels (b,)."""
     for some in share_of(len(split), accelerator, batch_size):
         codes, labels = split.rows(some)
@@ -59,7 +61,7 @@ def code_batches(split: Rows, accelerator: Accelerator, batch_size: int) -> Iter
 
 @torch.no_grad()
 def evaluate_prior(
-    prior: Prior, info: TokenInfo, split: Rows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
+    prior: Prior, info: TokenInfo, split: TokenRows, accelerator: Accelerator, batch_size: int = EVAL_BATCH
 ) -> dict[str, float]:
     """Exact likelihoods, each item counted once over all processes; {} if there are none.
 

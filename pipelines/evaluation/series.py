@@ -20,10 +20,10 @@ def evaluate_series(
 ) -> Measured:
     """`evaluate_clips` of l1, l2 and snr (dB, of what is not constant). `batch_size` has no effect: series go
     one by one."""
-    return evaluate_clips(tok, clips, accelerator, measure, thorough=thorough)
+    return evaluate_clips(tok, clips, accelerator, measure_series, thorough=thorough)
 
 
-def measure(mean: Means, x_hat: Tensor, x: Tensor, sample_rate: int) -> None:
+def measure_series(mean: Means, x_hat: Tensor, x: Tensor, sample_rate: int) -> None:
     """Take the measures of x_hat against x, (B, C, T) both, into `mean`. snr is the variance of each channel
     over the mean square of its error, averaged over the channels that vary."""
     error = x_hat - x

@@ -34,10 +34,10 @@ def evaluate_sound(
     seconds = len(measured_codebooks(tok, thorough)) * sum(map(clips.samples, mine)) / rate
     helpers = helper_count(seconds, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     speech = SpeechScores(available() if thorough else (), rate, helpers)
-    return evaluate_clips(tok, clips, accelerator, measure, speech, thorough)
+    return evaluate_clips(tok, clips, accelerator, measure_sounds, speech, thorough)
 
 
-def measure(mean: Means, x_hat: Tensor, x: Tensor, sample_rate: int) -> None:
+def measure_sounds(mean: Means, x_hat: Tensor, x: Tensor, sample_rate: int) -> None:
     """Take the measures of x_hat against x, (B, C, T) both, but for those of speech, into `mean`."""
     everyone = torch.ones(len(x), device=x.device)
     scores = {

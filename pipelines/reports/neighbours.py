@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.reports.kinds import Drawn, numbered, report_of
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import read_info
-from pipelines.tokens.items import Rows, TokenSplit, read_tokens
+from pipelines.tokens.items import TokenRows, TokenSplit, read_tokens
 from pipelines.tokens.windows import rows_of
 from tokenizer import Tokenizer
 from tokenizer.search.exact import nearest
@@ -24,7 +24,7 @@ CHUNK = 1024
 
 
 @torch.no_grad()
-def nearest_items(tok: Tokenizer, codes: Tensor, items: Rows) -> Tensor:
+def nearest_items(tok: Tokenizer, codes: Tensor, items: TokenRows) -> Tensor:
     """codes (B, K, *grid) → numbers (B,) of the items whose quantized latents are nearest to theirs."""
     latents = tok.bottleneck.decode(codes.to(tok.device)).flatten(1).float()
     best = torch.full((len(latents),), torch.inf, device=tok.device)

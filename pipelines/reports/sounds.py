@@ -36,7 +36,7 @@ SOUNDS = "reconstructions"
 HEARD, HEARD_SECONDS = 24, 20
 
 # Names of clips, with them and their reconstructions by name, (C, T) on the CPU.
-Rows = list[tuple[str, dict[str, Tensor]]]
+Reconstructions = list[tuple[str, dict[str, Tensor]]]
 
 
 @report("audio")
@@ -110,7 +110,9 @@ class SoundReport(Report):
         return rate_distortion_table({k: curve(row) for k, row in measured.rates.items()})
 
 
-def write_reconstructions(tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str) -> Rows:
+def write_reconstructions(
+    tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str
+) -> Reconstructions:
     """reconstructions.html, .png and reconstructions/*.wav of some clips, which are returned, and, of what
     was `measured` of codes, codebook.png and rate_distortion.json and .png in `folder`."""
     _, rates, counts = measured
@@ -138,14 +140,14 @@ def write_reconstructions(tok: Tokenizer, clips: Clips, measured: Measured, fold
 
 
 @torch.no_grad()
-def outputs(tok: Tokenizer, rows: Rows) -> Tensor | None:
+def outputs(tok: Tokenizer, rows: Reconstructions) -> Tensor | None:
     """What the encoder gives for some clips, as the codebooks see it: (K, M, D), or None."""
     seen = [tok.bottleneck.compared(tok(row["original"][None].to(tok.device)).z_e) for _, row in rows]
     known = [s for s in seen if s is not None]
     return torch.cat(known, dim=1) if known else None
 
 
-def write_card_pair(tok: Tokenizer, rows: Rows, folder: Path) -> None:
+def write_card_pair(tok: Tokenizer, rows: Reconstructions, folder: Path) -> None:
     """sample.png and sample.wav of the first of `rows` and what the tokenizer keeps of it, for the model's
     card."""
     name, row = rows[0]
@@ -157,7 +159,7 @@ def write_card_pair(tok: Tokenizer, rows: Rows, folder: Path) -> None:
 
 
 @torch.no_grad()
-def reconstructions(tok: Tokenizer, clips: Clips) -> Rows:
+def reconstructions(tok: Tokenizer, clips: Clips) -> Reconstructions:
     """Names of some clips, the longer half preferred, with them and their reconstructions, (C, T) on the
     CPU."""
     tok.eval()

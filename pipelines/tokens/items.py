@@ -24,7 +24,7 @@ from pipelines.tokens.table import load_table
 from tokenizer.distributed import keyed_generator
 
 
-class Rows(Protocol):
+class TokenRows(Protocol):
     """What training and evaluation of a prior ask of a split: grids of one shape, by number.
 
     `rows` takes the numbers (m,) and the epoch of each, which views and windows of sound depend on, and gives
@@ -155,7 +155,7 @@ def _read_split(folder: Path, name: str, info: TokenInfo) -> TokenSplit | CodeCl
 
 
 def token_batches(
-    split: Rows,
+    split: TokenRows,
     *,
     batch_size: int,
     micro_batches: int,

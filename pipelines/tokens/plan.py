@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 ENCODING_FILE = "encoding.json"
 
 
-class Block(NamedTuple):
+class ShardBlock(NamedTuple):
     """The items of one shard; `views` rows of each."""
 
     split: str
@@ -89,10 +89,10 @@ def block_size(examples: Split, views: int) -> int:
     return max(1, examples.kind.block // views)
 
 
-def plan_blocks(splits: Splits, views: int) -> list[Block]:
+def plan_blocks(splits: Splits, views: int) -> list[ShardBlock]:
     """The blocks of both splits, at least one of each; they do not depend on the number of processes."""
     return [
-        Block(name, i, len(ranges), items, views if name == "train" else 1)
+        ShardBlock(name, i, len(ranges), items, views if name == "train" else 1)
         for name, examples in zip(SPLITS, (splits.train, splits.held_out), strict=True)
         for ranges in [list(examples.ranges(block_size(examples, views)))]
         for i, items in enumerate(ranges)
@@ -105,7 +105,9 @@ def refuse_finished(folder: Path) -> None:
         raise ValueError(f"{folder} already holds tokens; choose another --output or delete that folder")
 
 
-def claim_encoding(folder: Path, encoding: Encoding, info: TokenInfo, blocks: Sequence[Block]) -> list[int]:
+def claim_encoding(
+    folder: Path, encoding: Encoding, info: TokenInfo, blocks: Sequence[ShardBlock]
+) -> list[int]:
     """Begin an encoding in `folder`, or continue it: writes encoding.json or compares it, and returns the
     numbers of the blocks that have no whole shard yet.
 
@@ -140,7 +142,7 @@ def _compare(before: Encoding, now: Encoding, folder: Path) -> None:
             )
 
 
-def _is_whole(folder: Path, block: Block, info: TokenInfo) -> bool:
+def _is_whole(folder: Path, block: ShardBlock, info: TokenInfo) -> bool:
     path = block.path(folder)
     if not path.exists():
         return False

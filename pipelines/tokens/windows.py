@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.tokens.clips import CodeClips, offsets_of
 from pipelines.tokens.info import TokenInfo
-from pipelines.tokens.items import Rows, TokenSplit, view_phases
+from pipelines.tokens.items import TokenRows, TokenSplit, view_phases
 from tokenizer.distributed import keyed_generator
 
 # A prior of single frames would learn nothing of time.
@@ -97,7 +97,7 @@ class Windows:
         return int(self._sorted[place + (place >= own)])
 
 
-def rows_of(split: TokenSplit | CodeClips, frames: int, seed: int = 0) -> Rows:
+def rows_of(split: TokenSplit | CodeClips, frames: int, seed: int = 0) -> TokenRows:
     """What a prior learns of a split: grids as they are, items of any length in windows of so many frames."""
     if isinstance(split, CodeClips):
         return Windows(split, frames, seed)

@@ -94,11 +94,10 @@ class Checkpoints:
     ) -> None:
         self.accelerator, self.model, self.average, self.optimizers = accelerator, model, average, optimizers
         self.folder, self.keep, self.seed = folder / CHECKPOINTS, keep, seed
-        # Steps that were left out, in all and just before the next one.
-        self.skipped = self.in_a_row = 0
 
-    def save(self, step: int) -> None:
-        """Write the state after `step` optimizer steps, then delete the oldest checkpoints beyond `keep`.
+    def save(self, step: int, skipped: int = 0, skipped_in_a_row: int = 0) -> None:
+        """Write the state after `step` optimizer steps, of which so many were skipped, then delete the oldest
+        checkpoints beyond `keep`.
 
         Every process must call it: the RNG states are gathered. Raises `ValueError` if it cannot be written;
         older checkpoints are then as they were.
@@ -113,8 +112,18 @@ class Checkpoints:
         }
         if self.accelerator.is_main_process:
             final = self.folder / f"step-{step}"
+            scaler = self.accelerator.scaler
+            state = CheckpointState(
+                step=step,
+                processes=len(rng),
+                threads=torch.get_num_threads(),
+                scaler=scaler.state_dict() if scaler is not None else None,
+                skipped=skipped,
+                skipped_in_a_row=skipped_in_a_row,
+                model_written=False,
+            )
             try:
-                self._place(final, step, len(rng), tensors)
+                self._place(final, state, tensors)
             except (OSError, SafetensorError) as error:
                 last = self.latest()
                 left = "there is none before it" if last is None else f"the one before it, {last}, is intact"
@@ -131,13 +140,13 @@ class Checkpoints:
         for old in list_checkpoints(self.folder)[: -self.keep]:
             shutil.rmtree(old.rename(folder_beside(old)))
 
-    def _place(self, final: Path, step: int, processes: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+    def _place(self, final: Path, state: CheckpointState, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Write a checkpoint beside its place, then rename it into it."""
         beside = folder_beside(final)
         shutil.rmtree(beside, ignore_errors=True)
         try:
             beside.mkdir(parents=True)
-            self._write(beside, step, processes, tensors)
+            _write(beside, state, tensors)
             if final.exists():
                 set_aside(final)
             beside.rename(final)
@@ -145,31 +154,12 @@ class Checkpoints:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
-    def _write(self, folder: Path, step: int, processes: int, tensors: dict[str, dict[str, Tensor]]) -> None:
-        scaler = self.accelerator.scaler
-        state = CheckpointState(
-            step=step,
-            processes=processes,
-            threads=torch.get_num_threads(),
-            scaler=scaler.state_dict() if scaler is not None else None,
-            skipped=self.skipped,
-            skipped_in_a_row=self.in_a_row,
-            model_written=False,
-        )
-        for name, values in tensors.items():
-            path = folder / f"{name}.safetensors"
-            save_file({k: v.contiguous().clone() for k, v in values.items()}, path)
-            _sync(path)
-        (folder / STATE).write_text(_as_json(asdict(state)), encoding="utf-8")
-        _sync(folder / STATE)
-        _sync(folder)
-
     def latest(self) -> Path | None:
         """The newest whole checkpoint."""
         return find_checkpoint(self.folder, "latest")
 
-    def resume(self, wanted: str) -> int:
-        """Load `latest` or the checkpoint at a path; returns its step, 0 if `latest` finds none.
+    def resume(self, wanted: str) -> CheckpointState | None:
+        """Load `latest` or the checkpoint at a path; returns its state.json, None if `latest` finds none.
 
         Raises `ValueError` for a path without a checkpoint, for files that are broken, and if processes do
         not find the same one.
@@ -186,7 +176,7 @@ class Checkpoints:
                 remove_unfinished(folder)
         if path is None:
             logger.info("no checkpoint in %s: starting from the beginning", self.folder)
-            return 0
+            return None
         try:
             state = read_state(path / STATE)
             if (named := re.fullmatch(r"step-(\d+)(\.left-\d+)?", path.name)) and int(named[1]) != state.step:
@@ -206,24 +196,22 @@ class Checkpoints:
             raise ValueError(
                 f"{path}: broken checkpoint ({error!s:.500}); give an older one with --resume PATH"
             ) from error
-        step, threads = state.step, state.threads
-        self.skipped, self.in_a_row = state.skipped, state.skipped_in_a_row
-        if threads != torch.get_num_threads():
+        if state.threads != torch.get_num_threads():
             logger.warning(
                 "resuming with %d threads instead of %d: results are equal up to rounding, not bit for bit",
                 torch.get_num_threads(),
-                threads,
+                state.threads,
             )
         logger.info("resuming from %s", path)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for later in list_checkpoints(self.folder):
-                if int(later.name.removeprefix("step-")) > step:
+                if int(later.name.removeprefix("step-")) > state.step:
                     logger.info(
                         "%s belongs to the course that is left here: kept as %s", later, set_aside(later)
                     )
             self._prune()  # which a run that was killed may not have come to
-        return step
+        return state
 
     def model_is_written(self, step: int, max_steps: int) -> bool:
         """Whether a run that stands at `step` is finished: all steps done, and all files of the model written
@@ -308,6 +296,16 @@ def _training_state(model: nn.Module) -> dict[str, Tensor]:
 def _load_training_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     if (bottleneck := getattr(model, "bottleneck", None)) is not None:
         bottleneck.load_training_state(state)
+
+
+def _write(folder: Path, state: CheckpointState, tensors: dict[str, dict[str, Tensor]]) -> None:
+    for name, values in tensors.items():
+        path = folder / f"{name}.safetensors"
+        save_file({k: v.contiguous().clone() for k, v in values.items()}, path)
+        _sync(path)
+    (folder / STATE).write_text(_as_json(asdict(state)), encoding="utf-8")
+    _sync(folder / STATE)
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:

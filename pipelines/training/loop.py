@@ -28,7 +28,7 @@ from pipelines.training.options import TrainingOptions
 from pipelines.training.setup import (
     put_back,
     rate_scale,
-    require_finite,
+    require_finite_terms,
     seed_layers,
     set_rates,
     start_trackers,
@@ -141,7 +141,11 @@ class Course:
             *(options.keep_checkpoints, options.seed),
         )
         seed_layers(options.seed, 0, accelerator.process_index)
-        self.start = self.checkpoints.resume(options.resume) if options.resume else 0
+        state = self.checkpoints.resume(options.resume) if options.resume else None
+        self.start = state.step if state else 0
+        # Steps that were left out, in all and just before the next one.
+        self.skipped = state.skipped if state else 0
+        self.skipped_in_a_row = state.skipped_in_a_row if state else 0
         # A run that was stopped between its last checkpoint and its model still gets the model.
         written = bool(options.resume) and self.checkpoints.model_is_written(self.start, options.max_steps)
         # The main process says so: others may see its files later.
@@ -239,18 +243,18 @@ class Course:
         self.norm = norm = self.accelerator.clip_grad_norm_(self.net.parameters(), most)
         # In fp16 the scaler finds gradients too large and leaves the step out by itself.
         if self.accelerator.scaler is not None or norm is None or math.isfinite(norm):
-            self.checkpoints.in_a_row = 0
+            self.skipped_in_a_row = 0
             return True
-        self.checkpoints.in_a_row += 1
+        self.skipped_in_a_row += 1
         losses = {name.removeprefix("loss_"): v for name, v in self.terms.items() if name.startswith("loss_")}
         terms = {name for name, value in losses.items() if not bool(torch.isfinite(value))}
         found = gather_object([(sorted(terms), self._offending())])
         terms, examples = {t for ts, _ in found for t in ts}, [e for _, es in found for e in es]
         what = "the gradient is" if not terms else f"the loss {', '.join(sorted(terms))} and the gradient are"
         text = f"step {step}: {what} not finite"
-        if self.checkpoints.in_a_row > self.options.skip_non_finite:
+        if self.skipped_in_a_row > self.options.skip_non_finite:
             raise ValueError(self._diagnosis(text, examples))
-        self.checkpoints.skipped += 1
+        self.skipped += 1
         logger.warning("%s: left out (%s)", text, self._blame(examples))
         return False
 
@@ -277,9 +281,9 @@ class Course:
         if step % options.log_every == 0 or last:
             values = mean_over_processes(self.accelerator, self.terms)
             if not options.skip_non_finite:
-                require_finite(values, step)
+                require_finite_terms(values, step)
             else:
-                values["skipped_steps"] = self.checkpoints.skipped
+                values["skipped_steps"] = self.skipped
             self.record(step, values | self._pace(step), "train")
             self.bar.set_postfix(**{self.headline: f"{values[self.headline]:.4g}"})
             self._log_events(step)
@@ -288,7 +292,7 @@ class Course:
         asked = self.requests.agreed(self.accelerator.device)
         if step % options.checkpoint_every == 0 or last or asked:
             self.log.sync()
-            self.checkpoints.save(step)
+            self.checkpoints.save(step, self.skipped, self.skipped_in_a_row)
         self.clock += time.monotonic() - stepped
         if asked:
             self._log_events(step)

@@ -15,7 +15,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from pipelines.data.tables import EMBEDDED
+from pipelines.data.config import EMBEDDED
 from pipelines.run.command_line import flag_of, flatten, options_to_dict
 from pipelines.run.folder import (
     COMMAND_FILE,

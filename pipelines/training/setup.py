@@ -102,7 +102,7 @@ def put_back(model: nn.Module) -> Callable[[], None]:
     return restore
 
 
-def require_finite(values: Mapping[str, float], step: int) -> None:
+def require_finite_terms(values: Mapping[str, float], step: int) -> None:
     """`ValueError` naming the first value that is NaN or infinite."""
     for name, value in values.items():
         if not math.isfinite(value):

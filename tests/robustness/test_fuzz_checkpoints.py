@@ -63,7 +63,8 @@ def checkpoints(folder: Path) -> Subject:
         else:
             file.write_bytes(broken_safetensors(whole, rng))
         try:
-            assert run.resume(str(path)) == SAVED
+            state = run.resume(str(path))
+            assert state is not None and state.step == SAVED
             assert all(v.isfinite().all() for v in model.state_dict().values())
             # What was taken over can be trained on, also when the files are gone, or is too large for it.
             for read_from in wholes:

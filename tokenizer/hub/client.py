@@ -35,7 +35,7 @@ NOT_CACHED = (
 LOG_IN = "run `hf auth login` or set HF_TOKEN"
 
 
-class Source(NamedTuple):
+class HubSource(NamedTuple):
     """Which of a repository's models is meant, and how it is asked for."""
 
     revision: str | None = None
@@ -45,7 +45,7 @@ class Source(NamedTuple):
     local_files_only: bool = False
 
 
-def fetch(path_or_hub_id: str | Path, check: Callable[[Path], object], source: Source) -> Path:
+def fetch(path_or_hub_id: str | Path, check: Callable[[Path], object], source: HubSource) -> Path:
     """The local folder of a saved model, downloaded first if it is a Hub id.
 
     Of a Hub id config.json comes first, and `check` of its folder may refuse it by a `ValueError` before the
@@ -89,7 +89,7 @@ def checked_subfolder(subfolder: str) -> PurePosixPath:
     return path
 
 
-def _download(name: str, files: list[str], source: Source) -> Path:
+def _download(name: str, files: list[str], source: HubSource) -> Path:
     """The cache's folder of a repository with those of `files` that it has (in its subfolder).
 
     The client itself goes on where a connection ended, but gives up when one was reset, and at most errors
@@ -146,7 +146,7 @@ def prepare_push(
         raise ValueError(f"{repo_id!r}: cannot be pushed to; expected a Hub repository user/name")
     problem = f"{repo_id}: the Hub did not take the model"
     api = HfApi(token=token)
-    with _explained(problem, repo_id, Source(revision, token=token)):
+    with _explained(problem, repo_id, HubSource(revision, token=token)):
         if _without_token(token) and not constants.HF_HUB_OFFLINE:
             raise ValueError(f"there is no token; {LOG_IN}, with a token that may write to it")
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -178,7 +178,7 @@ def push_folder(
     directory = Path(directory)
     read_json(directory / CONFIG)
     prepare_push(repo_id, private, token, revision)
-    source = Source(revision, token=token)
+    source = HubSource(revision, token=token)
     with _explained(f"{repo_id}: the Hub did not take the model", repo_id, source):
         commit = HfApi(token=token).upload_folder(
             repo_id=repo_id,
@@ -199,7 +199,7 @@ def _require_license(license: str) -> None:
 
 
 @contextmanager
-def _explained(problem: str, name: str, source: Source) -> Iterator[None]:
+def _explained(problem: str, name: str, source: HubSource) -> Iterator[None]:
     """Whatever the Hub's client and its transport raise, as a `ValueError`: `problem`, and the reason."""
     try:
         yield
@@ -207,7 +207,7 @@ def _explained(problem: str, name: str, source: Source) -> Iterator[None]:
         raise ValueError(f"{problem}: {_reason(error, name, source)}") from error
 
 
-def _reason(error: BaseException, name: str, source: Source) -> str:
+def _reason(error: BaseException, name: str, source: HubSource) -> str:
     """Why the Hub did not do what it was asked, and what to do about it."""
     hub, error = constants.ENDPOINT, _root(error)
     if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):

@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenizer.hub.client import Source, Token, fetch, push_folder
+from tokenizer.hub.client import HubSource, Token, fetch, push_folder
 from tokenizer.hub.files import (
     CARD,
     CHECKPOINTS,
@@ -146,7 +146,7 @@ class HubModel(nn.Module):
         a corrupt file, a missing, extra or wrong-shaped tensor.
         """
         where, kind = usable_device(device), weights_dtype(dtype)
-        source = Source(revision, subfolder, cache_dir, token, local_files_only)
+        source = HubSource(revision, subfolder, cache_dir, token, local_files_only)
         directory = fetch(path_or_hub_id, cls._read_config, source)
         raw, config = cls._read_config(directory)
         # Whatever torch's default is now: it would decide the weights' type, and constants that no file has.

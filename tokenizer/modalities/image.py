@@ -48,7 +48,7 @@ class Downsample(nn.Conv2d):
         super().__init__(channels, width, kernel_size=2 * stride, stride=stride, padding=stride // 2)
 
 
-class Upsample(nn.Module):
+class Upsample2d(nn.Module):
     """A 3 × 3 convolution to stride² times the channels, then depth to space (Shi et al. 2016, arXiv
     1609.05158): all work happens at the small size, and no checkerboard comes from overlapping strides."""
 
@@ -145,7 +145,7 @@ class ImageModality(Modality):
             layers += [
                 *(ResidualBlock(width) for _ in range(blocks)),
                 nn.SiLU(),
-                Upsample(width, channels, stride),
+                Upsample2d(width, channels, stride),
             ]
         if self.config.output == "tanh":
             layers.append(nn.Tanh())

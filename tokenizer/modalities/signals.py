@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.checks import Size, checked_list, checked_preprocess_size
-from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample
+from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample1d
 from tokenizer.modalities import Modality
 from tokenizer.variants import require
 
@@ -103,7 +103,7 @@ class SignalModality(Modality):
             layers += [
                 *self._blocks(width, blocks),
                 self._activation(width),
-                Upsample(width, channels, 3, stride, **options),
+                Upsample1d(width, channels, 3, stride, **options),
             ]
         return Network(layers)
 

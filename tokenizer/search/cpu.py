@@ -26,7 +26,7 @@ WIDTH = 17
 # Loops may fuse a product with its sum, and rely on there being no NaN; the order of sums stays.
 FAST_MATH = {"contract", "nnan", "nsz"}
 
-Found = tuple[Tensor, Tensor, Tensor]
+Nearest = tuple[Tensor, Tensor, Tensor]
 
 
 @cache
@@ -35,7 +35,7 @@ def installed() -> bool:
     return find_spec("numba") is not None
 
 
-def propose(z: Tensor, entries: Tensor) -> Found:
+def propose(z: Tensor, entries: Tensor) -> Nearest:
     """As `tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous, K up to `WIDTH`."""
     missing = -len(entries) % GROUP
     if missing:
@@ -46,12 +46,12 @@ def propose(z: Tensor, entries: Tensor) -> Found:
     return _searched(kernel, LANES, z.numpy(), entries.numpy())
 
 
-def two_least(products: Tensor) -> Found:
+def two_least(products: Tensor) -> Nearest:
     """Of each row of products (R, N), contiguous float32: the least, its index, the least of all others."""
     return _searched(scan_kernel(), 1, products.numpy())
 
 
-def _searched(kernel: Callable[..., None], rows_at_once: int, *arrays: Any) -> Found:
+def _searched(kernel: Callable[..., None], rows_at_once: int, *arrays: Any) -> Nearest:
     """Run a kernel over the rows of the first array."""
     size = len(arrays[0])
     least, second = np.empty((2, size), np.float32)

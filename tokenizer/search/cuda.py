@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Blocks(NamedTuple):
+class BlockSizes(NamedTuple):
     """Rows, entries and factors that a program multiplies at once, its warps and its stages of loading."""
 
     rows: int
@@ -24,8 +24,8 @@ class Blocks(NamedTuple):
 
 # Not tuned on a GPU: they follow from float32 products in full precision, which run on the plain cores, where
 # reuse of registers counts.
-NARROW = Blocks(128, 64, 16, 4, 2)  # up to 16 factors
-WIDE = Blocks(128, 128, 32, 8, 3)
+NARROW = BlockSizes(128, 64, 16, 4, 2)  # up to 16 factors
+WIDE = BlockSizes(128, 128, 32, 8, 3)
 # Programs per multiprocessor that keep it busy; fewer rows are searched in as many parts of the codebook.
 PROGRAMS = 4
 
@@ -43,7 +43,7 @@ def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return launch(z, entries, NARROW if z.shape[1] <= 16 else WIDE, PROGRAMS * processors)
 
 
-def launch(z: Tensor, entries: Tensor, blocks: Blocks, programs: int) -> tuple[Tensor, Tensor, Tensor]:
+def launch(z: Tensor, entries: Tensor, blocks: BlockSizes, programs: int) -> tuple[Tensor, Tensor, Tensor]:
     """`propose` in about as many programs, each of which has a block of rows and a part of the codebook."""
     (size, width), total = z.shape, len(entries)
     row_blocks, entry_blocks = -(-size // blocks.rows), -(-total // blocks.entries)

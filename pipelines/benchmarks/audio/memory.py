@@ -18,7 +18,7 @@ from tokenizer import Tokenizer
 WAYS = ("encode", "encode_stream")
 
 
-def measure_in_a_process(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
+def encoding_memory(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
     """`peak_of_encoding` in a process of its own, with as many threads as here: a peak never falls again."""
     threads = torch.get_num_threads()
     values: dict[str, float] = in_own_process(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from pipelines.benchmarks.audio.codecs import DEFAULT_PRESET, Codec, encodec, load_tokenizer, ours
-from pipelines.benchmarks.audio.memory import measure_in_a_process
+from pipelines.benchmarks.audio.memory import encoding_memory
 from pipelines.benchmarks.registry import (
     benchmark,
     chosen_device,
@@ -147,7 +147,7 @@ def show_memory(rows: dict[str, dict[str, float]], seconds: float) -> None:
     f"Speed of encoding and decoding sound, beside EnCodec of transformers ({install_extra('bench')}); "
     "--memory: memory for long sound.",
 )
-def measure(options: AudioBenchmark) -> dict[str, Any]:
+def measure_audio(options: AudioBenchmark) -> dict[str, Any]:
     """Compare, and measure memory if asked to."""
     device = chosen_device(options.device)
     name = options.tokenizer or options.preset or DEFAULT_PRESET
@@ -161,7 +161,7 @@ def measure(options: AudioBenchmark) -> dict[str, Any]:
     values |= plain(result)
     if options.memory:
         values["memory"] = {
-            way: measure_in_a_process(options.preset, options.tokenizer, options.memory_seconds, way)
+            way: encoding_memory(options.preset, options.tokenizer, options.memory_seconds, way)
             for way in ("encode", "encode_stream")
         }
         show_memory(values["memory"], options.memory_seconds)

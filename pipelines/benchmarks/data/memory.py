@@ -50,7 +50,7 @@ def measure_all(pictures: int, hours: float, workers: tuple[int, ...]) -> dict[s
     for kind in MAKERS:
         sound = kind.startswith("sound")
         count = max(1, round(hours * 3600 / SECONDS)) if sound else pictures
-        rows = values[kind] = {str(n): measure_in_a_process(kind, count, n) for n in workers}
+        rows = values[kind] = {str(n): loading_memory(kind, count, n) for n in workers}
         goal = f"{GOAL_HOURS} hours" if sound else f"{GOAL_PICTURES:,} pictures"
         what = f"{hours:g} hours of sound in {count} files" if sound else f"{count:,} {kind}"
         print_table(
@@ -74,7 +74,7 @@ def measure_all(pictures: int, hours: float, workers: tuple[int, ...]) -> dict[s
     return values
 
 
-def measure_in_a_process(kind: str, count: int, workers: int) -> dict[str, Any]:
+def loading_memory(kind: str, count: int, workers: int) -> dict[str, Any]:
     """`memory_of_loading` of `count` examples, made now, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         for name, size in ((SMALL, WARM_UP), (DATA, count)):

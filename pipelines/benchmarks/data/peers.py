@@ -21,7 +21,7 @@ from pipelines.data.clips import Clips
 from pipelines.data.examples import Examples
 from pipelines.data.pictures import PICTURES
 from pipelines.data.sounds import SOUND
-from pipelines.tokens.items import Rows, TokenSplit
+from pipelines.tokens.items import TokenRows, TokenSplit
 from pipelines.tokens.windows import Windows
 
 Item = tuple[Tensor, int]
@@ -130,7 +130,7 @@ def peers_of(examples: Any, augment: Augment) -> dict[str, Callable[[], Dataset[
     return known[examples.kind]
 
 
-def peer_of_tokens(rows: Rows) -> Dataset[Any]:
+def peer_of_tokens(rows: TokenRows) -> Dataset[Any]:
     """Codes and labels: all of them as tensors, or crops of clips."""
     if isinstance(rows, Windows):
         return CodeCrops(rows)

@@ -94,7 +94,7 @@ class DataBenchmark:
         require(self.memory_hours >= 0.05, f"memory_hours is {self.memory_hours}, expected 0.05 or more")
 
 
-def training(runs: Mapping[Key, Run], batch_size: int, options: DataBenchmark) -> dict[str, Any]:
+def training_speed(runs: Mapping[Key, Run], batch_size: int, options: DataBenchmark) -> dict[str, Any]:
     """The idle shares and milliseconds of steps, by name and loader processes, and `used`: how many examples
     a second training takes when it never waits."""
     jobs: dict[Key, Callable[[], Waits]] = {
@@ -153,7 +153,7 @@ def of_tokenizer(
     for name, build in peers_of(splits[OURS].train, preset.augment).items():
         peer = build()
         loads |= {(name, n): partial(endless, peer, size, n) for n in options.workers}
-    values = training(runs, size, options)
+    values = training_speed(runs, size, options)
     return {**values, "beside": OURS, "loaders": loading(loads, OURS, values["used"], options)}
 
 
@@ -166,7 +166,7 @@ def of_prior(
     splits = load_splits(preset.data, tok.modality, PLACES[OURS])
     info, rows = random_tokens(tok, splits, prior.seconds)
     run, size = prior_run(prior, accelerator, info, rows), prior.batch_size
-    values = training({(TOKENS, 0): run}, size, options)
+    values = training_speed({(TOKENS, 0): run}, size, options)
     peer = peer_of_tokens(rows)
     loads: dict[Key, Load] = {(TOKENS, 0): partial(run.load, 0, 0, 1 << 40)}
     loads["DataLoader, tensors", 0] = partial(endless, peer, size, 0)
@@ -207,7 +207,7 @@ def show(title: str, values: dict[str, Any]) -> None:
     "How long a training step waits for its data, and the loader beside torch's DataLoader; --memory: memory "
     "while much data is loaded.",
 )
-def measure(options: DataBenchmark) -> dict[str, Any]:
+def measure_data(options: DataBenchmark) -> dict[str, Any]:
     """Measure every preset, and memory if asked to."""
     values: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

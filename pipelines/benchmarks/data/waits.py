@@ -19,7 +19,7 @@ from pipelines.data.batches import Splits, batches
 from pipelines.data.kinds import to_float
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
-from pipelines.tokens.items import Rows, TokenBatch, TokenSplit, token_batches
+from pipelines.tokens.items import TokenBatch, TokenRows, TokenSplit, token_batches
 from pipelines.tokens.windows import rows_of, window_info
 from pipelines.train_prior import losses_of as prior_losses
 from pipelines.train_prior import prior_config
@@ -105,7 +105,7 @@ def tokenizer_run(
     return over
 
 
-def prior_run(options: PriorTraining, accelerator: Accelerator, info: TokenInfo, rows: Rows) -> Run:
+def prior_run(options: PriorTraining, accelerator: Accelerator, info: TokenInfo, rows: TokenRows) -> Run:
     """A run with the steps of `train_prior.train`, which loads tokens in its own process."""
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     optimizers = build_optimizers(
@@ -126,7 +126,7 @@ def prior_run(options: PriorTraining, accelerator: Accelerator, info: TokenInfo,
     return Run(load, learn, accelerator.device)
 
 
-def random_tokens(tok: Tokenizer, splits: Splits, seconds: float) -> tuple[TokenInfo, Rows]:
+def random_tokens(tok: Tokenizer, splits: Splits, seconds: float) -> tuple[TokenInfo, TokenRows]:
     """As many random codes as `tok` makes of the training data, and what they are: how fast they are loaded
     does not depend on their values. Sound in windows of `seconds`."""
     train, generator = splits.train, keyed_generator(0, "codes")

@@ -1,7 +1,7 @@
 """The benchmark `prior`: speed of sampling and of training beside transformers' Llama with the same weights,
 and of compiled loops beside what torch ships: its operations one by one, and torch.compile.
 
-Left out: steps of training (`training/setup.py`), and quality: both have the same logits, and
+Left out: steps of training (`training.py`), and quality: both have the same logits, and
 `evaluate.py` measures a prior.
 """
 
@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from pipelines.benchmarks.prior.training import PEER, build, llama_like, memory, training
+from pipelines.benchmarks.prior.training import PEER, build, llama_like, memory, prior_training
 from pipelines.benchmarks.registry import (
     Spread,
     benchmark,
@@ -199,7 +199,7 @@ def sampling(options: PriorBenchmark, prior: Prior, batch: int, device: torch.de
     PriorBenchmark,
     f"Speed of sampling from a prior and training it, beside transformers ({install_extra('bench')}).",
 )
-def measure(options: PriorBenchmark) -> dict[str, Any]:
+def measure_prior(options: PriorBenchmark) -> dict[str, Any]:
     """Compare at every batch size."""
     if not find_spec(PEER):
         raise ValueError(f"this benchmark compares with {PEER}; {install_extra('bench')}")
@@ -224,7 +224,7 @@ def measure(options: PriorBenchmark) -> dict[str, Any]:
     batch = options.train_batch_size
     trained, peaks = {}, {}
     if batch:
-        trained = training(config, batch, options.turns, options.warm_up, options.compile, device)
+        trained = prior_training(config, batch, options.turns, options.warm_up, options.compile, device)
         peaks = memory(config, batch) if options.memory else {}
     for precision, by_name in trained.items():
         print_table(

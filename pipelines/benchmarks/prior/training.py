@@ -102,7 +102,7 @@ def learner(name: str, config: PriorConfig, batch: int, precision: str, device: 
     return Learner(name, model.train(), config, batch, precision)
 
 
-def training(
+def prior_training(
     config: PriorConfig, batch: int, turns: int, warm_up: int, compiled: bool, device: torch.device
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """By precision and name: milliseconds of a step, how many times as fast as transformers, and the loss of

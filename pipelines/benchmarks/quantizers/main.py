@@ -139,7 +139,7 @@ def _compare(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     f"({install_extra('bench')}) in one encoder and decoder, at equal bits, steps and seeds: quality, "
     "usage, bits of a prior, time, memory.",
 )
-def measure(options: QuantizersBenchmark) -> dict[str, Any]:
+def measure_quantizers(options: QuantizersBenchmark) -> dict[str, Any]:
     """Train all that is not kept yet, time and weigh the steps, print the tables; write the plot if asked
     to."""
     if options.threads:
@@ -223,7 +223,7 @@ def _measured(
     for contestant in chosen:
         memory = None
         if options.memory and bottleneck_memory.available():
-            memory = bottleneck_memory.measure_in_a_process(
+            memory = bottleneck_memory.bottleneck_memory(
                 contestant.name, bits, channels(), options.batch_size, grid
             )
         mine = [t for t in trainings if (t["bits"], t["contestant"]) == (bits, contestant.name)]

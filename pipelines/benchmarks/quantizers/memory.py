@@ -22,7 +22,7 @@ def available() -> bool:
     return os.access(CLEAR, os.W_OK)
 
 
-def measure_in_a_process(name: str, bits: int, dim: int, batch_size: int, grid: tuple[int, int]) -> float:
+def bottleneck_memory(name: str, bits: int, dim: int, batch_size: int, grid: tuple[int, int]) -> float:
     """`growth_of_a_step` in a process of its own, with as many threads as here."""
     # Freed tensors go back to the system (mallopt(3)), instead of being kept for the step that is measured.
     environment = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}

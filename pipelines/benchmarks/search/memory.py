@@ -10,7 +10,7 @@ from pipelines.run.own_process import in_own_process
 from tokenizer.search.exact import nearest
 
 
-def measure_in_a_process(shape: tuple[int, int, int]) -> dict[str, float]:
+def search_memory(shape: tuple[int, int, int]) -> dict[str, float]:
     """`peak_of_search` in a process of its own, with as many threads as here: a peak never falls again."""
     values: dict[str, float] = in_own_process(peak_of_search, *shape, threads=torch.get_num_threads())
     return values

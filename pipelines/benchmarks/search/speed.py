@@ -25,7 +25,7 @@ from pipelines.benchmarks.registry import (
     spread,
     synchronizer,
 )
-from pipelines.benchmarks.search.memory import measure_in_a_process
+from pipelines.benchmarks.search.memory import search_memory
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra
@@ -183,7 +183,7 @@ def show_memory(row: dict[str, float], shape: Shape) -> None:
     "Speed of the search for nearest entries and of vq, beside torch.mm, torch.cdist, FAISS and "
     f"vector-quantize-pytorch ({install_extra('bench')}); --memory: its memory.",
 )
-def measure(options: SearchBenchmark) -> dict[str, Any]:
+def measure_search(options: SearchBenchmark) -> dict[str, Any]:
     """Compare at every shape, and measure memory if asked to."""
     device = chosen_device(options.device)
     missing = [package for package, module in PEERS.items() if not find_spec(module)]
@@ -192,6 +192,6 @@ def measure(options: SearchBenchmark) -> dict[str, Any]:
     show(results, missing, where)
     values: dict[str, Any] = {**where, "turns": options.turns, "missing": missing, "shapes": plain(results)}
     if options.memory:
-        values["memory"] = measure_in_a_process(MEMORY_SHAPE)
+        values["memory"] = search_memory(MEMORY_SHAPE)
         show_memory(values["memory"], MEMORY_SHAPE)
     return values

@@ -14,7 +14,7 @@ import torch
 
 from pipelines.benchmarks.audio import speed as benchmark_audio
 from pipelines.benchmarks.audio.codecs import encodec, load_tokenizer, ours
-from pipelines.benchmarks.audio.memory import chunks, measure_in_a_process, peak_of_encoding
+from pipelines.benchmarks.audio.memory import chunks, encoding_memory, peak_of_encoding
 from pipelines.benchmarks.audio.speed import AudioBenchmark, compare
 from pipelines.benchmarks.registry import BENCHMARKS, Spread, in_turns, machine, print_table, ratios, spread
 from tests.helpers.running import assert_refused, environment, read, run_script
@@ -139,7 +139,7 @@ def test_both_ways_encode_all_of_the_sound(folder: Path) -> None:
 def test_a_failed_measurement_of_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     with pytest.raises(ValueError, match="no/such/folder"):
-        measure_in_a_process("", "no/such/folder", 1.0, "encode")
+        encoding_memory("", "no/such/folder", 1.0, "encode")
 
 
 def test_the_words_of_the_command_line() -> None:

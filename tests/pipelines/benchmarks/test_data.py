@@ -15,7 +15,7 @@ import torch
 
 from pipelines.benchmarks.data import speed as benchmark_data
 from pipelines.benchmarks.data import waits as training_waits
-from pipelines.benchmarks.data.speed import DataBenchmark, loading, pace, training
+from pipelines.benchmarks.data.speed import DataBenchmark, loading, pace, training_speed
 from pipelines.benchmarks.data.waits import Run, random_tokens
 from pipelines.benchmarks.registry import Spread
 from pipelines.data.batches import load_splits
@@ -99,7 +99,7 @@ def test_waiting_is_told_from_working(clock: Clock) -> None:
 
 def test_idle_shares_and_what_training_uses(clock: Clock) -> None:
     options = DataBenchmark(steps=2, turns=3, warm_up=1)
-    values = training({("slow", 1): slow_run(clock, [])}, batch_size=8, options=options)
+    values = training_speed({("slow", 1): slow_run(clock, [])}, batch_size=8, options=options)
     assert values["used"] == 4.0  # a step without its wait takes 2 seconds
     row = values["training"]["slow"]["1"]
     assert row == {"idle": Spread(0.6, 0.6, 0.6), "idle_of_all": 0.6, "step_ms": Spread(5000, 5000, 5000)}

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 from pipelines.benchmarks.data import made as made_data
-from pipelines.benchmarks.data import memory as loading_memory
+from pipelines.benchmarks.data import memory
 from pipelines.benchmarks.data.made import MAKERS, SECONDS
-from pipelines.benchmarks.data.memory import measure_in_a_process, slope
+from pipelines.benchmarks.data.memory import loading_memory, slope
 from pipelines.benchmarks.process_memory import MIB, own_memory
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
@@ -34,7 +34,7 @@ def in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_memory_does_not_grow_with_what_is_read(kind: str, count: int, bound: float) -> None:
     """The second epoch reads 6 MB of pictures and 19 MB of sound, decoded, and `bound` MiB stay at most."""
-    values = measure_in_a_process(kind, count, workers=0)
+    values = loading_memory(kind, count, workers=0)
     places, memory = map(np.array, values["samples"])
     after_one = memory[places >= values["items"]][0]
     assert values["examples"] == count and places[-1] >= 2 * values["items"] * 0.98
@@ -43,7 +43,7 @@ def test_memory_does_not_grow_with_what_is_read(kind: str, count: int, bound: fl
 
 
 def test_loader_processes_are_measured_too() -> None:
-    values = measure_in_a_process("pictures in files", 1000, workers=1)
+    values = loading_memory("pictures in files", 1000, workers=1)
     assert values["largest"] > values["before"] + 4 * MIB  # an interpreter's own pages
     assert values["largest"] < values["before"] + 200 * MIB  # but those it shares count once
 
@@ -125,8 +125,8 @@ def test_the_benchmark_says_what_it_measured(
             "to_goal": 3.5 * MIB,
         }
 
-    monkeypatch.setattr(loading_memory, "measure_in_a_process", small)
-    values = loading_memory.measure_all(5000, 1.5, (0, 2))
+    monkeypatch.setattr(memory, "loading_memory", small)
+    values = memory.measure_all(5000, 1.5, (0, 2))
     assert asked == [(k, 540 if k.startswith("sound") else 5000, w) for k in MAKERS for w in (0, 2)]
     assert list(values) == list(MAKERS) and list(values["sound in files"]) == ["0", "2"]
     text = capsys.readouterr().out

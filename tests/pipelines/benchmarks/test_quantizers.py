@@ -267,9 +267,9 @@ def test_the_memory_of_a_step_is_that_of_its_tensors(monkeypatch: pytest.MonkeyP
         pytest.skip("only Linux forgets a process's peak")
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     # 4096 vectors and 4096 entries: a matrix of distances would take 64 MiB.
-    assert 0.1 < bottleneck_memory.measure_in_a_process("vq", 12, 8, 64, (8, 8)) < 40
+    assert 0.1 < bottleneck_memory.bottleneck_memory("vq", 12, 8, 64, (8, 8)) < 40
     with pytest.raises(ValueError, match=r"growth_of_a_step\('nope', 9, 8, 2, .*exit code 1"):
-        bottleneck_memory.measure_in_a_process("nope", 9, 8, 2, (2, 2))
+        bottleneck_memory.bottleneck_memory("nope", 9, 8, 2, (2, 2))
 
 
 def test_sizes_get_a_panel_each_and_names_do_not_overlap(tmp_path: Path) -> None:

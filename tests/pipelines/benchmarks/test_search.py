@@ -126,7 +126,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch:
     with pytest.raises(
         ValueError, match=r"peak_of_search\(3, 0, 2\) failed .* exit code 1(.|\n)* no entries"
     ):
-        search_memory.measure_in_a_process((3, 0, 2))
+        search_memory.search_memory((3, 0, 2))
 
 
 def test_wrong_words_are_named() -> None:

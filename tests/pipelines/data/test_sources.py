@@ -18,7 +18,7 @@ from pipelines.data import tables as table_sources
 from pipelines.data.batches import batches, load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.pictures import PICTURES
-from pipelines.data.tables import Rows, read_hub
+from pipelines.data.tables import TableRows, read_hub
 from tests.helpers.pictures_on_disk import ANY_SIZE, FIT, contents, folder_of, load, png, write
 
 # Where examples come from
@@ -264,7 +264,7 @@ def test_tables_of_addresses(tmp_path: Path) -> None:
     assert found.class_names == ("a", "b")
     assert found.train.raw(0) == str(root / "train/a/1.png")
     cells = [{"bytes": None, "path": f"file://{root}/train/b/2.png"}, {"bytes": None, "path": None}, None]
-    rows = Rows(PICTURES, "train", pa.chunked_array([pa.array(cells)]), None, (root,))
+    rows = TableRows(PICTURES, "train", pa.chunked_array([pa.array(cells)]), None, (root,))
     assert rows.raw(0) == str(root / "train/b/2.png")
     for empty in (1, 2):
         with pytest.raises(ValueError, match=f"train:{empty}: the row holds no picture"):

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.pictures import PICTURES
-from pipelines.data.tables import Rows
+from pipelines.data.tables import TableRows
 from tests.helpers.pictures_on_disk import load, png
 
 
-def rows(*paths: str | None, folders: tuple[Path, ...] = (), remote: bool = False) -> Rows:
+def rows(*paths: str | None, folders: tuple[Path, ...] = (), remote: bool = False) -> TableRows:
     cells = pa.array([{"bytes": None, "path": p} for p in paths])
-    return Rows(PICTURES, "train", pa.chunked_array([cells]), None, folders, remote)
+    return TableRows(PICTURES, "train", pa.chunked_array([cells]), None, folders, remote)
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ accelerator = Accelerator(cpu=True)
 asked = []
 sound_evaluation.helper_count = lambda _, local: asked.append(local) or 1
 if accelerator.process_index == 1 and sys.argv[1] == "dies":
-    sound_evaluation.measure = lambda *_: os._exit(3)
+    sound_evaluation.measure_sounds = lambda *_: os._exit(3)
 clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
 measured = evaluate_sound(tok, clips, accelerator, thorough=True)
 if accelerator.is_main_process:
@@ -259,7 +259,7 @@ def test_a_thorough_evaluation_uses_one_thread_and_gives_the_others_back(
     clips = load_splits(DataConfig("embedded:speech", limit=1), tok.modality).held_out
     before, seen = torch.get_num_threads(), []
     monkeypatch.setattr(sound_evaluation, "available", lambda: ())
-    monkeypatch.setattr(sound_evaluation, "measure", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(sound_evaluation, "measure_sounds", lambda *_: seen.append(torch.get_num_threads()))
     torch.set_num_threads(3)
     try:
         measured_with(0, tok, clips, monkeypatch)

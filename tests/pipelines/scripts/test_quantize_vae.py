@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.kinds import to_float
-from pipelines.quantize_vae import chosen_size, in_words, kl_bits
+from pipelines.quantize_vae import bits_in_words, chosen_size, kl_bits
 from tests.helpers.running import (
     MODEL,
     TINY_PRIOR,
@@ -103,7 +103,7 @@ def test_a_size_that_is_too_large_is_capped_with_a_warning(caplog: pytest.LogCap
 
 
 def test_the_kl_is_told() -> None:
-    text = in_words(torch.tensor([2.0, 4.0], dtype=torch.float64))
+    text = bits_in_words(torch.tensor([2.0, 4.0], dtype=torch.float64))
     assert "3.00 bits (2.00, 4.00)" in text and "8 entries" in text
 
 

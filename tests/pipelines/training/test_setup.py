@@ -18,7 +18,7 @@ from pipelines.training.options import PriorSize, TokenizerTraining
 from pipelines.training.setup import (
     check_batch,
     rate_scale,
-    require_finite,
+    require_finite_terms,
     seed_layers,
     set_rates,
     short_run,
@@ -131,10 +131,10 @@ def test_averages_of_another_model_are_refused() -> None:
 
 
 def test_values_that_are_not_finite_are_named() -> None:
-    require_finite({"loss": 1.0}, 3)
+    require_finite_terms({"loss": 1.0}, 3)
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match=r"step 7: l1 is .*--learning-rate.*last checkpoint is intact"):
-            require_finite({"loss": 1.0, "l1": value}, 7)
+            require_finite_terms({"loss": 1.0, "l1": value}, 7)
 
 
 # Batches, precision, noise

@@ -206,7 +206,7 @@ for m, n, k, programs in json.loads(sys.argv[1]):
     z, entries = torch.randn(m, k, generator=generator), torch.randn(n, k, generator=generator)
     entries[n // 2] = entries[0]
     expected = search_tiles.propose(z, entries)
-    found = search_cuda.launch(z, entries, search_cuda.Blocks(32, 64, 16, 4, 2), programs)
+    found = search_cuda.launch(z, entries, search_cuda.BlockSizes(32, 64, 16, 4, 2), programs)
     close = all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, expected))
     if not close or [x.dtype for x in found] != [x.dtype for x in expected]:
         wrong.append([m, n, k, programs])

@@ -22,7 +22,7 @@ _KBPS = {
 }
 
 
-class Kind(NamedTuple):
+class FrameKind(NamedTuple):
     """What all frames of a stream share. version: 3 is MPEG 1, 2 is 2, 0 is 2.5."""
 
     version: int
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _lengths(kind: Kind) -> dict[int, int]:
+def _lengths(kind: FrameKind) -> dict[int, int]:
     """Bytes of a frame by the second and third byte of its header, as one number."""
     lengths = {}
     for (code, kbps), padded in product(enumerate(_KBPS[kind.version == 3, kind.layer], 1), (0, 1)):
@@ -93,7 +93,7 @@ def count_samples(file: BinaryIO, size: int, name: str) -> Count | None:
     return Count(start, count.stop, count.samples, count.whole and head[36:40] != b"VBRI")
 
 
-def _xing(frame: bytes, kind: Kind) -> tuple[int, int] | None:
+def _xing(frame: bytes, kind: FrameKind) -> tuple[int, int] | None:
     """Frames and bytes that a Xing or Info frame promises, 0 where it does not; None for another frame."""
     place = 4 + ((17 if kind.mono else 32) if kind.version == 3 else (9 if kind.mono else 17))
     if kind.layer != 3 or frame[place : place + 4] not in (b"Xing", b"Info"):
@@ -104,7 +104,7 @@ def _xing(frame: bytes, kind: Kind) -> tuple[int, int] | None:
     return frames, int.from_bytes(fields[:4]) if flags & 2 else 0
 
 
-def _walk(file: BinaryIO, start: int, stop: int, kind: Kind, name: str) -> Count:
+def _walk(file: BinaryIO, start: int, stop: int, kind: FrameKind, name: str) -> Count:
     lengths, at, frames, whole = _lengths(kind), start, 0, True
     base, data = start, b""
     while at + 4 <= stop:
@@ -133,8 +133,8 @@ def _walk(file: BinaryIO, start: int, stop: int, kind: Kind, name: str) -> Count
 
 
 def _first_frame(
-    file: BinaryIO, at: int, stop: int, kind: Kind | None = None, ends: bool = True
-) -> tuple[int, Kind | None]:
+    file: BinaryIO, at: int, stop: int, kind: FrameKind | None = None, ends: bool = True
+) -> tuple[int, FrameKind | None]:
     """Where the next frame (of `kind`) with others behind it begins, and its kind; if none does, `stop`.
 
     ends: the end of the file may stand for the others.
@@ -151,7 +151,7 @@ def _first_frame(
     return stop, None
 
 
-def _kind_at(file: BinaryIO, at: int, stop: int, head: bytes = b"") -> Kind | None:
+def _kind_at(file: BinaryIO, at: int, stop: int, head: bytes = b"") -> FrameKind | None:
     """The kind of the frame at a place, if it is one: two more follow upon it, or the end does."""
     head = head if len(head) == 4 else read_at(file, at, 4)
     first = kind = _kind_of(head)
@@ -166,13 +166,13 @@ def _kind_at(file: BinaryIO, at: int, stop: int, head: bytes = b"") -> Kind | No
     return first if kind == first else None
 
 
-def _kind_of(head: bytes) -> Kind | None:
+def _kind_of(head: bytes) -> FrameKind | None:
     if len(head) < 4 or head[0] != 255 or head[1] < 0xE0:
         return None
     version, layer, code, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 4, head[2] >> 2 & 3
     if version == 1 or layer == 4 or code in (0, 15) or rate == 3:
         return None
-    return Kind(version, layer, _RATES[version][rate], head[3] >> 6 == 3)
+    return FrameKind(version, layer, _RATES[version][rate], head[3] >> 6 == 3)
 
 
 def after_id3(file: BinaryIO, at: int) -> int:

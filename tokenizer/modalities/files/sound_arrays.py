@@ -23,7 +23,7 @@ _noted: set[tuple[object, ...]] = set()
 _noting = threading.Lock()
 
 
-class Decoder(Protocol):
+class AudioDecoder(Protocol):
     """Samples at their own `rate` (per second): `read(start, count)` → (count, channels) float32 in [-1, 1].
 
     `read` raises `ValueError` naming the sound for samples that cannot be had, NaN, infinity and magnitudes

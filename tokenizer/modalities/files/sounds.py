@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.installation import import_torchaudio
-from tokenizer.modalities.files.sound_arrays import LOUDEST, REPLACE, ArrayDecoder, Decoder, log_once
+from tokenizer.modalities.files.sound_arrays import LOUDEST, REPLACE, ArrayDecoder, AudioDecoder, log_once
 
 Waveform: TypeAlias = NDArray[Any] | Tensor
 SoundSource: TypeAlias = (
@@ -230,7 +230,7 @@ def _grid(old: int, new: int) -> _Grid:
     return _Grid(old, new, step=new * max(1, PIECE // new), halo=-(-kernel.width // old) * old, kernel=kernel)
 
 
-def _decoder_of(source: Any, name: str) -> Decoder:
+def _decoder_of(source: Any, name: str) -> AudioDecoder:
     if isinstance(source, tuple):
         waveform, rate = source
         return ArrayDecoder(waveform, rate, name)
