@@ -23,10 +23,10 @@ from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.kinds import Split, kind_of
-from pipelines.run.accelerator import patient_accelerator
+from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import claimed_folder, require_writable
-from pipelines.run.processes import load_alike, on_main
+from pipelines.run.processes import load_alike, meet, on_main
 from pipelines.run.progress import progress
 from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
 from pipelines.tokens.plan import (
@@ -75,7 +75,7 @@ def main() -> None:
     """Encode both splits in blocks, a shard each, which the processes take in turn; the main one writes
     tokens.json at the end."""
     options = parse(EncodeOptions, __doc__ or "")
-    accelerator = patient_accelerator(options)
+    accelerator = plain_accelerator(options)
     tok = load_alike(
         accelerator,
         "the tokenizer's weights",
@@ -107,7 +107,7 @@ def main() -> None:
             examples = splits.train if block.split == "train" else splits.held_out
             encode_block(tok, examples, block, info, options, bar.update)
         bar.close()
-        accelerator.wait_for_everyone()
+        meet(accelerator)
         if accelerator.is_main_process:
             write_info(options.output, info)
             counts = f"{len(splits.train)} training and {len(splits.held_out)} held-out items"

@@ -31,11 +31,11 @@ from pipelines.reports.kinds import report_of
 from pipelines.reports.priors import write_positions
 from pipelines.reports.rate_distortion import quantity
 from pipelines.reports.tokenizers import write_results
-from pipelines.run.accelerator import patient_accelerator
+from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import RUN_FILE, require_writable
 from pipelines.run.models import load_models
-from pipelines.run.processes import load_alike, on_main
+from pipelines.run.processes import load_alike, meet, on_main
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import TokenRows, TokenSplit
@@ -88,7 +88,7 @@ class EvaluateOptions:
 def main() -> None:
     """Measure, print one table, write metrics.json and the sheet of reconstructions."""
     options = parse(EvaluateOptions, __doc__ or "")
-    accelerator = patient_accelerator(options)
+    accelerator = plain_accelerator(options)
     on_main(accelerator, lambda: check_output(options.output))
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
     if options.kid and len(tok.modality.axes) != 2:
@@ -123,7 +123,7 @@ def main() -> None:
             unit = f" {quantity(name).unit}" if name.endswith("_speed") else ""
             print(f"{name:28} {value:.6g}{unit}")
         logger.info("written to %s", options.output)
-    accelerator.wait_for_everyone()
+    meet(accelerator)
     accelerator.end_training()
 
 

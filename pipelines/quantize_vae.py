@@ -26,10 +26,10 @@ from pipelines.data.config import DataConfig
 from pipelines.data.kinds import Split
 from pipelines.evaluation.tokenizers import Measured, measure_tokenizer
 from pipelines.reports.tokenizers import write_results
-from pipelines.run.accelerator import patient_accelerator
+from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
-from pipelines.run.processes import load_alike, on_main, sum_over_processes
+from pipelines.run.processes import load_alike, meet, on_main, sum_over_processes
 from pipelines.run.publishing import check_push, push
 from tokenizer import Tokenizer
 from tokenizer.hub.model import CardInfo
@@ -81,7 +81,7 @@ class QuantizeOptions:
 def main() -> None:
     """Measure the KL, choose a codebook, measure again, write the folder."""
     options = parse(QuantizeOptions, __doc__ or "")
-    accelerator = patient_accelerator(options)
+    accelerator = plain_accelerator(options)
     on_main(accelerator, lambda: require_writable(options.output))
     if (options.output / "config.json").exists():
         raise ValueError(
@@ -113,7 +113,7 @@ def main() -> None:
     if accelerator.is_main_process:
         write_model(options, tok, splits, metrics, measured)
     push(accelerator, options)
-    accelerator.wait_for_everyone()
+    meet(accelerator)
     accelerator.end_training()
 
 

@@ -22,7 +22,7 @@ from pipelines.reports.plots import loss_plot
 from pipelines.reports.priors import write_prior_sample
 from pipelines.run.command_line import chosen_preset, parse, run
 from pipelines.run.models import public_name
-from pipelines.run.processes import load_alike
+from pipelines.run.processes import load_alike, meet
 from pipelines.run.publishing import check_push, push
 from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import TokenRows, read_tokens, token_batches
@@ -73,7 +73,7 @@ def main() -> None:
     with run_folder(accelerator, options):
         if options.resume:
             require_same_tokens(options.output, info)
-        accelerator.wait_for_everyone()
+        meet(accelerator)
         if accelerator.is_main_process:
             write_info(options.output, info)
         train(options, accelerator, info, splits, prior)
@@ -239,7 +239,7 @@ def finish(
         )
         prior.save_pretrained(options.output, card)
         course.conclude(metrics)
-    accelerator.wait_for_everyone()
+    meet(accelerator)
 
 
 if __name__ == "__main__":

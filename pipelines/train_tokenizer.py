@@ -21,7 +21,7 @@ from pipelines.evaluation.tokenizers import evaluate_tokenizer, measure_tokenize
 from pipelines.presets import TOKENIZERS
 from pipelines.reports.tokenizers import write_tokenizer_report
 from pipelines.run.command_line import chosen_preset, parse, run
-from pipelines.run.processes import load_alike, on_main
+from pipelines.run.processes import load_alike, meet, on_main
 from pipelines.run.publishing import check_push, push
 from pipelines.training.loop import Course
 from pipelines.training.optimizers import build_optimizers
@@ -142,7 +142,7 @@ def finish(
         )
         tok.save_pretrained(options.output, card)
         course.conclude(metrics)
-    accelerator.wait_for_everyone()
+    meet(accelerator)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from typing import Protocol, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.tokenizers import Measured
+from pipelines.run.processes import gather_objects
 from pipelines.run.progress import progress
 from tokenizer import Tokenizer
 from tokenizer.metrics import CodeUsage
@@ -35,10 +35,9 @@ class Means:
         self.sums[name] += total
         self.counts[name] += count
 
-    def over_processes(self) -> dict[str, float]:
+    def over_processes(self, accelerator: Accelerator) -> dict[str, float]:
         """The means of what all processes took in; without those that nothing could be measured of."""
-        # accelerate gathers the items of an object, so each process gives a list of one.
-        parts = gather_object([(dict(self.sums), dict(self.counts))])
+        parts = gather_objects(accelerator, (dict(self.sums), dict(self.counts)))
         names = list(dict.fromkeys(name for sums, _ in parts for name in sums))
         totals = {
             n: (sum(s.get(n, 0.0) for s, _ in parts), sum(c.get(n, 0.0) for _, c in parts)) for n in names
@@ -93,7 +92,7 @@ def evaluate_clips(
                     if scores is not None:
                         scores.measure(means[k].add, x_hat, x)
             bar.update()
-    rows = {k: mean.over_processes() for k, mean in means.items()}
+    rows = {k: mean.over_processes(accelerator) for k, mean in means.items()}
     for name in ("encode", "decode"):
         pace = rows[most].pop(f"{name}_pace", 0.0)
         if thorough and pace:

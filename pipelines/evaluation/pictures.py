@@ -8,13 +8,12 @@ import math
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.kinds import Split
 from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured, measures
-from pipelines.run.processes import sum_over_processes
+from pipelines.run.processes import gather_objects, sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.distributed import keyed_generator
@@ -109,7 +108,7 @@ def _reduced(
     """Sums of all processes as means. A process may have had no item, so names come from those that had."""
     if count == 0:
         return {}
-    gathered = gather_object([({k: float(v) for k, v in sums.items()}, codes_per_item)])
+    gathered = gather_objects(accelerator, ({k: float(v) for k, v in sums.items()}, codes_per_item))
     names = max((part for part, _ in gathered), key=len)
     metrics = {k: sum(part.get(k, 0.0) for part, _ in gathered) / count for k in names}
     if usage is not None:

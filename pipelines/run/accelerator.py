@@ -5,20 +5,21 @@ Left out: that of trainings (`training/setup.py`).
 
 import logging
 import sys
-from datetime import timedelta
 from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from pipelines.run.processes import require_same_options
-
-# Processes wait for one that measures a long sound, or writes a report; the launcher ends all if one dies.
-PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+from pipelines.run.processes import STEP_TIMEOUT, require_same_options
 
 
-def patient_accelerator(options: Any) -> Accelerator:
+def process_group() -> InitProcessGroupKwargs:
+    """How processes are connected: none waits for long for another in the midst of a step."""
+    return InitProcessGroupKwargs(timeout=STEP_TIMEOUT)
+
+
+def plain_accelerator(options: Any) -> Accelerator:
     """An Accelerator, with its log lines, for scripts that do not train; `require_same_options`."""
-    accelerator = Accelerator(kwargs_handlers=[PATIENCE])
+    accelerator = Accelerator(kwargs_handlers=[process_group()])
     quiet_logging(accelerator)
     require_same_options(accelerator, options)
     return accelerator

@@ -1,13 +1,16 @@
 """What the processes of a run must agree on: options, data, models, what only one of them can find out, and
-sums and means over all.
+sums and means over all; and how long they wait for each other.
 
 Left out: signals (`signals.py`).
 """
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
@@ -19,11 +22,38 @@ T = TypeVar("T")
 # Options that machines may have their own of: places of what is compared by its content, and loaders.
 OF_MACHINES = frozenset({"output", "resume", "tokens", "tokenizer", "prior", "data.path", "data.workers"})
 
+# How long a collective waits: in the midst of a step processes are seconds apart, and NCCL does not notice
+# by itself that a machine is lost. (Not ten minutes, which accelerate takes for no wish at all.)
+STEP_TIMEOUT = timedelta(minutes=5)
+# How long processes wait where one has more to do than the others, such as a report or a long sound.
+MEETING_TIMEOUT = timedelta(hours=6)
+
+
+def meet(accelerator: Accelerator) -> None:
+    """Wait until all processes are here, for hours if need be. Every process must call it, before the first
+    collective after what some do longer than others."""
+    if accelerator.num_processes > 1:
+        dist.barrier(_meeting_group(dist.group.WORLD))
+
+
+@lru_cache(maxsize=1)
+def _meeting_group(_: object) -> Any:
+    """A group over all processes of the group of this run, which is patient; on CPUs, whatever trains."""
+    return dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
+
+
+def gather_objects(accelerator: Accelerator, value: T) -> list[T]:
+    """What every process has, by rank, on every one; some may have had longer to do for it than others."""
+    meet(accelerator)
+    # accelerate gathers the items of an object, so each process gives a list of one.
+    gathered: list[T] = gather_object([value])
+    return gathered
+
 
 def require_same_options(accelerator: Accelerator, options: Any) -> None:
     """`ValueError` on every process that names an option which two of them differ in, as when machines were
     started by different commands: they would wait for each other, or each learn something else."""
-    found = gather_object([flatten(options_to_dict(options))])
+    found = gather_objects(accelerator, flatten(options_to_dict(options)))
     for name in sorted({name for values in found for name in values} - OF_MACHINES):
         for process, values in enumerate(found):
             if values.get(name) != found[0].get(name):
@@ -45,7 +75,7 @@ def load_alike(accelerator: Accelerator, what: str, load: Callable[[], T], diges
         said = (digest(loaded[0]), "")
     except (ValueError, OSError) as error:
         own, said = error, ("", in_words(error))
-    found = gather_object([said])
+    found = gather_objects(accelerator, said)
     if own is not None:
         raise own
     for process, (_, problem) in enumerate(found):
@@ -68,6 +98,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
             answer[1] = work()
         except (OSError, ValueError) as error:
             answer[0] = in_words(error)
+    meet(accelerator)
     # Every process learns of the failure, so that none is left waiting for the others.
     broadcast_object_list(answer)
     if answer[0] is not None:
@@ -84,6 +115,7 @@ def mean_over_processes(accelerator: Accelerator, values: Mapping[str, Tensor]) 
 
 
 def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """`values`, on the CPU, summed over all processes."""
+    """`values`, on the CPU, summed over all processes, of which some may have had more to sum than others."""
+    meet(accelerator)
     summed: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
     return summed.cpu()

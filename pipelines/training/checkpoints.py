@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipelines.run.processes import gather_objects, meet
 from pipelines.training.averaging import WeightAverage
 from pipelines.training.optimizer_state import load_optimizers, optimizer_tensors
 from pipelines.training.setup import seed_layers
@@ -102,7 +102,7 @@ class Checkpoints:
         Every process must call it: the RNG states are gathered. Raises `ValueError` if it cannot be written;
         older checkpoints are then as they were.
         """
-        rng = gather_object([_rng_state()])
+        rng = gather_objects(self.accelerator, _rng_state())
         tensors = {
             "model": whole_tensors(self.model.state_dict()),
             "average": whole_tensors(self.average.shadow),
@@ -132,7 +132,7 @@ class Checkpoints:
                     "--keep-checkpoints, and resume"
                 ) from error
             self._prune()
-        self.accelerator.wait_for_everyone()
+        meet(self.accelerator)
 
     def _prune(self) -> None:
         """Delete the oldest checkpoints beyond `keep`. Each loses its name first, so that half of one never
@@ -165,7 +165,7 @@ class Checkpoints:
         not find the same one.
         """
         path = find_checkpoint(self.folder, wanted)
-        names = gather_object([path.name if path else "none"])
+        names = gather_objects(self.accelerator, path.name if path else "none")
         if len(set(names)) > 1:
             raise ValueError(
                 f"{self.folder}: processes find different checkpoints ({', '.join(names)}); --output must be "
@@ -203,7 +203,7 @@ class Checkpoints:
                 state.threads,
             )
         logger.info("resuming from %s", path)
-        self.accelerator.wait_for_everyone()
+        meet(self.accelerator)
         if self.accelerator.is_main_process:
             for later in list_checkpoints(self.folder):
                 if int(later.name.removeprefix("step-")) > state.step:

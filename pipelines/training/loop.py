@@ -14,11 +14,10 @@ from typing import Protocol, Self, TypedDict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipelines.run.processes import mean_over_processes
+from pipelines.run.processes import gather_objects, mean_over_processes, meet
 from pipelines.run.progress import progress
 from pipelines.run.signals import Stopped, StopRequests
 from pipelines.training.averaging import WeightAverage
@@ -149,7 +148,7 @@ class Course:
         # A run that was stopped between its last checkpoint and its model still gets the model.
         written = bool(options.resume) and self.checkpoints.model_is_written(self.start, options.max_steps)
         # The main process says so: others may see its files later.
-        self.finished: bool = gather_object([written])[0]
+        self.finished: bool = gather_objects(accelerator, written)[0]
         if self.finished:
             logger.info(
                 "%s is finished: %d of %d steps are done", options.output, self.start, options.max_steps
@@ -248,7 +247,7 @@ class Course:
         self.skipped_in_a_row += 1
         losses = {name.removeprefix("loss_"): v for name, v in self.terms.items() if name.startswith("loss_")}
         terms = {name for name, value in losses.items() if not bool(torch.isfinite(value))}
-        found = gather_object([(sorted(terms), self._offending())])
+        found = gather_objects(self.accelerator, (sorted(terms), self._offending()))
         terms, examples = {t for ts, _ in found for t in ts}, [e for _, es in found for e in es]
         what = "the gradient is" if not terms else f"the loss {', '.join(sorted(terms))} and the gradient are"
         text = f"step {step}: {what} not finite"
@@ -289,6 +288,7 @@ class Course:
             self._log_events(step)
         if step % options.eval_every == 0 and not last:
             self.record(step, evaluate(self.average.averaged(self.net)), "valid")
+            meet(self.accelerator)
         asked = self.requests.agreed(self.accelerator.device)
         if step % options.checkpoint_every == 0 or last or asked:
             self.log.sync()

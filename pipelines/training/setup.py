@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 
-from pipelines.run.accelerator import PATIENCE, quiet_logging
+from pipelines.run.accelerator import process_group, quiet_logging
 from pipelines.run.processes import require_same_options
 from pipelines.training.options import TrainingOptions
 from pipelines.training.sharding import check_sharding
@@ -37,7 +37,7 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         gradient_accumulation_steps=options.gradient_accumulation,
         log_with=None if options.tracker == "none" else options.tracker,
         project_dir=str(options.output),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENCE],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), process_group()],
     )
     check_batch(options.batch_size, options.gradient_accumulation, accelerator.num_processes)
     check_sharding(accelerator, options)
