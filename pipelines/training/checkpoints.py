@@ -102,15 +102,15 @@ class Checkpoints:
         Every process must call it: the RNG states are gathered. Raises `ValueError` if it cannot be written;
         older checkpoints are then as they were.
         """
-        rng = gather_objects(self.accelerator, _rng_state())
+        rng, main = gather_objects(self.accelerator, self._rng_state()), self.accelerator.is_main_process
         tensors = {
-            "model": whole_tensors(self.model.state_dict()),
-            "average": whole_tensors(self.average.shadow),
-            "optimizers": whole_tensors(optimizer_tensors(self.optimizers)),
-            "training_state": whole_tensors(_training_state(self.model)),
+            "model": whole_tensors(self.model.state_dict(), main),
+            "average": whole_tensors(self.average.shadow, main),
+            "optimizers": whole_tensors(optimizer_tensors(self.optimizers), main),
+            "training_state": whole_tensors(_training_state(self.model), main),
             "rng": {f"{rank}.{name}": t for rank, states in enumerate(rng) for name, t in states.items()},
         }
-        if self.accelerator.is_main_process:
+        if main:
             final = self.folder / f"step-{step}"
             scaler = self.accelerator.scaler
             state = CheckpointState(
@@ -232,14 +232,22 @@ class Checkpoints:
         state = asdict(read_state(path)) | {"model_written": True}
         write_atomically(path, lambda p: p.write_text(_as_json(state), encoding="utf-8"))
 
+    def _rng_state(self) -> dict[str, Tensor]:
+        """The states of this process's generators. A run on CPUs leaves GPUs alone."""
+        on_gpu = self.accelerator.device.type == "cuda"
+        return {"cpu": torch.get_rng_state(), **({"cuda": torch.cuda.get_rng_state()} if on_gpu else {})}
+
     def _load_rng(self, tensors: Mapping[str, Tensor], state: CheckpointState) -> None:
         rank = self.accelerator.process_index
         mine = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{rank}.")}
-        if state.processes == self.accelerator.num_processes and "cpu" in mine:
+        needed = {"cpu", *{self.accelerator.device.type} & {"cuda"}}
+        if state.processes == self.accelerator.num_processes and needed <= mine.keys():
             torch.set_rng_state(mine["cpu"])
-            if "cuda" in mine and torch.cuda.is_available():
+            if "cuda" in needed:
                 torch.cuda.set_rng_state(mine["cuda"])
-        else:  # another number of processes: only layer dropout draws from this generator
+        else:
+            # Of another number of processes, or of CPUs; nothing else draws from these generators.
+            logger.info("the checkpoint has no generators of these processes: layer dropout draws anew")
             seed_layers(self.seed, state.step, rank)
 
 
@@ -281,11 +289,6 @@ def _is_model_of(weights: Path, checkpoint: Path) -> bool:
 
 def _as_json(state: Mapping[str, object]) -> str:
     return json.dumps(state, indent=2) + "\n"
-
-
-def _rng_state() -> dict[str, Tensor]:
-    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    return {"cpu": torch.get_rng_state(), **cuda}
 
 
 def _training_state(model: nn.Module) -> dict[str, Tensor]:

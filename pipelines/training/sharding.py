@@ -106,12 +106,19 @@ def prepare(
     return Prepared(model, prepared, partial(torch.autocast, device, torch.bfloat16, enabled=bf16))
 
 
-def whole_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, gathered from all processes if FSDP sharded them (then a collective)."""
+def whole_tensors(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """The tensors on the CPU, gathered from all processes if FSDP sharded them (then a collective); none
+    where they are not to be kept. One whole tensor at a time stands on the device."""
     from torch.distributed.tensor import DTensor  # takes most of a second, so not with this module
 
-    whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
-    return {k: v.detach().to("cpu") for k, v in whole.items()}
+    whole = {}
+    for name, value in state.items():
+        value = value.detach()
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+        if keep:
+            whole[name] = value.to("cpu")
+    return whole
 
 
 def sharded_like(whole: Tensor, pattern: Tensor) -> Tensor:
