@@ -57,7 +57,8 @@ def nearest(z: Tensor, codebook: Tensor, distance: Distance = "euclidean") -> Te
     return codes
 
 
-@torch.library.custom_op("tokenloom::nearest", mutates_args=())
+# It looks at values, which a CUDA graph cannot: torch.compile(..., mode="reduce-overhead") goes around it.
+@torch.library.custom_op("tokenloom::nearest", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _nearest(z: Tensor, codebook: Tensor, distance: str) -> Tensor:
     """One operator for torch.compile, which would otherwise break its graph at the first look at a value."""
     dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)

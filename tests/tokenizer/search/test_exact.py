@@ -184,3 +184,7 @@ def test_points_halfway_go_to_the_lowest_index() -> None:
     assert nearest(z, codebook).tolist() == [0, 1, 0, 1, 2]
     assert nearest(z, codebook.expand(5, 1).repeat(2000, 1)).tolist() == [0, 1, 0, 1, 2]
     assert nearest(torch.zeros(3, 2), torch.zeros(2051, 2)).tolist() == [0, 0, 0]
+
+
+def test_cuda_graphs_leave_the_search_out() -> None:
+    assert torch.Tag.cudagraph_unsafe in torch.ops.tokenloom.nearest.default.tags
