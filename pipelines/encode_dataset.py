@@ -64,6 +64,8 @@ class EncodeOptions:
     """How further views of training pictures differ."""
     seed: int = 0
     """Decides the random part of further views."""
+    tf32: bool = False
+    """Let a GPU use TF32, faster: codes then depend on --batch-size and the GPU."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
@@ -87,6 +89,7 @@ def main() -> None:
             f"{options.tokenizer} is a VAE and has no codes; quantize_vae.py gives it some, and sample.py "
             "--tokenizer draws from it as it is"
         )
+    tok.tf32 = options.tf32
     check_views(options, tok)
     refuse_finished(options.output)
     on_main(accelerator, lambda: require_writable(options.output))
@@ -149,6 +152,7 @@ def describe_encoding(
         train_shards=sum(b.split == "train" for b in blocks),
         held_out_shards=sum(b.split == "held_out" for b in blocks),
         views=options.views,
+        tf32=options.tf32,
     )
     if options.views == 1:
         return encoding

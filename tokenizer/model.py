@@ -32,6 +32,7 @@ from tokenizer.hub.model import HubModel
 from tokenizer.layers_1d import zero_after
 from tokenizer.losses import reconstruction_losses
 from tokenizer.network import TokenizerNetwork
+from tokenizer.precision import full_precision
 from tokenizer.streaming import DecodeStream, EncodeStream, run_stream
 from tokenizer.variants import changed_fields, shortened
 
@@ -111,6 +112,8 @@ class Tokenizer(TokenizerNetwork, HubModel):
         (`encode_stream`), so memory stays bounded. `num_codebooks`: only the first so many
         codes of each position.
 
+        On a GPU this is without TF32, with which codes would depend on the batch, unless `self.tf32` is set.
+
         `TypeError` for a VAE (use `posterior`, or `quantized`), and for x that is no array; `ValueError` for
         x of a wrong shape or type, for `lengths` of pictures or out of range, and for more codebooks than
         there are.
@@ -122,8 +125,9 @@ class Tokenizer(TokenizerNetwork, HubModel):
         if lengths is not None:
             if not self.modality.timed:
                 raise ValueError(f"lengths are for padded batches of sound, not of {self.modality.name}s")
-            return encode_padded(self, x, checked_lengths(lengths, x).to(x.device), k)
-        return encode_prepared(self, x, k)
+            lengths = checked_lengths(lengths, x).to(x.device)
+        with full_precision(not self.tf32):
+            return encode_prepared(self, x, k) if lengths is None else encode_padded(self, x, lengths, k)
 
     @torch.no_grad()
     def decode(self, codes: Array, size: int | tuple[int, ...] | None = None) -> Tensor:

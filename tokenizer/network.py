@@ -26,6 +26,8 @@ class TokenizerNetwork(nn.Module):
         self.bottleneck = config.bottleneck.build()
         self.encoder = self.modality.build_encoder(self.bottleneck.in_dim)
         self.decoder = self.modality.build_decoder(self.bottleneck.out_dim)
+        # Whether `encode` and streams may use TF32 on a GPU, faster: codes then depend on the batch.
+        self.tf32 = False
 
     @property
     def device(self) -> torch.device:

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from tokenizer.layers_1d import Network, State
 from tokenizer.network import TokenizerNetwork
+from tokenizer.precision import full_precision
 
 
 class _Stream:
     """What both directions share: a network, its state, and the steps of input so far."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, tok: TokenizerNetwork, network: torch.nn.Module) -> None:
         if not isinstance(network, Network):
             raise ValueError("streams are for sound; this tokenizer is for pictures")
-        self._network = network
+        self._tok, self._network = tok, network
         self.state: State = None
         self.steps = 0
         self._like: Tensor | None = None
@@ -33,7 +34,8 @@ class _Stream:
             self._like, self.state = x.new_empty(*x.shape[:2], 0), self._network.start(x)
         if x.shape[0] != self._like.shape[0]:
             raise ValueError(f"a chunk has {x.shape[0]} examples, those before it {self._like.shape[0]}")
-        y, self.state = self._network.stream(x, self.state, last)
+        with full_precision(not self._tok.tf32):
+            y, self.state = self._network.stream(x, self.state, last)
         self.steps += x.shape[2]
         self._finished = last
         return y
@@ -48,8 +50,8 @@ class EncodeStream(_Stream):
     """
 
     def __init__(self, tok: TokenizerNetwork, num_codebooks: int | None = None) -> None:
-        super().__init__(tok.encoder)
-        self._tok, self._count = tok, tok.checked_num_codebooks(num_codebooks)
+        super().__init__(tok, tok.encoder)
+        self._count = tok.checked_num_codebooks(num_codebooks)
 
     @torch.no_grad()
     def push(self, x: Tensor) -> Tensor:
@@ -72,15 +74,15 @@ class EncodeStream(_Stream):
     def _codes(self, z_e: Tensor) -> Tensor:
         if z_e.shape[2] == 0:
             return torch.empty((len(z_e), self._count, 0), dtype=torch.int64, device=z_e.device)
-        return self._tok.bottleneck.encode_first(z_e, self._count)
+        with full_precision(not self._tok.tf32):
+            return self._tok.bottleneck.encode_first(z_e, self._count)
 
 
 class DecodeStream(_Stream):
     """Codes in, waveforms out: `push` frames as they come, then `finish`. `state` as in `EncodeStream`."""
 
     def __init__(self, tok: TokenizerNetwork) -> None:
-        super().__init__(tok.decoder)
-        self._tok = tok
+        super().__init__(tok, tok.decoder)
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:

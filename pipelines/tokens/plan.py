@@ -77,10 +77,15 @@ class Encoding:
     """--augment.shift: pixels that a view of a picture is moved by at most. 0 where there is one view."""
     seed: int = 0
     """--seed: decides what is random in views. 0 where there is one view."""
+    tf32: bool = False
+    """--tf32: codes depend on the batch; older releases did not have it."""
 
     def digest(self) -> str:
         """16 hexadecimal digits that every shard and tokens.json bear."""
-        return hashlib.sha256(json.dumps(config_to_dict(self)).encode()).hexdigest()[:16]
+        values = config_to_dict(self)
+        if not self.tf32:  # those of older releases stay
+            del values["tf32"]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def block_size(examples: Split, views: int) -> int:

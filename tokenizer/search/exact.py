@@ -11,14 +11,13 @@ product, and a vector has the same code alone, in any batch and on any device.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tokenizer.checks import NotFinite
+from tokenizer.precision import full_precision
 from tokenizer.search.tiles import FAR, NEAR, TILE, propose
 
 Distance = Literal["euclidean", "cosine"]
@@ -198,16 +197,3 @@ def not_finite(name: str) -> NotFinite:
         f"{name} holds values that are not finite, or too large to be squared; look for them in x, or "
         "whether the training diverged"
     )
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32 and no bf16 in products of float32, whatever the user chose for the networks."""
-    with ExitStack() as restored:
-        for matmul in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
-            chosen = matmul.fp32_precision
-            # "none" is full precision too.
-            if chosen not in ("none", "ieee"):
-                restored.callback(setattr, matmul, "fp32_precision", chosen)
-                matmul.fp32_precision = "ieee"
-        yield

@@ -129,6 +129,7 @@ def test_a_shard_that_is_another_one_is_encoded_anew(encode: Encode, whole: Path
         (("--views", 3, "--augment.flip", "--augment.shift", 1), "views was 2, is now 3"),
         ((*FLIP, "--augment.shift", 1), "shift was 0, is now 1"),
         ((*FLIP, "--seed", 1), "seed was 0, is now 1"),
+        ((*FLIP, "--tf32"), "tf32 was False, is now True"),
         ((*FLIP, "--data.limit", 9), "data was "),
         ((*FLIP, "--data.label-column", "none"), "data was "),
         ((*FLIP, "--data.column", "image"), "column was None, is now 'image'"),

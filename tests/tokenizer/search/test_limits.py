@@ -23,7 +23,7 @@ from tokenizer.search import cpu as search_cpu
 from tokenizer.search import cuda as search_cuda
 from tokenizer.search import exact as search
 from tokenizer.search import tiles as search_tiles
-from tokenizer.search.exact import CROWDED, CentredCodebook, Distance, full_precision, nearest
+from tokenizer.search.exact import CROWDED, CentredCodebook, Distance, nearest
 
 ROOT = Path(__file__).parents[3]
 
@@ -157,36 +157,6 @@ def test_torch_compile_takes_it_whole(distance: Distance) -> None:
     assert torch.equal(compiled(z.requires_grad_(), codebook, distance), expected)
     with torch.inference_mode():
         assert torch.equal(nearest(z, codebook, distance), expected)
-
-
-@pytest.fixture
-def precision() -> Any:
-    matmuls = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [m.fp32_precision for m in matmuls]
-    yield lambda: [m.fp32_precision for m in matmuls]
-    for matmul, value in zip(matmuls, before, strict=True):
-        matmul.fp32_precision = value
-    torch.set_float32_matmul_precision("highest")
-
-
-def test_the_precision_of_products_is_full_and_then_as_before(precision: Any) -> None:
-    for chosen, expected in (
-        ("high", ["tf32", "tf32"]),
-        ("medium", ["tf32", "bf16"]),
-        ("highest", ["ieee"] * 2),
-    ):
-        torch.set_float32_matmul_precision(chosen)
-        assert precision() == expected
-        with full_precision():
-            assert precision() == ["ieee", "ieee"]
-        with pytest.raises(ValueError, match="not finite"):
-            nearest(torch.tensor([[torch.nan]]), torch.zeros(1, 1))
-        z, codebook = normal(300, 64), normal(200, 64, seed=1)
-        assert torch.equal(nearest(z, codebook), brute_force(z, codebook))
-        assert precision() == expected and torch.get_float32_matmul_precision() == chosen
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    nearest(normal(3, 2), normal(2, 2))
-    assert precision() == ["ieee", "bf16"]
 
 
 def test_an_unknown_distance_and_integers_are_refused() -> None:
