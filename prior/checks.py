@@ -4,6 +4,8 @@ Left out: options of sampling, which sampling/choice.py checks.
 """
 
 import operator
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,3 +139,16 @@ def _range(class_names: Sequence[str]) -> str:
     if not class_names:
         return "-1 (unconditional; this prior has no classes)"
     return f"-1 (unconditional) to {len(class_names) - 1}"
+
+
+def require_compiler(device: str, option: str) -> None:
+    """Raise `ValueError` that names the `option` unless the compiler is there that torch.compile takes: of
+    C++ on a CPU, and of C on a GPU, with which triton builds its launchers."""
+    of_device = ("CXX", "C++", ("g++",)) if device == "cpu" else ("CC", "C", ("gcc", "clang"))
+    variable, language, known = of_device
+    named = os.environ.get(variable)
+    if not any(map(shutil.which, (named,) if named else known)):
+        where = "a CPU" if device == "cpu" else "a GPU"
+        raise ValueError(
+            f"compiling on {where} needs a {language} compiler; install {known[0]}, or leave {option} out"
+        )

@@ -3,15 +3,12 @@
 Left out: likelihoods and sampling (`model.py`), and the same blocks step by step (`sampling/`).
 """
 
-import os
-import shutil
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior.checks import UNCONDITIONAL
+from prior.checks import UNCONDITIONAL, require_compiler
 from prior.config import PriorConfig
 from prior.layers import Blocks, RMSNorm, rotary_table
 from prior.patterns import Pattern
@@ -139,11 +136,11 @@ class PriorNetwork(HubModel):
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Have torch.compile's `backend` compile the blocks at their next use, one code for all; their
-        weights and names stay as they are. Raises `ValueError` for inductor on a CPU without a C++ compiler.
+        weights and names stay as they are. Raises `ValueError` for inductor without a C++ compiler on a CPU,
+        or a C compiler, which triton has build its launchers, on a GPU.
         """
-        needs_cxx = backend == "inductor" and self.head.device.type == "cpu"
-        if needs_cxx and not shutil.which(os.environ.get("CXX", "g++")):
-            raise ValueError("compiling on a CPU needs a C++ compiler; install g++, or leave --compile out")
+        if backend == "inductor":
+            require_compiler(self.head.device.type, "--compile")
         for blocks in self._all_blocks():
             for block in blocks:
                 block.compile(backend=backend, fullgraph=True)

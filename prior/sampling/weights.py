@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prior.checks import require_compiler
 from prior.layers import NORM_EPS, Block, at_least_float32
 from prior.network import PriorNetwork
 from prior.sampling.cpu.products import installed
@@ -210,6 +211,8 @@ class PreparedWeights:
             raise ValueError(f"weights: int8 is for CPUs, and this prior is on {device}; take bf16")
         if compiled and device not in ("cpu", "cuda"):
             raise ValueError(f"compile: is for CPUs and CUDA, and this prior is on {device}; leave it out")
+        if compiled and device == "cuda":
+            require_compiler(device, "compile")
         if compiled and device == "cpu" and not installed():
             raise ValueError(
                 "compile: needs numba; pip install -c pipelines/configs/constraints.txt -e '.[fast]', "

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior import Prior, PriorConfig, layers, likelihood
+from prior.checks import require_compiler
 from prior.layers import ByProducts, FewPasses, RMSNorm, attend
 from prior.likelihood import in_parts, nats, nats_and_entropy
 from tests.helpers.priors import PICTURE, SOUND, random_codes, random_prior
@@ -166,9 +167,21 @@ def test_flags_of_the_script_reach_the_prior(
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler; install g\+\+, or leave --compile out"):
+    asked = list[str]()
+    monkeypatch.setattr(shutil, "which", asked.append)
+    with pytest.raises(ValueError, match=r"CPU needs a C\+\+ compiler; install g\+\+, .* --compile"):
         Prior(PICTURE).compile_blocks()
+    with pytest.raises(ValueError, match=r"GPU needs a C compiler; install gcc, .* --compile"):
+        Prior(PICTURE).to("meta").compile_blocks()  # as on any device but a CPU
+    with pytest.raises(ValueError, match=r"GPU needs a C compiler; install gcc, .* compile"):
+        require_compiler("cuda", "compile")
+    assert asked == ["g++", "gcc", "clang", "gcc", "clang"]
+    monkeypatch.setenv("CC", "my-cc")
+    with pytest.raises(ValueError, match="install gcc"):
+        require_compiler("cuda", "compile")
+    assert asked[-1] == "my-cc"
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    require_compiler("cuda", "compile")
     Prior(PICTURE).compile_blocks("aot_eager")  # which needs none
 
 

@@ -4,12 +4,15 @@ least of all others, without the table of distances.
 Left out: float64, and deciding when to use it (`tiles.py`).
 """
 
+import logging
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 class BlockSizes(NamedTuple):
@@ -36,11 +39,31 @@ def installed() -> bool:
     return find_spec("triton") is not None
 
 
+def blocks_for(width: int) -> BlockSizes:
+    """The blocks in which products of so many factors are taken."""
+    return NARROW if width <= 16 else WIDE
+
+
+@cache
+def runs(device: torch.device, blocks: BlockSizes) -> bool:
+    """Whether the kernel runs on a device, which is tried once; a warning says why not. It is built where it
+    runs, which takes a C compiler, and a card whose shared memory holds the blocks."""
+    if not installed():
+        return False
+    z = torch.zeros(2, blocks.factors, device=device)
+    try:
+        return launch(z, z, blocks, 1)[1].tolist() == [0, 0]
+    except Exception as error:  # of any type: triton, its compiler and the driver have their own
+        text = "the search has no kernel of its own on %s and is slower: %s (it takes a C compiler, as gcc)"
+        logger.warning(text, device, " ".join(str(error).split())[:500] or type(error).__name__)
+        return False
+
+
 def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous. Memory is O(M)."""
     processors = torch.cuda.get_device_properties(z.device).multi_processor_count if z.is_cuda else 1
     with torch.cuda.device(z.device):
-        return launch(z, entries, NARROW if z.shape[1] <= 16 else WIDE, PROGRAMS * processors)
+        return launch(z, entries, blocks_for(z.shape[1]), PROGRAMS * processors)
 
 
 def launch(z: Tensor, entries: Tensor, blocks: BlockSizes, programs: int) -> tuple[Tensor, Tensor, Tensor]:

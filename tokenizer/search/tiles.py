@@ -24,7 +24,11 @@ GROUPS, LARGEST_GROUP = 32, 64
 def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of the products of each row of z (M, D) with all entries (N, D): the least (M,), its index (M,) int64,
     and the least of all others (M,), which is infinite if there are none."""
-    if z.is_cuda and z.dtype == torch.float32 and search_cuda.installed():
+    if (
+        z.is_cuda
+        and z.dtype == torch.float32
+        and search_cuda.runs(z.device, search_cuda.blocks_for(z.shape[1]))
+    ):
         return search_cuda.propose(z, entries)
     size = len(entries)
     compiled = z.device.type == "cpu" and z.dtype == torch.float32

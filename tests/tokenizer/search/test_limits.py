@@ -213,3 +213,38 @@ def test_without_triton_and_numba_the_tiles_search(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(search_cpu, "propose", None)
     z, codebook = normal(100, 8), normal(40, 8, seed=1)
     assert torch.equal(nearest(z, codebook), brute_force(z, codebook))
+
+
+@pytest.mark.skipif(not search_cuda.installed(), reason="triton is not installed")
+def test_a_kernel_that_cannot_be_built_is_done_without_and_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    search_cuda.runs.cache_clear()
+    monkeypatch.setattr(search_cuda, "launch", no_compiler)
+    device = torch.device("cpu")
+    for _ in range(3):
+        assert not search_cuda.runs(device, search_cuda.NARROW)
+    (record,) = caplog.records
+    assert "C compiler" in record.getMessage() and "gcc" in record.getMessage()
+    # One that gives something else is not used either.
+    monkeypatch.setattr(search_cuda, "launch", lambda z, *_: (z, torch.ones(2), z))
+    assert not search_cuda.runs(device, search_cuda.WIDE)
+    search_cuda.runs.cache_clear()
+    monkeypatch.setattr(search_cuda, "launch", lambda z, *_: (z, torch.zeros(2), z))
+    assert search_cuda.runs(device, search_cuda.NARROW)
+    search_cuda.runs.cache_clear()
+
+
+def test_on_a_gpu_the_kernel_is_used_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+    monkeypatch.setattr(search_cuda, "runs", lambda *given: asked.append(given) or len(asked) == 1)
+    monkeypatch.setattr(search_cuda, "propose", lambda *_: "kernel")
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    for width, blocks in ((16, search_cuda.NARROW), (17, search_cuda.WIDE)):
+        z, entries = normal(4, width), normal(6, width, seed=1)
+        found = search_tiles.propose(z, entries)
+        assert asked[-1] == (z.device, blocks)
+        assert found == "kernel" if width == 16 else torch.equal(found[1], (z @ entries.T).argmin(1))
