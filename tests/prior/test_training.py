@@ -167,7 +167,7 @@ def test_flags_of_the_script_reach_the_prior(
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler; install g\+\+, or leave --compile out"):
+    with pytest.raises(ValueError, match=r"C\+\+ compiler.*g\+\+.*--compile"):
         Prior(PICTURE).compile_blocks()
     Prior(PICTURE).compile_blocks("aot_eager")  # which needs none
 
