@@ -93,7 +93,7 @@ def test_it_generates_what_the_prior_does() -> None:
 def test_what_llama_lacks_is_named(
     config: PriorConfig, changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ValueError, match="this prior is no Llama") as caught:
+    with pytest.raises(ValueError, match="Llama") as caught:
         Prior(dataclasses.replace(config, **changes)).to_transformers()
     assert all(word in str(caught.value) for word in words)
 

@@ -73,18 +73,21 @@ def test_a_prefix_of_any_length_is_continued(length: int) -> None:
     [
         ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
         ({"frames": 0}, "frames: expected 1 or more, got 0"),
-        ({"overlap": 6}, r"overlap: expected 0 to 5 frames \(the window has 6\), got 6"),
-        ({"overlap": -1}, "overlap: expected 0 to 5"),
+        ({"overlap": 6}, r"overlap: expected 0 to 5 .* 6\), got 6"),
+        ({"overlap": -1}, "overlap: expected 0 to 5 .*got -1"),
         (
             {"prefix": torch.zeros(1, 2, 8, dtype=torch.int64), "frames": 7},
-            r"frames: expected 8 \(the prefix's\) or more, got 7",
+            r"frames: expected 8 .*prefix.*, got 7",
         ),
         ({"prefix": torch.full((1, 2, 8), 5)}, "prefix: expected 0 to 4, got 5 to 5"),
         ({"prefix": torch.zeros(1, 3, 8, dtype=torch.int64)}, r"prefix: expected int64 of shape \(B, 2, 8\)"),
         ({"prefix": torch.zeros(3, 2, 8, dtype=torch.int64)}, "prefix: expected 1 or 2 examples, got 3"),
-        ({"prefix": torch.zeros(2, 8, dtype=torch.int64)}, "prefix: expected int64 of shape"),
+        (
+            {"prefix": torch.zeros(2, 8, dtype=torch.int64)},
+            r"prefix: expected int64 .*\(B, 2, 0\), got .*\(2, 8\)",
+        ),
         ({"label": "frog"}, "unknown class 'frog'"),
-        ({"temperature": -1.0}, "temperature: expected"),
+        ({"temperature": -1.0}, "temperature: expected 0 .*got -1"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

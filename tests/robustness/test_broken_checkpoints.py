@@ -89,7 +89,7 @@ def test_a_broken_checkpoint_is_named_and_an_older_one_still_serves(
     log = (folder / "metrics.jsonl").read_bytes()
     finished = script("train_tokenizer", "--output", folder, "--resume", "latest", code=2)
     (message,) = re.findall(r"^Error: .*", finished.err, re.MULTILINE)
-    assert str(broken) in message
+    assert str(broken) in message and "--resume PATH" in message
     assert "Traceback" not in finished.err
     assert (folder / "metrics.jsonl").read_bytes() == log
     if breakage == "cut model":
@@ -109,5 +109,5 @@ def test_a_checkpoint_of_another_model_is_refused(
 def test_a_path_without_a_checkpoint_names_the_fix(script: Script, tmp_path: Path) -> None:
     words = ("emoji", *TINY_TOKENIZER, "--output", tmp_path / "run", "--resume", tmp_path / "nowhere")
     finished = script("train_tokenizer", *words, code=2)
-    assert f"Error: --resume {tmp_path / 'nowhere'}: no checkpoint there" in finished.err
+    assert f"Error: --resume {tmp_path / 'nowhere'}: " in finished.err
     assert "`latest`" in finished.err

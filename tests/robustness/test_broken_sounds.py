@@ -33,17 +33,17 @@ def hole(kind: str) -> Callable[[], bytes]:
 
 
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty.wav": (lambda: b"", "is empty, expected a sound file"),
-    "text.wav": (lambda: b"no sound, only text\n" * 99, "not a sound file, .* convert it to WAV or FLAC"),
-    "text.mp3": (lambda: b"no sound, only text\n" * 99, "not a sound file"),
-    "text.au": (lambda: b"no sound, only text\n" * 99, "not a sound file"),
-    "none.wav": (lambda: encoded(np.zeros((0, 1))), "holds no samples"),
-    "none.ogg": (lambda: encoded(np.zeros((0, 1)), "ogg"), "holds no samples"),
-    "header.wav": (lambda: encoded(tone(100))[:30], "cannot be read .*; replace or remove"),
-    **{f"cut.{kind}": (cut(kind, 0.6), "truncated|cannot be read") for kind in FORMATS},
-    "slow.wav": (lambda: encoded(tone(100), rate=249), "has 249 samples per second, expected 250 or more"),
-    "start.mp3": (cut("mp3", 0.99), "is truncated or damaged: its header promises 40000 samples, only"),
-    "start.flac": (cut("flac", 0.1), "cannot be read|truncated"),
+    "empty.wav": (lambda: b"", "empty.*expected a sound file.*remove"),
+    "text.wav": (lambda: b"no sound, only text\n" * 99, "libsndfile.*remove.*convert .*WAV or FLAC"),
+    "text.mp3": (lambda: b"no sound, only text\n" * 99, "libsndfile.*WAV or FLAC"),
+    "text.au": (lambda: b"no sound, only text\n" * 99, "libsndfile.*WAV or FLAC"),
+    "none.wav": (lambda: encoded(np.zeros((0, 1))), "no samples.*remove"),
+    "none.ogg": (lambda: encoded(np.zeros((0, 1)), "ogg"), "no samples.*remove"),
+    "header.wav": (lambda: encoded(tone(100))[:30], "'data' chunk.*remove"),
+    **{f"cut.{kind}": (cut(kind, 0.6), "(truncated|cannot be read).*remove") for kind in FORMATS},
+    "slow.wav": (lambda: encoded(tone(100), rate=249), " 249 .*expected 250 .*remove"),
+    "start.mp3": (cut("mp3", 0.99), "truncated.* 40000 samples, only .*remove"),
+    "start.flac": (cut("flac", 0.1), "(cannot be read|truncated).*remove"),
 }
 
 
@@ -61,14 +61,14 @@ def test_bad_files_are_named(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["flac", "ogg", "opus", "mp3"])
 def test_holes_are_found_when_all_is_read(kind: str) -> None:
-    with pytest.raises(ValueError, match=r"hole: .*(truncated or damaged|cannot be read)"):
+    with pytest.raises(ValueError, match=r"hole: .*(truncated|cannot be read).*remove"):
         open_sound(hole(kind)(), 16000, 1, name="hole")
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"gone\.wav: no such file"):
+    with pytest.raises(ValueError, match=r"gone\.wav: .*path"):
         open_sound(tmp_path / "gone.wav", 16000, 1)
-    with pytest.raises(ValueError, match="is a folder, expected a sound file"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*folder, expected a sound file"):
         open_sound(tmp_path, 16000, 1)
 
 
@@ -76,9 +76,9 @@ def test_nan_is_found_where_it_is_read_and_by_a_look_at_all() -> None:
     x = tone(3000)[:, 0]
     x[1000] = np.nan
     source = encoded(x, subtype="FLOAT")
-    with pytest.raises(ValueError, match="odd: holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"odd: .*NaN.*remove"):
         open_sound(source, 8000, 1, name="odd")
-    with pytest.raises(ValueError, match="odd: holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"odd: .*NaN.*remove"):
         check_sound(source, 16000, 1, name="odd")
     with Sound(source, 16000, 1) as sound:
         np.testing.assert_array_equal(sound.read(2000, 500)[0], x[2000:2500])
@@ -112,5 +112,5 @@ def test_a_file_that_changes_while_it_is_read(change: str, tmp_path: Path) -> No
         next(blocks)
         CHANGES[change](path)
         os.utime(path, ns=(1, 1)) if path.exists() else None  # clocks of file systems may be coarse
-        with pytest.raises(ValueError, match=r"a\.wav: changed while it was read; try again"):
+        with pytest.raises(ValueError, match=r"a\.wav: changed .*try again"):
             list(blocks)

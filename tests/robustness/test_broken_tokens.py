@@ -22,7 +22,7 @@ from tests.helpers.tokens import INFO, SOUND, info_with, some_clips, some_codes,
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write(tmp_path, some_codes(3), shard=1, shards=2)
-    with pytest.raises(ValueError, match=r"train-00000-of-00002\.parquet"):
+    with pytest.raises(ValueError, match=r"train-00000-of-00002\.parquet: .*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
@@ -58,38 +58,38 @@ def test_a_folder_without_tokens_json_names_the_fix(tmp_path: Path) -> None:
     write(tmp_path, some_codes(3))
     (tmp_path / TOKENS_FILE).unlink()
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ValueError, match=f"{folder}: no tokens there .*encode_dataset.py"):
+        with pytest.raises(ValueError, match=rf"{folder}: .*tokens\.json.*encode_dataset\.py"):
             read_tokens(folder)
 
 
 def test_a_folder_without_training_tokens_is_named(tmp_path: Path) -> None:
     write(tmp_path, some_codes(3), split="held_out")
-    with pytest.raises(ValueError, match=f"{tmp_path}: no training tokens; .*encode_dataset.py"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: .*training.*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"codebook_size": 0}, "codebook_size is 0"),
-        ({"codebook_size": "50"}, "codebook_size: expected int"),
-        ({"grid": []}, "grid is"),
-        ({"grid": [2, 0]}, "grid is"),
-        ({"num_codebooks": 5000}, "num_codebooks is 5000"),
-        ({"more": 1}, "unknown key 'more'"),
+        ({"codebook_size": 0}, r"codebook_size is 0, expected 1 to 2\^24"),
+        ({"codebook_size": "50"}, "codebook_size: expected int, got '50'"),
+        ({"grid": []}, r"grid is \(\), expected 1 or more"),
+        ({"grid": [2, 0]}, r"grid is \(2, 0\), expected 1 or more"),
+        ({"num_codebooks": 5000}, "num_codebooks is 5000, expected 1 to 1024"),
+        ({"more": 1}, "'more'; known: class_names, codebook_size"),
     ],
 )
 def test_a_tokens_json_that_does_not_fit_is_named(changes: Any, named: str, tmp_path: Path) -> None:
     write(tmp_path, some_codes(3))
     values = json.loads((tmp_path / TOKENS_FILE).read_text())
     (tmp_path / TOKENS_FILE).write_text(json.dumps({**values, **changes}))
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=rf"tokens\.json.*{named}"):
         read_info(tmp_path)
 
 
 def test_a_broken_tokens_json_is_named(tmp_path: Path) -> None:
     (tmp_path / TOKENS_FILE).write_text('{"tokenizer": "runs')
-    with pytest.raises(ValueError, match=f"{tmp_path / TOKENS_FILE}: cannot be read as JSON"):
+    with pytest.raises(ValueError, match=f"{tmp_path / TOKENS_FILE}: .*JSON.*column 15"):
         read_tokens(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_a_broken_shard_is_named(content: bytes | None, tmp_path: Path) -> None:
     path = write(tmp_path, some_codes(30))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ValueError, match=f"{path}: cannot be read as tokens .*make them anew"):
+    with pytest.raises(ValueError, match=rf"{path}: .*[Pp]arquet.*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
@@ -106,14 +106,14 @@ def test_a_broken_shard_is_named(content: bytes | None, tmp_path: Path) -> None:
 def test_a_shard_without_a_column_is_named(column: str, tmp_path: Path) -> None:
     path = write(tmp_path, some_codes(3))
     pq.write_table(pq.read_table(path).drop_columns([column]), path)
-    with pytest.raises(ValueError, match=f"{path}: cannot be read as tokens"):
+    with pytest.raises(ValueError, match=rf'{path}: .*"{column}".*encode_dataset\.py'):
         read_tokens(tmp_path)
 
 
 def test_a_shard_of_another_grid_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, some_codes(3, info_with(grid=(5, 5))), info=info_with(grid=(5, 5)))
     write_info(tmp_path, INFO)
-    with pytest.raises(ValueError, match=f"{path}: "):
+    with pytest.raises(ValueError, match=rf"{path}: .*\[50\].* 12 .*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
@@ -121,14 +121,14 @@ def test_codes_beyond_the_codebook_are_named(tmp_path: Path) -> None:
     codes = some_codes(3)
     codes[1, 0, 0, 0] = 50
     path = write(tmp_path, codes)
-    with pytest.raises(ValueError, match=f"{path}: holds codes beyond the codebook's 50 entries"):
+    with pytest.raises(ValueError, match=rf"{path}: .*codes.* 50 .*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
 @pytest.mark.parametrize(("label", "names"), [(2, ("cat", "dog")), (-2, ("cat", "dog")), (0, ())])
 def test_labels_beyond_the_classes_are_named(label: int, names: tuple[str, ...], tmp_path: Path) -> None:
     path = write(tmp_path, some_codes(3), [-1, label, -1], info_with(class_names=names))
-    with pytest.raises(ValueError, match=f"{path}: holds labels beyond the {len(names)} classes"):
+    with pytest.raises(ValueError, match=rf"{path}: .*labels.* {len(names)} .*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_labels_and_views_that_are_no_integers_are_named(column: str, tmp_path: 
     table = pq.read_table(path)
     for wrong in (pa.array([0.0, 0.5, 0.0]), pa.array([0, None, 0]), pa.array(["0", "0", "0"])):
         pq.write_table(table.set_column(table.column_names.index(column), column, wrong), path)
-        with pytest.raises(ValueError, match=f"{path}: .*column {column} holds .*expected integers"):
+        with pytest.raises(ValueError, match=rf"{path}: .*column {column} .*integers.*encode_dataset\.py"):
             read_tokens(tmp_path)
 
 
@@ -146,7 +146,7 @@ def test_a_number_of_shards_that_nothing_has_is_refused_at_the_first(tmp_path: P
     write(tmp_path, some_codes(3))
     values = json.loads((tmp_path / TOKENS_FILE).read_text())
     (tmp_path / TOKENS_FILE).write_text(json.dumps({**values, "shards": [2**62, 1]}))
-    with pytest.raises(ValueError, match=rf"train-00000-of-{2**62}\.parquet: this shard is missing"):
+    with pytest.raises(ValueError, match=rf"train-00000-of-{2**62}\.parquet: .*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
@@ -155,17 +155,17 @@ def test_a_missing_key_of_tokens_json_is_named(tmp_path: Path) -> None:
     values = json.loads((tmp_path / TOKENS_FILE).read_text())
     del values["codebook_size"]
     (tmp_path / TOKENS_FILE).write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"tokens\.json: key 'codebook_size' is missing"):
+    with pytest.raises(ValueError, match=r"tokens\.json: .*'codebook_size' .*missing"):
         read_tokens(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("said", "named"),
     [
-        (b"8", "holds more codes than its footer says"),
-        (b"10", "holds fewer codes than its footer says"),
-        (b"-1", "holds more codes than its footer says"),
-        (b"x", "cannot be read as tokens"),
+        (b"8", r"more .*footer.*encode_dataset\.py"),
+        (b"10", r"fewer .*footer.*encode_dataset\.py"),
+        (b"-1", r"more .*footer.*encode_dataset\.py"),
+        (b"x", r"b'x'.*encode_dataset\.py"),
         (b"1" + b"0" * 17, "decoded into this folder once, which failed .*bytes are needed"),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_header_of_huge_tensors_in_a_small_file_takes_no_memory(tmp_path: Path
     text = json.dumps(header).encode()
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
     before = torch.get_rng_state()
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*(header|offset).*download"):
         Prior.from_pretrained(folder)
     assert torch.equal(torch.get_rng_state(), before)  # no model was made, whose weights are random at first
 
@@ -64,13 +64,13 @@ def change_weights(tok: Path, change: Callable[[Tensor], Tensor]) -> str:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_named(value: float, tok: Path) -> None:
     name = change_weights(tok, lambda w: w.flatten().index_fill(0, torch.tensor([1]), value).view_as(w))
-    with pytest.raises(ValueError, match=rf"model\.safetensors: tensor '{name}' holds NaN or infinity"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors: .*'{name}' .*NaN.*download"):
         Tokenizer.from_pretrained(tok)
 
 
 def test_weights_beyond_their_type_are_named(tok: Path) -> None:
     name = change_weights(tok, lambda w: torch.full_like(w, 1e300, dtype=torch.float64))
-    with pytest.raises(ValueError, match=f"tensor '{name}' holds .* beyond torch.float32"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors: .*'{name}' .*float32.*download"):
         Tokenizer.from_pretrained(tok)
 
 
@@ -87,7 +87,7 @@ def test_tables_that_no_weights_stand_for_are_refused(tok: Path, monkeypatch: py
     config = config_from_dict(TokenizerConfig, read_json(tok / CONFIG)["config"])
     state = outline.outline_of(lambda: Tokenizer(config)).state_dict()
     save_file({k: torch.zeros(v.shape, dtype=v.dtype) for k, v in state.items()}, tok / WEIGHTS)
-    with pytest.raises(ValueError, match=r"config\.json: config: asks for 768 MiB of tables .* 256 MiB"):
+    with pytest.raises(ValueError, match=r"config\.json: .*768 MiB.*expected .*256 MiB"):
         Tokenizer.from_pretrained(tok)
 
 
@@ -103,16 +103,16 @@ def test_quantizers_within_quantizers_are_counted() -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('{"a": NaN}', "NaN is no number"),
-        ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": -Infinity}', "-Infinity"),
         ('{"a": ' + "9" * 5000 + "}", "digits"),
-        ('{"a": ' + "[" * 40 + "]" * 40 + "}", "more than 32 deep"),
-        ("[" * 900 + "]" * 900, "more than 32 deep"),
+        ('{"a": ' + "[" * 40 + "]" * 40 + "}", "32 deep"),
+        ("[" * 900 + "]" * 900, "32 deep"),
     ],
 )
 def test_json_that_would_break_who_reads_it_is_named(text: str, named: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"a\.json: cannot be read as JSON: .*{named}"):
+    with pytest.raises(ValueError, match=rf"a\.json: .*JSON.*{named}"):
         read_json(tmp_path / "a.json")
 
 
@@ -140,5 +140,5 @@ def test_values_of_any_length_are_told_in_short(value: Any, tok: Path) -> None:
 
 def test_what_a_config_says_of_itself_names_the_file(tok: Path) -> None:
     set_config(tok, modality={"kind": "image", "channels": 7})
-    with pytest.raises(ValueError, match=r"config\.json: config\.modality: channels is 7, expected 1"):
+    with pytest.raises(ValueError, match=r"config\.json: config\.modality: channels is 7, expected 1 .*3 "):
         Tokenizer.from_pretrained(tok)

@@ -29,7 +29,7 @@ def test_the_default_type_decides_nothing(
         torch.set_default_dtype(default)
         loaded = type(model).from_pretrained(tmp_path)
         assert torch.get_default_dtype() == default
-        with pytest.raises(ValueError, match="holds no model"):
+        with pytest.raises(ValueError, match=r"config\.json"):
             type(model).from_pretrained(tmp_path / "..")
         assert torch.get_default_dtype() == default
     finally:

@@ -66,10 +66,10 @@ def test_arrays_of_numpy_are_encoded_and_decoded() -> None:
         tok.decode(codes.float())
     with pytest.raises(ValueError, match=r"expected codes .*bool"):
         tok.decode(codes > 3)
-    with pytest.raises(ValueError, match=r"float in \[-1, 1\], got torch.uint8; preprocess"):
+    with pytest.raises(ValueError, match=r"float in \[-1, 1\], got torch.uint8; preprocess\(\)"):
         tok.encode(np.zeros((1, 3, 8, 8), np.uint8))
     for call in (tok.encode, tok.decode):
-        with pytest.raises(TypeError, match="as a tensor or numpy array, got str"):
+        with pytest.raises(TypeError, match=r"expected (x|codes) .*tensor.*numpy array, got str"):
             call("a.png")
 
 
@@ -115,7 +115,7 @@ def test_tensors_of_pictures_are_preprocessed() -> None:
     torch.testing.assert_close(tok.preprocess(pixels), expected)
     torch.testing.assert_close(tok.preprocess([pixels[0], pixels[1].permute(1, 2, 0).numpy()]), expected)
     for wrong in (pixels.float() / 255, pixels[0, 0], pixels.permute(0, 2, 3, 1)):
-        with pytest.raises(ValueError, match=r"tensor of pictures as uint8 \(C, H, W\)"):
+        with pytest.raises(ValueError, match=r"uint8 \(C, H, W\).*got torch\..*\(255 \* x\)"):
             tok.preprocess(wrong)
 
 
@@ -150,7 +150,7 @@ def test_labels_in_every_form(prior: Prior) -> None:
         for label in same[1:]:
             assert torch.equal(prior.nll(codes, label), expected), label
     for wrong in (1.0, np.float32(1), [0.5, 1], {"cat": 1}):
-        with pytest.raises(TypeError, match="label: expected a class's name or its number, got"):
+        with pytest.raises(TypeError, match=r"label: expected .*name .*number, got"):
             prior.nll(codes, wrong)
 
 
@@ -159,7 +159,7 @@ def test_no_codes_have_no_likelihood(prior: Prior) -> None:
     for label in (None, 1, []):
         assert prior.nll(codes, label).shape == (0,)
     assert prior.likelihood(codes).entropy.shape == codes.shape
-    with pytest.raises(ValueError, match="expected 1 example or more, got 0"):
+    with pytest.raises(ValueError, match=r"codes: expected 1 example .*got 0"):
         prior(codes)
 
 
@@ -180,5 +180,7 @@ def test_seeds_stand_for_generators(prior: Prior) -> None:
     for seed in (0, np.int64(0)):
         assert torch.equal(posterior.sample(seed), posterior.sample(seeded(0)))
     for call in (lambda: prior.sample(1, generator=0.5), lambda: posterior.sample(0.5)):  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=r"expected a torch.Generator or a seed \(int\), got float"):
+        with pytest.raises(
+            TypeError, match=r"generator: expected a torch.Generator or a seed \(int\), got float"
+        ):
             call()

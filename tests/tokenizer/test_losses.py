@@ -130,14 +130,14 @@ def test_flat_pictures_give_a_finite_gradient() -> None:
 
 
 def test_ms_ssim_refuses_pictures_below_one_scale() -> None:
-    with pytest.raises(ValueError, match=r"at least 7 x 7 pixels, got \(6, 9\).*use l1 or l2"):
+    with pytest.raises(ValueError, match=r"ms_ssim: .*7 x 7 .*\(6, 9\); .*l1 or l2"):
         losses.ms_ssim(torch.zeros(1, 1, 6, 9), torch.zeros(1, 1, 6, 9))
 
 
 def test_unequal_shapes_and_empty_batches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"l1: x_hat and x must have one shape.*\(2, 1, 4, 4\)"):
         losses.l1(torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4))
-    with pytest.raises(ValueError, match="not be empty"):
+    with pytest.raises(ValueError, match=r"l2: .*empty, got \(0, 1, 4, 4\)"):
         losses.l2(torch.zeros(0, 1, 4, 4), torch.zeros(0, 1, 4, 4))
 
 
@@ -147,15 +147,15 @@ def test_weights_are_validated() -> None:
     for weights, message in [
         ({"l3": 1.0}, "unknown image loss 'l3'; known: bernoulli, l1, l2, ms_ssim"),
         ({"mel": 1.0}, "unknown image loss 'mel'; known: bernoulli, l1, l2, ms_ssim"),
-        ({"l1": -1.0}, "l1 must be finite and not negative, got -1.0"),
-        ({"l1": float("nan")}, "must be finite"),
-        ({"l1": float("inf")}, "must be finite"),
-        (default_weights(), "all loss weights are 0"),
-        ({}, "all loss weights are 0"),
+        ({"l1": -1.0}, "l1 .*not negative, got -1.0"),
+        ({"l1": float("nan")}, "l1 .*finite.*got nan"),
+        ({"l1": float("inf")}, "l1 .*finite.*got inf"),
+        (default_weights(), "weights .* 0; .*bernoulli, l1, l2, ms_ssim"),
+        ({}, "weights .* 0; .*bernoulli, l1, l2, ms_ssim"),
     ]:
         with pytest.raises(ValueError, match=message):
             validate_weights(weights, "image")
-    with pytest.raises(ValueError, match="unknown loss 'l3'"):
+    with pytest.raises(ValueError, match="'l3'; known: bernoulli, l1, l2, mel"):
         reconstruction_losses(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), {"l3": 0.0})
 
 

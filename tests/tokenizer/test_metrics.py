@@ -62,11 +62,11 @@ def test_ssim_of_flat_pictures_by_hand() -> None:
 
 
 def test_pictures_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 3 x 3"):
+    with pytest.raises(ValueError, match=r"ssim: .*3 x 3 .*got \(1, 1, 2, 9\)"):
         ssim(torch.zeros(1, 1, 2, 9), torch.zeros(1, 1, 2, 9))
     with pytest.raises(ValueError, match=r"one shape .*\(1, 1, 4, 4\) and \(1, 3, 4, 4\)"):
         psnr(torch.zeros(1, 1, 4, 4), torch.zeros(1, 3, 4, 4))
-    with pytest.raises(ValueError, match="not be empty"):
+    with pytest.raises(ValueError, match=r"empty, got \(0, 1, 4, 4\)"):
         psnr(torch.zeros(0, 1, 4, 4), torch.zeros(0, 1, 4, 4))
     with pytest.raises(ValueError, match=r"floats in \[-1, 1\], got torch.uint8"):
         psnr(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
@@ -99,7 +99,7 @@ def test_uniform_and_single_codes() -> None:
 
 def test_code_usage_refuses_codes_that_do_not_fit() -> None:
     usage = CodeUsage(1, 8)
-    with pytest.raises(ValueError, match="no codes were counted"):
+    with pytest.raises(ValueError, match=r"no codes .*update\(codes\)"):
         usage.perplexity()
     with pytest.raises(ValueError, match=r"\[0, 8\), got \[0, 8\]"):
         usage.update(torch.tensor([[[0, 8]]]))
@@ -135,9 +135,9 @@ def test_gaussian_elbo_against_the_density() -> None:
     density = torch.distributions.Normal(x_hat, 0.3).log_prob(x).sum((1, 2, 3))
     assert gaussian_elbo(x_hat, x, kl, sigma=0.3).tolist() == pytest.approx((density - kl).tolist(), rel=1e-5)
     for sigma in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="sigma must be positive"):
+        with pytest.raises(ValueError, match=f"sigma .*positive.*got {sigma}"):
             gaussian_elbo(x_hat, x, kl, sigma)
-    with pytest.raises(ValueError, match=r"kl must be one value per item, \(2,\), got \(\)"):
+    with pytest.raises(ValueError, match=r"kl .*\(2,\), got \(\)"):
         gaussian_elbo(x_hat, x, kl[0], 0.3)
 
 
@@ -149,7 +149,7 @@ def test_bits_per_dim_is_the_mass_of_an_8_bit_level() -> None:
     mass = (normal.cdf(x + step / 2) - normal.cdf(x - step / 2)).item()
     elbo = gaussian_elbo(x + step / 2, x, torch.zeros(1), sigma)
     assert bits_per_dim(elbo, dims=1).item() == pytest.approx(-math.log2(mass), abs=2e-3)
-    with pytest.raises(ValueError, match="dims must be"):
+    with pytest.raises(ValueError, match=r"dims .*C · H · W.*got 0"):
         bits_per_dim(elbo, dims=0)
 
 
@@ -163,7 +163,7 @@ def test_bernoulli_elbo_by_hand() -> None:
     x_hat = torch.tensor([[[[0.5, 0.5, -1.0]]]])  # probabilities 0.75, 0.75 and 1e-6
     expected = math.log(0.75) + math.log(0.25) + math.log(1e-6) - 2
     assert bernoulli_elbo(x_hat, x, torch.tensor([2.0])).item() == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ValueError, match="grey pictures"):
+    with pytest.raises(ValueError, match=r"bernoulli_elbo: .*\(B, 1, H, W\), got \(1, 3, 2, 2\)"):
         bernoulli_elbo(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.zeros(1))
 
 
@@ -191,5 +191,5 @@ def test_kid_tells_distributions_apart() -> None:
 def test_kid_refuses_too_few_rows() -> None:
     with pytest.raises(ValueError, match=r"subset_size in \[2, 10\].*got 100 and 1000"):
         kid(torch.zeros(10, 2), torch.zeros(20, 2))
-    with pytest.raises(ValueError, match=r"\(n, d\) and \(m, d\)"):
+    with pytest.raises(ValueError, match=r"kid: .*\(n, d\) and \(m, d\), got"):
         kid(torch.zeros(10, 2), torch.zeros(10, 3))

@@ -112,7 +112,7 @@ def test_tanh_bounds_the_output() -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((9, 12), r"size is \(9, 12\); a grid of \(2, 3\) decodes to between \(5, 9\) and \(8, 12\)"),
+        ((9, 12), r"size is \(9, 12\); a grid of \(2, 3\) .*\(5, 9\) and \(8, 12\)"),
         ((8, 13), r"size is \(8, 13\)"),
         ((4, 12), r"size is \(4, 12\)"),
         ((8, 8), r"size is \(8, 8\)"),
@@ -134,14 +134,14 @@ def test_a_size_that_does_not_fit_the_grid_is_refused(size: Any, message: str) -
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (torch.full((1, 1, 2, 2), 24), "codes range from 24 to 24, but the codebook has entries 0 to 23"),
-        (torch.tensor([[[[0, -1]]]]), "codes range from -1 to 0"),
+        (torch.full((1, 1, 2, 2), 24), "codes .* 24 to 24.*codebook .* 0 to 23"),
+        (torch.tensor([[[[0, -1]]]]), "codes .* -1 to 0.*codebook .* 0 to 23"),
         (torch.zeros(1, 1, 2, 2), r"expected codes \(B, K, h, w\) int64, got \(1, 1, 2, 2\) torch.float32"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.bool), r"got \(1, 1, 2, 2\) torch.bool"),
         (torch.zeros(1, 2, 2, dtype=torch.int64), r"got \(1, 2, 2\) torch.int64"),
         (torch.zeros(1, 2, 2, 2, dtype=torch.int64), r"codes of 1 to 1 codebooks .*, got \(1, 2, 2, 2\)"),
-        (torch.zeros(1, 0, 2, 2, dtype=torch.int64), r"got \(1, 0, 2, 2\)"),
-        (torch.zeros(0, 1, 2, 2, dtype=torch.int64), r"got \(0, 1, 2, 2\)"),
+        (torch.zeros(1, 0, 2, 2, dtype=torch.int64), r"codes .*empty.*got \(1, 0, 2, 2\)"),
+        (torch.zeros(0, 1, 2, 2, dtype=torch.int64), r"codes .*empty.*got \(0, 1, 2, 2\)"),
     ],
 )
 def test_codes_that_cannot_be_decoded_are_refused(codes: Tensor, message: str) -> None:
@@ -184,7 +184,7 @@ def test_x_of_another_precision_is_refused_or_taken() -> None:
 def test_x_that_is_not_finite_is_refused() -> None:
     x = pictures(2, 3, 8, 8)
     x[1, 0, 3, 3] = math.nan
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match=r"z .*not finite.* x"):
         tokenizer().encode(x)
 
 
@@ -201,7 +201,7 @@ def test_in_a_step_that_may_be_left_out_the_gradient_says_it(kind: str) -> None:
     assert all(bool(g.isnan().any()) for g in gradients(broken=True, optional=True))
     for a, b in zip(gradients(False, True), gradients(False, False), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(NotFinite, match="z_e"):
+    with pytest.raises(NotFinite, match=r"z_e .*NaN.*step"):
         gradients(broken=True, optional=False)
 
 
@@ -219,12 +219,12 @@ def test_num_codebooks(kind: str) -> None:
         assert torch.equal(tok.encode(x, num_codebooks=k), codes[:, :k])
         assert tok.decode(codes[:, :k]).shape == (1, 3, 8, 8)
     for k in (0, tok.num_codebooks + 1, -1):
-        with pytest.raises(ValueError, match=f"num_codebooks is {k}, this tokenizer has {tok.num_codebooks}"):
+        with pytest.raises(ValueError, match=f"num_codebooks .*{k}, .* {tok.num_codebooks}$"):
             tok.encode(x, num_codebooks=k)
 
 
 def test_lengths_are_for_sound() -> None:
-    with pytest.raises(ValueError, match="lengths are for padded batches of sound, not of images"):
+    with pytest.raises(ValueError, match=r"lengths .*sound.*images"):
         tokenizer().encode(pictures(1, 3, 8, 8), lengths=torch.tensor([8]))
 
 

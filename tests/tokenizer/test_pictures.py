@@ -61,10 +61,10 @@ def test_postprocess_clips_and_rounds() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere.png", "nowhere.png: no such file"),
-        ([], "preprocess got an empty list"),
-        (np.zeros((2, 2, 5)), r"expected \(H, W\)"),
-        (np.full((2, 2), 3.0), r"float pictures must lie in \[0, 1\], got 3..3"),
+        ("nowhere.png", "nowhere.png: .*path"),
+        ([], "preprocess .*empty list.*one source"),
+        (np.zeros((2, 2, 5)), r"\(2, 2, 5\): expected \(H, W\) or \(H, W, C\)"),
+        (np.full((2, 2), 3.0), r"\[0, 1\], got 3..3; rescale"),
     ],
 )
 def test_what_is_no_picture_is_refused(source: Any, message: str) -> None:

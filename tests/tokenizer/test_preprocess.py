@@ -120,7 +120,7 @@ def test_a_batch_of_sounds_has_their_lengths() -> None:
     padded, lengths = tok.preprocess_batch(items, size=700)
     assert lengths is not None and lengths.tolist() == [500, 60, 333]
     assert padded.shape == (3, 1, 700) and torch.equal(padded[:, :, :500], x)
-    with pytest.raises(ValueError, match="60 to 500 samples, expected one length; preprocess_batch pads"):
+    with pytest.raises(ValueError, match="60 to 500 samples, expected one length; preprocess_batch"):
         tok.preprocess(items)
 
 
@@ -135,7 +135,7 @@ def test_a_batch_of_pictures_has_one_size() -> None:
 
 @pytest.mark.parametrize("tok", [tokenizer(), codec()], ids=["pictures", "sound"])
 def test_a_batch_is_a_list_with_something_in_it(tok: Any) -> None:
-    with pytest.raises(ValueError, match="got an empty list; give it at least one"):
+    with pytest.raises(ValueError, match=r"preprocess .*empty list.*one source"):
         tok.preprocess_batch([])
     for one in ("a.png", (np.zeros(5), 16000)):
         with pytest.raises(

@@ -194,12 +194,12 @@ def test_data_that_no_metric_takes() -> None:
     x = clip(0.5)
     nan = torch.where(torch.arange(x.shape[-1]) == 7, torch.nan, x)
     for x_hat, reference, message in [
-        (x[..., 1:], x, r"one shape \(B, C, T\)"),
+        (x[..., 1:], x, r"one shape \(B, C, T\).*got .*7999\) and .*8000\)"),
         (x[0], x[0], r"one shape \(B, C, T\)"),
-        (x[:0], x[:0], "not be empty"),
-        (nan, x, "x_hat must be finite floats.* NaN or infinity; has the model diverged"),
-        (x, x / 0, "^x must be finite floats"),
-        (x.long(), x.long(), "x_hat must be finite floats.*got torch.int64"),
+        (x[:0], x[:0], r"empty, got \(0, "),
+        (nan, x, "x_hat .*finite.*got NaN.*diverged"),
+        (x, x / 0, "^x .*finite.*got NaN"),
+        (x.long(), x.long(), r"x_hat .*\[-1, 1\], got torch.int64"),
     ]:
         speech_metrics = [SPEECH_METRICS[name] for name in available()]
         for call in (si_sdr, *(lambda a, b, m=m: m(a, b, RATE) for m in speech_metrics)):
@@ -211,5 +211,7 @@ def test_bitrate() -> None:
     assert bitrate(8, 10, 320, 24000) == 6000  # EnCodec's, at 24 kHz
     assert bitrate(1, math.log2(1000), 512, 16000) == pytest.approx(311.43, abs=0.01)
     for numbers in ((0, 10, 320, 24000), (8, 10, 0, 24000), (8, 10, 320, -1)):
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(
+            ValueError, match="num_codebooks.*sample_rate.*positive, got {}, {}, {} and {}".format(*numbers)
+        ):
             bitrate(*numbers)

@@ -149,22 +149,22 @@ def test_a_causal_model_sees_no_later_sample() -> None:
 
 def test_what_streams_refuse() -> None:
     tok = codec()
-    with pytest.raises(ValueError, match="holds no samples"):
+    with pytest.raises(ValueError, match="no samples"):
         list(tok.encode_stream([]))
-    with pytest.raises(ValueError, match="holds no samples"):
+    with pytest.raises(ValueError, match="no samples"):
         list(tok.encode_stream([torch.zeros(1, 1, 0)]))
-    with pytest.raises(ValueError, match="holds no codes"):
+    with pytest.raises(ValueError, match="no codes"):
         list(tok.decode_stream([]))
-    with pytest.raises(ValueError, match="a chunk has 2 examples, those before it 1"):
+    with pytest.raises(ValueError, match=r"2 examples, .* 1"):
         list(tok.encode_stream([torch.zeros(1, 1, 9), torch.zeros(2, 1, 9)]))
-    with pytest.raises(ValueError, match=r"expected x \(B, 1, T\)"):
+    with pytest.raises(ValueError, match=r"expected x \(B, 1, T\) .*got \(1, 2, 9\)"):
         list(tok.encode_stream([torch.zeros(1, 2, 9)]))
     stream = EncodeStream(tok)
     stream.push(torch.zeros(1, 1, 9))
     stream.finish()
-    with pytest.raises(ValueError, match="finished"):
+    with pytest.raises(ValueError, match=r"finished.* new"):
         stream.push(torch.zeros(1, 1, 9))
-    with pytest.raises(ValueError, match="streams are for sound"):
+    with pytest.raises(ValueError, match=r"streams .*sound.*pictures"):
         tokenizer().encode_stream([torch.zeros(1, 3, 8, 8)])
     for lengths, message in [
         (torch.tensor([3]), r"expected lengths \(2,\) int64"),

@@ -23,10 +23,10 @@ def test_a_vae_has_no_codes() -> None:
         lambda: tok.num_codebooks,
         lambda: tok.bits_per_code,
     ):
-        with pytest.raises(TypeError, match=r"a VAE has no codes; use posterior\(x\) and decode_latents"):
+        with pytest.raises(TypeError, match=r"VAE.*posterior\(x\) .*decode_latents\(z\)"):
             call()
     assert tok(x).codes is None
-    with pytest.raises(TypeError, match=r"posterior is for a VAE .*: use encode"):
+    with pytest.raises(TypeError, match=r"posterior .*VAE .*use encode"):
         tokenizer("vq").posterior(x)
 
 

@@ -85,7 +85,7 @@ def test_bits_are_shared_by_equal_codebooks() -> None:
     assert [shares(bits) for bits in (5, 7, 13)] == [None, None, None]
     present, left_out = contestants(7, 8)
     assert {"grouped", "rvq"} <= left_out.keys() and "vq" in {c.name for c in present}
-    with pytest.raises(ValueError, match="rvq: 7 bits cannot be shared"):
+    with pytest.raises(ValueError, match=r"--contestants: rvq: 7 bits .*2 or more"):
         contestants(7, 8, ["rvq"])
     grouped = named("grouped", 9).config.build()
     assert (grouped.num_codebooks, grouped.codebook_size, grouped.in_dim) == (3, 8, 9)
@@ -130,9 +130,9 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
     present, left_out = contestants(9, 8)
     assert "diffusers-vq" not in {c.name for c in present}
     assert install_extra("bench") in left_out["diffusers-vq"]
-    with pytest.raises(ValueError, match="diffusers is not installed"):
+    with pytest.raises(ValueError, match=r"diffusers-vq: .*'\.\[bench\]'"):
         contestants(9, 8, ["diffusers-vq"])
-    with pytest.raises(ValueError, match=r"needs diffusers .*'\.\[bench\]'"):
+    with pytest.raises(ValueError, match=r"diffusers .*'\.\[bench\]'"):
         DiffusersVQConfig().build()
 
 
@@ -227,9 +227,11 @@ def test_other_options_do_not_mix_with_kept_trainings(folder: tuple[Path, Finish
     text = (folder[0] / path.name).read_text()
     path.write_text(text)
     words = (*TINY, "--contestants", "vq", "--output", tmp_path)
-    assert_refused(run_script("benchmark", *words, "--steps", 3, code=None), "steps 2, now it is 3", path)
+    assert_refused(
+        run_script("benchmark", *words, "--steps", 3, code=None), "steps 2", " 3", path, "--output"
+    )
     limit = run_script("benchmark", *words, "--data.limit", 41, code=None)
-    assert_refused(limit, "data.limit 40, now it is 41")
+    assert_refused(limit, "data.limit 40", " 41", "--output")
     assert path.read_text() == text
     path.write_text(text.replace('"beta": 0.25', '"beta": 0.5'))
     assert_refused(run_script("benchmark", *words, code=None), "vq was trained as", "another --output")

@@ -73,7 +73,7 @@ def test_epochs_that_are_past_take_no_memory() -> None:
 
 @pytest.mark.parametrize("shift", [-1, 5000])
 def test_shift_out_of_range(shift: int) -> None:
-    with pytest.raises(ValueError, match="shift"):
+    with pytest.raises(ValueError, match=f"shift is {shift}, expected 0 to 1024"):
         Augment(shift=shift)
 
 

@@ -82,7 +82,7 @@ def test_splits_that_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_held_out_folders_without_one_to_train_on_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"test/ to hold out, and no folder to train on.*--data\.split"):
+    with pytest.raises(ValueError, match=r"test/ .* to train on.*--data\.split.*test, val"):
         load(folders(tmp_path / "data", "test/cat", "val/cat"))
 
 
@@ -118,7 +118,7 @@ def test_what_was_found_and_left_out_is_said_once(tmp_path: Path, caplog: pytest
 def test_a_folder_without_data_says_what_it_holds(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"{i}.HEIC").touch()
-    with pytest.raises(ValueError, match=r"no pictures .* it holds 5 \.heic \(convert"):
+    with pytest.raises(ValueError, match=r"5 \.heic \(.*heif-convert.*--data\.path"):
         load(tmp_path)
 
 
@@ -136,11 +136,11 @@ def test_labels_of_metadata(kind: str, tmp_path: Path, caplog: pytest.LogCapture
     assert "left out" not in said(caplog, root)
     assert load(root, label_column="none").class_names == ()
     with pytest.raises(
-        ValueError, match=rf"metadata\.{kind}: no column 'kind'; there are: file_name, label, n"
+        ValueError, match=rf"metadata\.{kind}: no column 'kind'; .*file_name, label, n .*--data\.label-column"
     ):
         load(root, label_column="kind")
     (root / f"metadata.{kind}").write_text("\n".join([*lines, lines[-1].replace("cat", "cow")]))
-    with pytest.raises(ValueError, match=r"3\.png has two labels, 'cat' and 'cow'"):
+    with pytest.raises(ValueError, match=r"metadata.*: 3\.png .*'cat' and 'cow'"):
         load(root)
 
 
@@ -167,8 +167,8 @@ def test_metadata_of_each_split(tmp_path: Path) -> None:
 def test_metadata_that_cannot_be_read(tmp_path: Path) -> None:
     root = write(tmp_path / "data", ["0.png"])
     for text, message in {
-        "{": "cannot be read",
-        '"0.png"': "is no object",
+        "{": "line 1 column 2.*correct .*remove",
+        '"0.png"': "no object.*correct .*remove",
         '{"label": 1}': "no file_name",
     }.items():
         (root / "metadata.jsonl").write_text(text)

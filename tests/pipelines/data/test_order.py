@@ -48,14 +48,14 @@ def test_bad_files_are_counted_named_and_left_out(
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("text")
-    with pytest.raises(ValueError, match=r"no picture can be read; skipped 1 of 1 pictures: a\.png: not a"):
+    with pytest.raises(ValueError, match=r"1 of 1 pictures: a\.png: not a picture.*PNG"):
         load(tmp_path)
 
 
 def test_pictures_of_several_shapes_are_an_error(tmp_path: Path) -> None:
     root = write(tmp_path, ["a.png"])
     (root / "b.png").write_bytes(png(1, (5, 6)))
-    with pytest.raises(ValueError, match=r"b\.png: is \(3, 5, 6\) .* before it are \(3, 4, 4\); give all"):
+    with pytest.raises(ValueError, match=r"b\.png: .*\(3, 5, 6\) .*\(3, 4, 4\); .*one size"):
         load_splits(DataConfig(path=str(root)), ANY_SIZE)
 
 
@@ -92,7 +92,7 @@ def test_the_limit_of_pixels_is_an_option(
         assert len(train) == count and train.take(np.arange(count))[2].tolist() == [*range(count)]
     ((name, why),) = train.skipped
     assert name == "large.png" and "2500 pixels are over the limit of 2000" in why
-    with pytest.raises(ValueError, match="max_megapixels must be more than 0, got -1"):
+    with pytest.raises(ValueError, match=r"max_megapixels .*more than 0, got -1"):
         DataConfig(max_megapixels=-1)
 
 
@@ -182,13 +182,13 @@ def test_pictures_that_become_unreadable_are_replaced_in_training_alone(
         assert index.tolist() == [0, 2] and labels.tolist() == [0, 1]
         ((given, index),) = train.inputs(4)
         assert torch.equal(given, to_float(x)) and index.tolist() == [0, 2]
-    with pytest.raises(ValueError, match=r"a/1\.png: no such file"):
+    with pytest.raises(ValueError, match=r"a/1\.png: .*path"):
         train.x(1)
     assert [name for name, _ in train.skipped] == ["a/1.png", "b/3.png"]
     assert len(caplog.records) == 2
     (root / "a/0.png").unlink()
     (root / "b/2.png").unlink()
-    with pytest.raises(ValueError, match="none of 4 pictures can be read any more"):
+    with pytest.raises(ValueError, match=r"none of 4 pictures .*disk"):
         train.take(np.array([0]))
     assert train.take_readable(np.arange(4))[0].shape == (0, 3, 4, 4)
 
@@ -341,9 +341,9 @@ def test_workers_give_the_same_batches(tmp_path: Path) -> None:
 def test_batch_sizes_that_do_not_divide(examples: Examples, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match=r"batch size 10 .* 2 accumulation steps on 2 processes; .* 8 or 12"):
         batches(examples, batch_size=10, micro_batches=2, world=2, seed=0, stop_step=1)
-    with pytest.raises(ValueError, match=r"batch size 3 .*; the nearest that can: 4$"):
+    with pytest.raises(ValueError, match=r"batch size 3 .* 4 processes.* 4$"):
         batches(examples, batch_size=3, world=4, seed=0, stop_step=1)
-    with pytest.raises(ValueError, match="at least 1 micro-batch"):
+    with pytest.raises(ValueError, match=r"at least 1 micro-batch .*got 0"):
         batches(examples, batch_size=3, micro_batches=0, seed=0, stop_step=1)
     caplog.set_level(logging.WARNING)
     (batch,) = batches(examples, batch_size=42, seed=0, stop_step=1)
@@ -357,7 +357,7 @@ def test_held_out_examples_are_seen_once(examples: Examples, world: int) -> None
     assert np.concatenate([index for _, index in parts]).tolist() == list(range(21))
     assert all(x.shape[1:] == (3, 4, 4) and 0 < len(x) == len(index) <= 8 for x, index in parts)
     assert all(x.dtype == torch.float32 and -1 <= x.min() <= x.max() <= 1 for x, _ in parts)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"batch size .*at least 1, got 0"):
         next(examples.inputs(0))
 
 

@@ -80,25 +80,27 @@ def test_loose_files_of_the_hub(tmp_path: Path) -> None:
     root = write(tmp_path / "set", {"train/a/1.wav": 50, "train/b/2.wav": 60})
     found = read_hub(DataConfig(path=str(root), streaming=True, limit=2), SOUND)
     assert found.class_names == ("a", "b") and found.train.raw(0) == str(root / "train/a/1.wav")
-    with pytest.raises(ValueError, match=r"without torchcodec; add --data\.streaming"):
+    with pytest.raises(ValueError, match=r"torchcodec; .*--data\.streaming"):
         read_hub(DataConfig(path=str(root)), SOUND)
 
 
 def test_data_of_the_other_kind_are_refused(tmp_path: Path) -> None:
     root = write(tmp_path / "sound", {"a.wav": 10})
     pictures = ImageConfig().build()
-    with pytest.raises(ValueError, match=r"holds 1 sound files, expected pictures; choose a preset"):
+    with pytest.raises(
+        ValueError, match=r"1 sound files, expected pictures; .*train_tokenizer\.py.*--data\.path"
+    ):
         load_splits(DataConfig(path=str(root)), pictures)
-    with pytest.raises(ValueError, match=r"holds pictures \(column 'image'\), expected sound files; choose"):
+    with pytest.raises(ValueError, match=r"'image'.*, expected sound files; .*train_tokenizer\.py"):
         load("embedded:emoji")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").touch()
-    with pytest.raises(ValueError, match=r"holds 1 pictures, expected sound files; choose a preset"):
+    with pytest.raises(ValueError, match=r"1 pictures, expected sound files; .*train_tokenizer\.py"):
         load(tmp_path / "pictures")
     (tmp_path / "sound" / "cover.png").touch()
     assert len(load(root, valid_fraction=0).train) == 1
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no sound files and no \.parquet files"):
+    with pytest.raises(ValueError, match=r"empty: no sound files .*\.parquet.*--data\.path"):
         load(tmp_path / "empty")
-    with pytest.raises(ValueError, match="column 'label' holds int64, expected sound files"):
+    with pytest.raises(ValueError, match=r"column 'label' .*int64, expected sound files.*--data\.column"):
         load("embedded:emoji", column="label")

@@ -60,7 +60,7 @@ def test_sounds_that_are_not_read_are_counted_with_the_way_to_convert_them(
     assert f"{root}: --data.max-megapixels has no effect on sound" in caplog.text
     for i in range(2):
         (root / f"{i}.wav").unlink()
-    with pytest.raises(ValueError, match=r"no sound files .* it holds 4 \.m4a \(convert with: ffmpeg"):
+    with pytest.raises(ValueError, match=r"4 \.m4a \(.*ffmpeg -i X\.m4a X\.wav.*--data\.path"):
         load(root)
 
 
@@ -96,7 +96,7 @@ def test_bad_files_are_counted_named_and_left_out(
     assert [line.split(":")[0].strip() for line in lines] == [f"{i:02}.wav" for i in (2, 3, 5, 7, 8)]
     for path in root.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no sound can be read; skipped 12 of 12 .*:\n  00\.wav: is"):
+    with pytest.raises(ValueError, match=r"12 of 12 .*:\n  00\.wav: .*remove"):
         load(root, cache_bytes)
 
 
@@ -139,11 +139,11 @@ def test_clips_that_become_unreadable_are_replaced(tmp_path: Path, caplog: pytes
     assert torch.equal(x[0, :, :500], train.x(0)) and not x[0, :, 500:].any()
     assert [name for name, _ in train.skipped] == ["a/1.wav", "b/3.wav"]
     assert sum("skipped a sound" in r.getMessage() for r in caplog.records) == 2
-    with pytest.raises(ValueError, match=r"b/3\.wav: has 77 samples, had 503 when the run began"):
+    with pytest.raises(ValueError, match=r"b/3\.wav: .* 77 samples, .* 503 "):
         next(train.blocks(3, 100))
     (root / "a/0.wav").unlink()
     (root / "b/2.wav").unlink()
-    with pytest.raises(ValueError, match="none of 4 sound files can be read any more"):
+    with pytest.raises(ValueError, match=r"none of 4 sound files .*disk"):
         train.x(0)
 
 

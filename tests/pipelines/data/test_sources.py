@@ -111,7 +111,7 @@ def test_a_link_to_nothing_is_named(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert splits.train.skipped == (("a/3.png", missing),)
         assert f"{root / 'c'}: is a link to nowhere, which is not there" in caplog.text
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(ValueError, match=f"link: is a link to {tmp_path / 'gone'}, which is not there; "):
+    with pytest.raises(ValueError, match=f"link: .*{tmp_path / 'gone'}.*--data.path"):
         load(tmp_path / "link")
 
 
@@ -200,7 +200,7 @@ def test_parquet_files_are_not_copied_into_a_cache(tmp_path: Path, monkeypatch: 
     write_table(tmp_path / "set" / "train-2.parquet", range(10, 12), label=[[1], [2]])
     for limit in (10, 1 << 30):
         monkeypatch.setattr(table_sources, "IN_MEMORY", limit)
-        with pytest.raises(ValueError, match="set: cannot be read as Parquet files with the same columns"):
+        with pytest.raises(ValueError, match=r"set: .*same columns .*int64"):
             load(path.parent)
 
 
@@ -212,7 +212,7 @@ def test_a_cache_that_cannot_be_written_names_its_variable(
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
     monkeypatch.setattr(table_sources, "IN_MEMORY", 10)
-    with pytest.raises(ValueError, match=r"Permission denied.*set HF_HOME to a folder"):
+    with pytest.raises(ValueError, match=r"a\.parquet: .*Permission denied.*HF_HOME"):
         load(write_table(tmp_path / "a.parquet", range(3)))
 
 
@@ -229,16 +229,16 @@ def test_data_sets_saved_to_disk(several: bool, tmp_path: Path) -> None:
     assert splits.class_names == ("x", "y") and splits.name == "saved"
     assert (len(splits.train), len(splits.held_out)) == (4, int(several))
     (tmp_path / "saved" / ("dataset_dict.json" if several else "state.json")).write_text("{")
-    with pytest.raises(ValueError, match="saved: cannot be read as what save_to_disk wrote"):
+    with pytest.raises(ValueError, match=r"saved: .*save_to_disk"):
         load(tmp_path / "saved")
 
 
 def test_archives_are_named_with_the_way_to_unpack_them(tmp_path: Path) -> None:
     (tmp_path / "0001.tar").touch()
     (tmp_path / "more.zip").touch()
-    with pytest.raises(ValueError, match=r"it holds 1 \.tar \(unpack it .*tar -xf.*1 \.zip \(.*unzip"):
+    with pytest.raises(ValueError, match=r"1 \.tar \(.*tar -xf.*1 \.zip \(.*unzip.*--data\.path"):
         load(tmp_path)
-    with pytest.raises(ValueError, match=r"0001\.tar: is one file.*unpack it into a folder"):
+    with pytest.raises(ValueError, match=r"0001\.tar: .*one file, expected .*\.parquet.*tar -xf"):
         load(tmp_path / "0001.tar")
 
 
@@ -267,7 +267,7 @@ def test_tables_of_addresses(tmp_path: Path) -> None:
     rows = TableRows(PICTURES, "train", pa.chunked_array([pa.array(cells)]), None, (root,))
     assert rows.raw(0) == str(root / "train/b/2.png")
     for empty in (1, 2):
-        with pytest.raises(ValueError, match=f"train:{empty}: the row holds no picture"):
+        with pytest.raises(ValueError, match=f"train:{empty}: .*no picture.*remove"):
             rows.raw(empty)
 
 
@@ -278,7 +278,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"some/name: no such folder.*the Hub did not.*no route to host"):
+    with pytest.raises(ValueError, match=r"some/name: .*Hub .*--data\.config.*no route to host"):
         load("some/name")
 
 
@@ -288,12 +288,12 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": ""}, "path is empty"),
-        ({"valid_fraction": 5.0}, r"must be in \[0, 1\) .*got 5\.0"),
-        ({"limit": 0}, "at least 1, got 0"),
+        ({"path": ""}, "data.path is empty; .*embedded:NAME"),
+        ({"valid_fraction": 5.0}, r"data\.valid_fraction .*\[0, 1\) .*got 5\.0"),
+        ({"limit": 0}, "data.limit .*at least 1, got 0"),
         ({"streaming": True}, r"data\.streaming needs data\.limit"),
-        ({"workers": -1}, "at least 0, got -1"),
-        ({"split": "test"}, "both 'test'"),
+        ({"workers": -1}, "data.workers .*at least 0, got -1"),
+        ({"split": "test"}, "data.split and data.test_split .*'test'"),
     ],
 )
 def test_config_validates_itself(options: dict[str, object], message: str) -> None:
@@ -308,13 +308,13 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
     write(tmp_path / "mixed", ["a.png"])
     (tmp_path / "mixed" / "a.parquet").write_bytes(b"")
     for path, message in {
-        str(tmp_path / "nowhere"): "nowhere: no such file or folder, and not a Hub name",
-        str(tmp_path / "empty"): r"no pictures and no \.parquet files .* it holds nothing",
-        str(tmp_path / "other"): r"it holds a\.txt \(not pictures\); check --data.path",
-        str(tmp_path / "other" / "a.txt"): r"is one file, expected a folder or a \.parquet file",
-        str(tmp_path / "mixed"): "1 pictures and 1 Parquet files; point --data.path at",
+        str(tmp_path / "nowhere"): "nowhere: .*user/name.*embedded:NAME.*--data.path",
+        str(tmp_path / "empty"): r"empty: no pictures.*\.parquet.*nothing.*--data\.path",
+        str(tmp_path / "other"): r"other: .* a\.txt .*--data\.path",
+        str(tmp_path / "other" / "a.txt"): r"a\.txt: .*one file, expected .*\.parquet.*give its folder",
+        str(tmp_path / "mixed"): "mixed: .*1 pictures .*1 Parquet files; .*--data.path",
         "embedded:cats": "embedded:cats: .*there are: embedded:digits, embedded:emoji, embedded:speech",
-        "embedded:speech": r"embedded:speech: holds sound files \(column 'audio'\), expected pictures",
+        "embedded:speech": r"embedded:speech: .*'audio'.*expected pictures; .*--data\.path",
     }.items():
         with pytest.raises(ValueError, match=message):
             load(path)
@@ -322,8 +322,8 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
 
 def test_columns_and_splits_that_are_not_there(tmp_path: Path) -> None:
     for options, message in (
-        ({"column": "photo"}, "no column 'photo'; there are: image, label, codepoints"),
-        ({"column": "label"}, "column 'label' holds int64, expected pictures"),
+        ({"column": "photo"}, r"no column 'photo'; .*image, label, codepoints .*--data\.column"),
+        ({"column": "label"}, r"column 'label' .*int64, expected pictures .*--data\.column"),
         ({"label_column": "kind"}, r"no column 'kind'; there are: .*\(--data\.label-column\)"),
         ({"split": "dev"}, r"no split 'dev'; there are: test, train \(--data\.split\)"),
     ):
@@ -336,13 +336,15 @@ def test_columns_and_splits_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hub_cache")
 def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(ValueError, match=r"bad\.parquet: cannot be read as Parquet"):
+    with pytest.raises(ValueError, match=r"bad\.parquet: .*Parquet magic bytes"):
         load(tmp_path / "bad.parquet")
     floats = write_table(tmp_path / "f.parquet", range(2), label=[0.5, 1.5])
-    with pytest.raises(ValueError, match="labels must be class numbers or names, got float; choose another"):
+    with pytest.raises(ValueError, match=r"column 'label': .*names, got float; .*--data\.label-column none"):
         load(floats)
     ids = write_table(tmp_path / "i.parquet", range(2), label=[5, -10])
-    with pytest.raises(ValueError, match=r"labels must be class numbers from 0 on, .* got -10\.\.5"):
+    with pytest.raises(
+        ValueError, match=r"column 'label': .*from 0 .*got -10\.\.5; .*--data\.label-column none"
+    ):
         load(ids)
     assert load(ids, label_column="none", valid_fraction=0).train.labels is None
 

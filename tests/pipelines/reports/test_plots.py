@@ -58,7 +58,7 @@ def test_encoder_outputs_lie_behind_the_codebook_and_choose_the_axes(
     along = vectors[:, 1] - outputs[0, :, 1].mean()  # the longest direction of the outputs, almost
     assert abs(entries[:, 0]).mean() == pytest.approx(along.abs().mean().item(), rel=0.1)
     for codebook, wrong in ((None, outputs), (vectors, outputs[0]), (vectors, outputs[..., :3])):
-        with pytest.raises(ValueError, match="expected outputs"):
+        with pytest.raises(ValueError, match=r"expected outputs .*got \("):
             codebook_plot(counts, tmp_path / "plot.png", codebook, wrong)
 
 
@@ -66,13 +66,13 @@ def test_codebook_plot_refuses_what_it_cannot_show(tmp_path: Path) -> None:
     for counts, codebook, message in [
         (torch.zeros(0, 0), None, r"counts \(K, N\), got \(0, 0\)"),
         (torch.zeros(8), None, r"counts \(K, N\), got \(8,\)"),
-        (torch.zeros(1, 8), None, "are all 0"),
+        (torch.zeros(1, 8), None, "counts .*all 0.*count"),
         (
             torch.ones(1, 8),
             torch.zeros(7, 2),
             r"codebook \(N, D\) or \(K, N, D\) for counts \(1, 8\), got \(7, 2\)",
         ),
-        (torch.ones(2, 8), torch.zeros(8, 2), r"codebook \(K, N, D\) for counts \(2, 8\)"),
+        (torch.ones(2, 8), torch.zeros(8, 2), r"codebook \(K, N, D\) for counts \(2, 8\), got \(8, 2\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             codebook_plot(counts, tmp_path / "plot.png", codebook)
@@ -149,10 +149,10 @@ def test_loss_plot_survives_odd_values(tmp_path: Path) -> None:
 
 
 def test_loss_plot_refuses_empty_and_missing_logs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.jsonl: cannot be read"):
+    with pytest.raises(ValueError, match=r"none\.jsonl: .*No such file"):
         loss_plot(tmp_path / "none.jsonl", tmp_path / "plot.png")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match="was anything logged"):
+    with pytest.raises(ValueError, match=r"empty\.jsonl: .*\"step\": 10"):
         loss_plot(tmp_path / "empty.jsonl", tmp_path / "plot.png")
 
 

@@ -55,10 +55,10 @@ def test_image_grid_keeps_every_pixel() -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(0, 3, 4, 4), r"not empty, got \(0, 3, 4, 4\)"),
-        (torch.zeros(3, 4, 4), r"\(N, C, H, W\)"),
-        (torch.zeros(1, 2, 4, 4), "C 1 or 3"),
-        (torch.zeros(1, 1, 4, 4, dtype=torch.int64), "got torch.int64"),
+        (torch.zeros(0, 3, 4, 4), r"\(N, C, H, W\).*empty, got \(0, 3, 4, 4\)"),
+        (torch.zeros(3, 4, 4), r"\(N, C, H, W\).*got \(3, 4, 4\)"),
+        (torch.zeros(1, 2, 4, 4), r"C 1 or 3.*got \(1, 2, 4, 4\)"),
+        (torch.zeros(1, 1, 4, 4, dtype=torch.int64), r"uint8.*float in \[-1, 1\], got torch\.int64"),
         (torch.full((1, 1, 4, 4), torch.nan), "NaN or infinity"),
     ],
 )
@@ -128,7 +128,7 @@ def test_names_without_signs_in_the_font_are_numbered(
 
 
 def test_sample_sheet_refuses_nothing_and_mixed_sizes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got 0 rows"):
+    with pytest.raises(ValueError, match=r"rows .*one size, got 0 rows"):
         sample_sheet([], tmp_path / "sheet.png")
     with pytest.raises(ValueError, match=r"one size, got 2 rows of \[\(4, 4\), \(8, 8\)\]"):
         sample_sheet([("a", flat(RED)), ("b", flat(RED, size=(4, 4)))], tmp_path / "sheet.png")

@@ -131,11 +131,14 @@ def test_a_sheet_takes_clips_of_all_lengths_and_rates(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([], r"a clip or more each, got \[\]"),
-        ([("a", {"x": tone(300)}), ("b", {})], r"got \[1, 0\]"),
+        ([("a", {"x": tone(300)}), ("b", {})], r"a clip or more .*got \[1, 0\]"),
         ([("a", {"x": torch.zeros(8)})], r"'a', 'x': expected floats \(C, T\), got torch.float32 \(8,\)"),
-        ([("a", {"x": torch.zeros(1, 0)})], r"expected floats \(C, T\)"),
-        ([("a", {"x": torch.zeros(1, 8, dtype=torch.int16)})], "got torch.int16"),
-        ([("a", {"x": torch.full((1, 8), torch.nan)})], "NaN or infinity; has the model diverged"),
+        ([("a", {"x": torch.zeros(1, 0)})], r"'a', 'x': expected floats \(C, T\), got .*\(1, 0\)"),
+        (
+            [("a", {"x": torch.zeros(1, 8, dtype=torch.int16)})],
+            r"'a', 'x': expected floats .*got torch\.int16",
+        ),
+        ([("a", {"x": torch.full((1, 8), torch.nan)})], "'a', 'x' .*NaN.*diverged"),
     ],
 )
 def test_sound_that_cannot_be_shown(
@@ -162,7 +165,7 @@ def test_a_wav_file_holds_the_samples(tmp_path: Path) -> None:
     write_wav(path, speech(3), RATE)
     samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
     assert np.abs(samples.T - speech(3).clamp(-1, 1).numpy()).max() < 1.5 / 32767
-    with pytest.raises(ValueError, match=r"expected floats \(C, T\)"):
+    with pytest.raises(ValueError, match=r"'clip', '': expected floats \(C, T\), got .*\(1, 1, 8\)"):
         write_wav(tmp_path / "bad.wav", torch.zeros(1, 1, 8), RATE)
 
 

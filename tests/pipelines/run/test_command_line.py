@@ -130,7 +130,7 @@ def test_resume_where_no_run_is_begins_the_one_that_is_described(
 
 def test_resume_where_no_run_is_and_none_is_described_is_refused(tmp_path: Path) -> None:
     words = ("--output", tmp_path / "mistyped", "--resume", "latest")
-    with pytest.raises(ValueError, match=r"mistyped holds no run that could be resumed; correct --output"):
+    with pytest.raises(ValueError, match=r"mistyped .*resume.*--output.*preset"):
         tokenizer_options(*words)
     assert not (tmp_path / "mistyped").exists()
 
@@ -185,9 +185,9 @@ def test_wrong_words_are_named(words: tuple[str, ...], named: tuple[str, ...]) -
         ({"model": {"bottleneck": {"kind": "pq"}}}, ("model.bottleneck.kind", "'pq'", "gaussian", "rvq")),
         ({"max_steps": "5"}, ("max_steps", "expected int", "'5'")),
         ({"max_steps": {"a": 5}}, ("max_steps", "expected int", "{'a': 5}")),
-        ({"max_steps": 0}, ("max_steps is 0",)),
+        ({"max_steps": 0}, ("max_steps is 0", "1 or more")),
         ({"data": 3}, ("data", "expected an object", "3")),
-        ({"optimizer": "sgd"}, ("optimizer", "'sgd'")),
+        ({"optimizer": "sgd"}, ("optimizer", "'sgd'", "muon")),
         ([1, 2], ("expected a JSON object", "list")),
     ],
 )

@@ -112,14 +112,14 @@ def test_the_pair_is_loaded(tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Pa
     loose = Generator(Prior.from_pretrained(tiny_prior), Tokenizer.from_pretrained(tiny_tokenizer))
     assert np.array_equal(array(loose(seed=1)[0]), array(Generator.from_pretrained(tiny_prior)(seed=1)[0]))
     config = dataclasses.replace(loose.prior.config, tokenizer_fingerprint="0" * 16)
-    with pytest.raises(ValueError, match="fingerprint 0000000000000000"):
+    with pytest.raises(ValueError, match=r"fingerprint 0000000000000000.*use that tokenizer.*train"):
         Generator(Prior(config), loose.tokenizer)
     Prior(config).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="fingerprint 0000000000000000"):
+    with pytest.raises(ValueError, match=r"fingerprint 0000000000000000.*use that tokenizer.*train"):
         Generator.from_pretrained(tmp_path / "other", tiny_tokenizer)
     with pytest.raises(ValueError, match="no folder or Hub id of a prior"):
         Generator.from_pretrained("", tiny_tokenizer)
-    with pytest.raises(ValueError, match="weights: unknown 'int4'"):
+    with pytest.raises(ValueError, match=r"weights: .*'int4'; .*full, bf16, int8"):
         Generator.from_pretrained(tiny_prior, weights="int4")  # type: ignore[arg-type]
 
 
@@ -133,7 +133,7 @@ def test_the_pair_comes_from_the_hub_and_from_its_cache(
     Tokenizer.from_pretrained(tiny_tokenizer).push_to_hub("user/tok", token="hf_user")
     Prior.from_pretrained(tmp_path / "prior").push_to_hub("user/prior", token="hf_user")
     for missing in ("user/prior", "user/tok"):
-        with pytest.raises(ValueError, match=f"{missing}: .*local_files_only was given"):
+        with pytest.raises(ValueError, match=f"{missing}: .*local_files_only.*leave"):
             Generator.from_pretrained("user/prior", local_files_only=True)
         Prior.from_pretrained("user/prior")
     whole = Generator.from_pretrained("user/prior")
@@ -141,7 +141,7 @@ def test_the_pair_comes_from_the_hub_and_from_its_cache(
     cached = Generator.from_pretrained("user/prior", local_files_only=True)
     assert hub.seen == []
     assert np.array_equal(array(whole("flags", seed=1)[0]), array(cached("flags", seed=1)[0]))
-    with pytest.raises(ValueError, match="device: 'gpu' cannot be used here"):
+    with pytest.raises(ValueError, match=r"device: 'gpu' .*take cpu"):
         Generator.from_pretrained("user/prior", device="gpu")
     assert hub.seen == []
 
@@ -171,14 +171,14 @@ def test_importing_it_brings_no_scripts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label": "cheese"}, "unknown class 'cheese'"),
-        ({"label": 9}, "label: expected"),
+        ({"label": "cheese"}, "label: .*'cheese'; .*food"),
+        ({"label": 9}, "label: expected -1 .* to 8, got 9"),
         ({"num": 0}, "num: expected 1 or more, got 0"),
         ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
-        ({"seconds": 2.0}, "seconds and prefix are for sound"),
-        ({"prefix": "voice.wav"}, "seconds and prefix are for sound"),
-        ({"temperature": -1.0}, "temperature: expected"),
-        ({"cfg_scale": 2.0}, "needs a label"),
+        ({"seconds": 2.0}, "seconds and prefix .*sound.*pictures"),
+        ({"prefix": "voice.wav"}, "seconds and prefix .*sound.*pictures"),
+        ({"temperature": -1.0}, "temperature: expected 0 .*got -1"),
+        ({"cfg_scale": 2.0}, "cfg_scale=2.0 .*label.*cfg_scale=1"),
     ],
 )
 def test_options_that_do_not_fit_pictures_are_refused(
@@ -194,9 +194,9 @@ def test_options_that_do_not_fit_pictures_are_refused(
         ({"seconds": 0}, "seconds: expected above 0, got 0"),
         ({"seconds": float("inf")}, "seconds: expected above 0, got inf"),
         ({"seconds": float("nan")}, "seconds: expected above 0, got nan"),
-        ({"prefix": "nowhere.wav"}, r"nowhere.wav: no such file"),
+        ({"prefix": "nowhere.wav"}, r"nowhere\.wav: .*path"),
         ({"prefix": torch.zeros(2, 6, 3, dtype=torch.int64)}, "prefix: expected one sound, .* got 2"),
-        ({"prefix": torch.full((1, 6, 3), 16)}, "codes range from 16 to 16"),
+        ({"prefix": torch.full((1, 6, 3), 16)}, "codes .* 16 to 16.* 0 to 15"),
     ],
 )
 def test_options_that_do_not_fit_sound_are_refused(

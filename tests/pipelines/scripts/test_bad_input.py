@@ -93,13 +93,13 @@ def make_broken_parquet(folder: Path) -> Path:
 
 
 BAD_DATA: list[tuple[Callable[[Path], Path], tuple[str, ...]]] = [
-    (make_missing, ("no such file or folder", "--data.path")),
+    (make_missing, ("user/name", "--data.path")),
     (make_empty, ("no pictures", "--data.path")),
-    (make_texts, ("no pictures", "it holds notes.txt")),
-    (make_unreadable, ("no picture can be read", "lie.png", "skipped 1 of 1")),
-    (make_file, ("is one file", "give its folder")),
-    (make_sound, ("holds 1 sound files", "expected pictures", "preset")),
-    (make_broken_parquet, ("cannot be read as Parquet",)),
+    (make_texts, ("no pictures", "notes.txt", "--data.path")),
+    (make_unreadable, ("lie.png", "1 of 1", "PNG")),
+    (make_file, ("one file", "give its folder")),
+    (make_sound, ("1 sound files", "expected pictures", "train_tokenizer.py", "--data.path")),
+    (make_broken_parquet, ("Parquet magic bytes",)),
 ]
 
 
@@ -143,14 +143,14 @@ def model_with(tiny: Path, folder: Path, name: str, content: bytes | None) -> Pa
 
 
 BROKEN_MODELS: list[tuple[str, Callable[[bytes], bytes | None], str]] = [
-    ("model.safetensors", lambda whole: whole[:-40], "not a whole safetensors file"),
-    ("model.safetensors", lambda whole: b"\xff" * 100, "not a whole safetensors file"),
-    ("model.safetensors", lambda whole: b"", "not a whole safetensors file"),
-    ("model.safetensors", lambda whole: None, "not a whole safetensors file"),
-    ("config.json", lambda whole: whole[:-40], "cannot be read as JSON"),
-    ("config.json", lambda whole: None, "holds no model (there is no config.json)"),
+    ("model.safetensors", lambda whole: whole[:-40], "download it again"),
+    ("model.safetensors", lambda whole: b"\xff" * 100, "download it again"),
+    ("model.safetensors", lambda whole: b"", "download it again"),
+    ("model.safetensors", lambda whole: None, "download it again"),
+    ("config.json", lambda whole: whole[:-40], "JSON"),
+    ("config.json", lambda whole: None, "no config.json"),
     ("config.json", lambda whole: whole.replace(b'"codebook_size": 32', b'"codebook_size": 33'), "shape"),
-    ("config.json", lambda whole: whole.replace(b'"codebook_size"', b'"codebook_sizes"'), "unknown key"),
+    ("config.json", lambda whole: whole.replace(b'"codebook_size"', b'"codebook_sizes"'), "'codebook_sizes'"),
 ]
 
 
@@ -175,7 +175,7 @@ def test_a_run_that_is_not_finished_is_no_model(script: Script, tiny_tokenizer: 
     (tmp_path / "run" / "config.json").unlink()
     words = ("--tokenizer", tmp_path / "run", "--output", tmp_path / "out")
     finished = script("encode_dataset", *words, code=2)
-    assert_refused(finished, f"{tmp_path}/run: holds a run that is not finished; go on with it by --resume")
+    assert_refused(finished, f"{tmp_path}/run: ", "--resume")
 
 
 def test_models_of_the_wrong_kind_are_named(
@@ -187,7 +187,7 @@ def test_models_of_the_wrong_kind_are_named(
     finished = script("sample", "--prior", tiny_tokenizer, *out, code=2)
     assert_refused(finished, tiny_tokenizer / "config.json", "tokenloom-tokenizer", "another model")
     finished = script("evaluate", "--tokenizer", tmp_path / "gone", *out, code=2)
-    assert_refused(finished, tmp_path / "gone", "no such folder")
+    assert_refused(finished, tmp_path / "gone", "user/name")
 
 
 def test_codes_out_of_range_are_refused_before_training(
@@ -198,7 +198,7 @@ def test_codes_out_of_range_are_refused_before_training(
     info = read(tokens / "tokens.json")
     (tokens / "tokens.json").write_text(json.dumps({**info, "codebook_size": 7}))
     finished = script("train_prior", "small", *TINY_PRIOR, "--tokens", tokens, "--output", out, code=2)
-    assert_refused(finished, tokens, "beyond the codebook's 7 entries", "make them anew")
+    assert_refused(finished, tokens, " 7 entries", "encode_dataset.py")
     assert not out.exists()
 
 
@@ -246,5 +246,5 @@ def test_a_diverged_run_says_so(script: Script, no_plots: None, tmp_path: Path) 
     words = ("--max-steps", 20, "--learning-rate", 1e15, "--clip-norm", 0, "--warmup-steps", 0)
     words += ("--optimizer", "adamw", "--output", tmp_path)
     finished = script("train_tokenizer", "emoji", *TINY_TOKENIZER, *words, code=2)
-    assert_refused(finished, "diverged")
+    assert_refused(finished, "step ", "lower --learning-rate")
     assert not (tmp_path / "model.safetensors").exists()

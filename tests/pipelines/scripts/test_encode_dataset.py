@@ -98,7 +98,7 @@ def test_an_interrupted_encoding_continues(
     assert "4 of 6 shards are there" in said.err
     assert files(part) == files(whole)
     assert {name: (part / name).stat().st_mtime_ns for name in SHARDS[:4]} == before
-    assert "already holds tokens" in encode(part, *FLIP, code=2).err
+    assert_refused(encode(part, *FLIP, code=2), part, "holds tokens", "--output")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_broken_shard_is_encoded_anew(
     path = part / SHARDS[1]
     path.write_bytes(spoil(path.read_bytes()))
     said = encode(part, *FLIP)
-    assert f"{path} is not whole, so it is encoded anew" in said.err and "3 of 6 shards" in said.err
+    assert f"{path} is not whole" in said.err and "3 of 6 shards" in said.err
     assert files(part) == files(whole)
 
 
@@ -119,7 +119,7 @@ def test_a_shard_that_is_another_one_is_encoded_anew(encode: Encode, whole: Path
     shutil.copy(part / SHARDS[1], part / SHARDS[0])
     pq.write_table(pq.read_table(part / SHARDS[2])[:2], part / SHARDS[2])
     said = encode(part, *FLIP)
-    assert f"was written as {SHARDS[1]}" in said.err and "holds 1 items, expected 2" in said.err
+    assert SHARDS[1] in said.err and "1 items, expected 2" in said.err
     assert files(part) == files(whole)
 
 
@@ -141,7 +141,7 @@ def test_another_encoding_is_not_continued(
 ) -> None:
     before = files(part)
     said = encode(part, *words, code=2)
-    assert_refused(said, part, "a part of another encoding", named, "choose another --output or delete")
+    assert_refused(said, part, named, "another --output", "delete")
     assert files(part) == before
 
 

@@ -98,7 +98,7 @@ def test_the_size_is_the_power_of_two_that_was_asked_for(
 def test_a_size_that_is_too_large_is_capped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert chosen_size(torch.tensor([14.5]), 2.0) == 65536
-    assert "2^17 entries would be needed, capped at 65536" in caplog.text
+    assert "2^17 entries" in caplog.text and "65536" in caplog.text
     assert "kl-weight" in caplog.text
 
 
@@ -161,9 +161,9 @@ def test_a_vae_of_sound_gets_codes(script: Script, tmp_path: Path) -> None:
     ("words", "named"),
     [
         (("--group-dim", 3), ("--group-dim 3", "4 channels")),
-        (("--group-dim", 0), ("group_dim is 0",)),
-        (("--codebook-size", 1), ("codebook_size is 1",)),
-        (("--margin", -1), ("margin is -1",)),
+        (("--group-dim", 0), ("group_dim is 0", "expected")),
+        (("--codebook-size", 1), ("codebook_size is 1", "expected")),
+        (("--margin", -1), ("margin is -1", "expected")),
         (("--data.path", "embedded:speech"), ("embedded:speech",)),
     ],
 )
@@ -180,8 +180,6 @@ def test_codes_are_neither_made_again_nor_written_over(
     script: Script, quantized: Path, tiny_vae: Path, tmp_path: Path
 ) -> None:
     words = ("--tokenizer", quantized, *DIGITS, "--output", tmp_path / "out")
-    assert_refused(
-        script("quantize_vae", *words, code=2), quantized, "has codes already", "encode_dataset.py"
-    )
+    assert_refused(script("quantize_vae", *words, code=2), quantized, "has codes", "encode_dataset.py")
     words = ("--tokenizer", tiny_vae, *DIGITS, "--output", quantized)
-    assert_refused(script("quantize_vae", *words, code=2), quantized, "already holds a model")
+    assert_refused(script("quantize_vae", *words, code=2), quantized, "holds a model", "--output")

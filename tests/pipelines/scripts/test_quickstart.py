@@ -77,7 +77,7 @@ def test_the_quickstart_takes_all_cores_by_default() -> None:
 def test_the_quickstart_does_not_write_over_a_folder(script: Script, tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     finished = script("quickstart", "--output", tmp_path, code=2)
-    assert_refused(finished, tmp_path, "is not empty", "--output")
+    assert_refused(finished, tmp_path, "not empty", "--output")
     finished = script("quickstart", "--output", tmp_path / "mine", code=2)
     assert_refused(finished, tmp_path / "mine")
 

@@ -34,7 +34,7 @@ def test_a_class_called_all_can_be_drawn() -> None:
     assert wanted_labels(("all",), ("a", "b")) == wanted_labels(("*",), ("a", "b")) == ("a", "b")
     assert wanted_labels(("all",), ("all", "b")) == ("all",)
     assert wanted_labels(("*",), ("all", "b")) == ("all", "b") and wanted_labels((), ("a",)) == ()
-    with pytest.raises(ValueError, match=r"--label \*: this prior has no classes"):
+    with pytest.raises(ValueError, match=r"--label \*: .*no classes"):
         wanted_labels(("*",), ())
 
 
@@ -120,8 +120,8 @@ def test_temperature_0_takes_the_likeliest_codes(script: Script, tiny_prior: Pat
         (("--top-p", "0"), ("top_p",)),
         (("--min-p", "2"), ("min_p",)),
         (("--cfg-schedule", "steep"), ("--cfg-schedule", "steep")),
-        (("--cfg-scale", "3"), ("cfg_scale=3.0 needs a label",)),
-        (("--num", "0"), ("num is 0",)),
+        (("--cfg-scale", "3"), ("cfg_scale=3.0", "label", "cfg_scale=1")),
+        (("--num", "0"), ("num is 0", "expected")),
     ],
 )
 def test_options_of_sampling_that_do_not_fit_are_named(
@@ -164,7 +164,7 @@ def test_options_for_priors_are_refused_for_a_vae(
     words: tuple[str, ...], script: Script, tiny_vae: Path, tmp_path: Path
 ) -> None:
     finished = script("sample", "--tokenizer", tiny_vae, "--output", tmp_path / "s", *words, code=2)
-    assert_refused(finished, words[0], "is for priors")
+    assert_refused(finished, words[0], "for priors")
 
 
 def test_a_tokenizer_with_codes_needs_a_prior(script: Script, tiny_tokenizer: Path, tmp_path: Path) -> None:

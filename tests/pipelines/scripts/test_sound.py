@@ -105,9 +105,9 @@ def test_samples_have_the_seconds_asked_for_whatever_the_batch(
         assert first[1] == 16000 and len(first[0]) == 65 * 320
         np.testing.assert_allclose(first[0], second[0], atol=1e-3)
     finished = script("sample", *words, "--output", tmp_path / "1", code=2)
-    assert_refused(finished, "already holds samples")
+    assert_refused(finished, "holds samples", "--output")
     finished = script("sample", "--output", tmp_path / "1", code=2)
-    assert_refused(finished, "give --prior DIR, or --tokenizer DIR, or both")
+    assert_refused(finished, "--prior DIR", "--tokenizer DIR")
 
 
 def test_a_prefix_begins_every_sample(
@@ -207,13 +207,13 @@ def test_options_of_the_other_modality_are_refused(
 ) -> None:
     out = ("--output", tmp_path / "out")
     refused = script("sample", "--prior", tiny_prior, "--seconds", 2, *out, code=2)
-    assert_refused(refused, "--seconds and --prefix are for sound")
+    assert_refused(refused, "--seconds and --prefix", "sound", "pictures")
     refused = script("evaluate", "--tokenizer", tiny_codec, "--data.path", "embedded:emoji", *out, code=2)
-    assert_refused(refused, "embedded:emoji")
+    assert_refused(refused, "embedded:emoji", "expected sound files", "--data.path")
     refused = script("train_tokenizer", "emoji", "--data.path", "embedded:speech", *out, code=2)
-    assert_refused(refused, "embedded:speech")
+    assert_refused(refused, "embedded:speech", "expected pictures", "--data.path")
     words = ("audio-small", *TINY_CODEC, "--perceptual", "torchvision:vgg16")
-    assert_refused(script("train_tokenizer", *words, *out, code=2), "--perceptual is for pictures")
+    assert_refused(script("train_tokenizer", *words, *out, code=2), "--perceptual", "pictures")
     assert not (tmp_path / "out").exists()
 
 
@@ -231,7 +231,7 @@ def test_a_vae_of_sound_by_config_alone(script: Script, tmp_path: Path) -> None:
     for path in (tmp_path / "s").glob("*.wav"):
         assert len(soundfile.read(path)[0]) == 6400
     refused = script("encode_dataset", "--tokenizer", tmp_path / "vae", "--output", tmp_path / "t", code=2)
-    assert_refused(refused, "is a VAE")
+    assert_refused(refused, "VAE", "quantize_vae.py")
 
 
 def test_classes_of_sound(script: Script, tiny_codec: Path, tmp_path: Path) -> None:

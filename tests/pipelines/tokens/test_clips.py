@@ -93,7 +93,7 @@ def test_the_json_of_pictures_has_no_fields_of_sound(tmp_path: Path) -> None:
     ],
 )
 def test_rates_of_sound_that_do_not_fit_are_named(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"frame_rate is .*expected for sound a frame_rate of sample_rate"):
+    with pytest.raises(ValueError, match=r"frame_rate .*expected .*sample_rate / stride = "):
         TokenInfo(**{**SOUND.__dict__, **changes})
 
 
@@ -102,20 +102,20 @@ def test_rates_of_sound_that_do_not_fit_are_named(changes: dict[str, Any]) -> No
     [
         (
             pa.array([[0] * 6, [0] * 7], pa.large_list(pa.uint16())),
-            "item 1 has 7 codes, expected a multiple of 3",
+            "item 1 .* 7 codes, expected .* 3 codebooks",
         ),
-        (pa.array([[0] * 6, []], pa.list_(pa.uint16())), "item 1 has 0 codes"),
-        (pa.array([[0] * 6, None], pa.list_(pa.uint16())), "codes hold nulls"),
-        (pa.array([[0] * 6, [0, None, 0]], pa.list_(pa.uint16())), "codes hold nulls"),
-        (pa.array([[0] * 6, [0] * 3], pa.list_(pa.int64())), "codes are list<.*expected lists of uint16"),
-        (pa.array([0, 1], pa.uint16()), "codes are uint16, expected lists"),
-        (pa.array([[0] * 6, [0] * 6], pa.list_(pa.uint16(), 6)), "codes are fixed_size_list"),
+        (pa.array([[0] * 6, []], pa.list_(pa.uint16())), "item 1 .* 0 codes"),
+        (pa.array([[0] * 6, None], pa.list_(pa.uint16())), "codes .*nulls"),
+        (pa.array([[0] * 6, [0, None, 0]], pa.list_(pa.uint16())), "codes .*nulls"),
+        (pa.array([[0] * 6, [0] * 3], pa.list_(pa.int64())), "codes .*list<.*expected .*uint16 or uint32"),
+        (pa.array([0, 1], pa.uint16()), "codes .*uint16, expected lists"),
+        (pa.array([[0] * 6, [0] * 6], pa.list_(pa.uint16(), 6)), "codes .*fixed_size_list<.*expected lists"),
     ],
 )
 def test_broken_codes_of_sound_are_named(codes: pa.Array, named: str, tmp_path: Path) -> None:
     path = write(tmp_path, some_clips(2, 2), info=SOUND)
     pq.write_table(pq.read_table(path).set_column(0, "codes", codes), path)
-    with pytest.raises(ValueError, match=f"{path}: cannot be read as tokens \\(.*{named}.*make them anew"):
+    with pytest.raises(ValueError, match=rf"{path}: .*{named}.*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
@@ -130,7 +130,7 @@ def test_lists_of_either_kind_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "label", "named"),
-    [(50, 0, "codes beyond the codebook's 50 entries"), (49, 2, "labels beyond the 2 classes")],
+    [(50, 0, "codes .* 50 "), (49, 2, "labels .* 2 ")],
 )
 def test_codes_and_labels_of_sound_out_of_range_are_named(
     code: int, label: int, named: str, tmp_path: Path
@@ -138,11 +138,11 @@ def test_codes_and_labels_of_sound_out_of_range_are_named(
     codes = some_clips(3, 2)
     codes[1][2, 1] = code
     path = write(tmp_path, codes, [label, 0], SOUND)
-    with pytest.raises(ValueError, match=f"{path}: holds {named}"):
+    with pytest.raises(ValueError, match=rf"{path}: .*{named}.*encode_dataset\.py"):
         read_tokens(tmp_path)
 
 
 def test_a_missing_shard_of_sound_is_named(tmp_path: Path) -> None:
     write(tmp_path, some_clips(3), info=SOUND, shard=1, shards=2)
-    with pytest.raises(ValueError, match=r"train-00000-of-00002\.parquet: this shard is missing"):
+    with pytest.raises(ValueError, match=r"train-00000-of-00002\.parquet: .*missing.*encode_dataset\.py"):
         read_tokens(tmp_path)

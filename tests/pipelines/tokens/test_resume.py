@@ -31,4 +31,4 @@ def test_a_run_does_not_continue_with_tokens_of_another_tokenizer(
     write_info(tokens, other)
     resume = ("--tokens", tokens, "--max-steps", 2, "--resume", "latest")
     finished = script("train_prior", *words, *resume, code=2)
-    assert_refused(finished, tmp_path / "p", info.fingerprint, "f" * 16, "start a new run")
+    assert_refused(finished, tmp_path / "p", info.fingerprint, "f" * 16, "--output")

@@ -139,7 +139,7 @@ def test_codes_that_cannot_be_decoded_leave_nothing(map_all: None, tmp_path: Pat
     path = shard_path(tmp_path, "train", 2, 3)
     whole = path.read_bytes()
     path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    with pytest.raises(ValueError, match=f"{path}: cannot be read as tokens .*damaged"):
+    with pytest.raises(ValueError, match=rf"{path}: .*CRC checksum.*encode_dataset\.py"):
         read_tokens(tmp_path)
     assert not decoded(tmp_path)
     path.write_bytes(whole)
@@ -149,7 +149,7 @@ def test_codes_that_cannot_be_decoded_leave_nothing(map_all: None, tmp_path: Pat
 def test_no_place_for_decoded_codes_is_named(map_all: None, tmp_path: Path) -> None:
     write(tmp_path, INFO)
     (tmp_path / token_table.DECODED).write_text("a file")
-    with pytest.raises(ValueError, match=r"\.decoded: codes of more than 0 MiB .*make it writable"):
+    with pytest.raises(ValueError, match=r"\.decoded: .* 0 MiB .*File exists.*writable"):
         read_tokens(tmp_path)
 
 
@@ -160,14 +160,14 @@ def test_shards_of_another_tokenizer_or_encoding_are_named(tmp_path: Path) -> No
     info = write(tmp_path / "a", INFO)
     path = shard_path(tmp_path / "a", "train", 1, 3)
     for other, named in (
-        (dataclasses.replace(info, fingerprint="f" * 16), f"tokenizer with fingerprint {'f' * 16}, but"),
-        (dataclasses.replace(info, encoding="dcba"), "is of the encoding dcba, but tokens.json of abcd"),
+        (dataclasses.replace(info, fingerprint="f" * 16), f"fingerprint {'f' * 16}.* {info.fingerprint}"),
+        (dataclasses.replace(info, encoding="dcba"), "encoding dcba.* abcd"),
     ):
         codes = codes_of(info, 14, key=1)
         write_shard(
             tmp_path / "a", "train", 1, 3, other, codes, np.zeros(7, np.int64), list("abcdefg"), VIEWS
         )
-        with pytest.raises(ValueError, match=f"{path}: .*{named}.*delete the folder and make them anew"):
+        with pytest.raises(ValueError, match=rf"{path}: .*{named}; .*encode_dataset\.py"):
             read_tokens(tmp_path / "a")
 
 
@@ -175,7 +175,10 @@ def test_a_shard_under_another_name_is_named(tmp_path: Path) -> None:
     write(tmp_path, INFO)
     os.replace(shard_path(tmp_path, "train", 0, 3), shard_path(tmp_path, "train", 2, 3))
     shutil.copy(shard_path(tmp_path, "train", 2, 3), shard_path(tmp_path, "train", 0, 3))
-    with pytest.raises(ValueError, match=r"train-00002-of-00003.parquet: was written as train-00000"):
+    with pytest.raises(
+        ValueError,
+        match=r"train-00002-of-00003\.parquet: .* train-00000-of-00003\.parquet; .*encode_dataset\.py",
+    ):
         read_tokens(tmp_path)
 
 
@@ -183,7 +186,7 @@ def test_all_shards_of_a_split_may_not_be_missing(tmp_path: Path) -> None:
     write(tmp_path, INFO)
     path = shard_path(tmp_path, "held_out", 0, 1)
     path.unlink()
-    with pytest.raises(ValueError, match=f"{path}: this shard is missing; copy the folder again"):
+    with pytest.raises(ValueError, match=rf"{path}: .*missing; copy .*encode_dataset\.py"):
         read_tokens(tmp_path, 0.5)
 
 
@@ -193,7 +196,7 @@ def test_views_out_of_order_are_named(tmp_path: Path) -> None:
     table = pq.read_table(path)
     for rows in (table[1:], table.take([1, 0, *range(2, 14)])):
         pq.write_table(rows, path)
-        with pytest.raises(ValueError, match=f"{path}: expected 2 views of every item"):
+        with pytest.raises(ValueError, match=rf"{path}: expected 2 views .*encode_dataset\.py"):
             read_tokens(tmp_path)
 
 
@@ -214,9 +217,9 @@ def test_a_run_does_not_go_on_with_other_tokens(tmp_path: Path) -> None:
     require_same_tokens(tmp_path, INFO)  # a run of an older release
     write_info(tmp_path, INFO)
     require_same_tokens(tmp_path, dataclasses.replace(INFO, tokenizer="moved/there"))
-    with pytest.raises(ValueError, match=f"{tmp_path} learnt codes of the tokenizer with fingerprint 0123"):
+    with pytest.raises(ValueError, match=f"{tmp_path} .*fingerprint 0123.* {'f' * 16}; .*--output"):
         require_same_tokens(tmp_path, dataclasses.replace(INFO, fingerprint="f" * 16))
-    with pytest.raises(ValueError, match=f"{tmp_path} learnt tokens of the encoding unknown"):
+    with pytest.raises(ValueError, match=f"{tmp_path} .*encoding unknown.* abcd; .*--output"):
         require_same_tokens(tmp_path, dataclasses.replace(INFO, encoding="abcd"))
 
 

@@ -71,8 +71,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_example(
         finished, "step 5: ", "and the gradient are not finite", "of 16 examples these give it alone: "
     )
     assert name_of_third(5) in finished.err
-    assert f"the last checkpoint, {tmp_path}/checkpoints/step-4, is intact" in finished.err
-    assert "--skip-non-finite" in finished.err
+    assert_refused(finished, f"{tmp_path}/checkpoints/step-4", "--skip-non-finite")
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -99,7 +98,7 @@ def test_without_being_asked_to_nothing_is_left_out(
 ) -> None:
     spoil(monkeypatch, {5}, "z_e")
     finished = script("train_tokenizer", *RUN, "--output", tmp_path, code=2)
-    assert_refused(finished, "z_e (16, 8, 8, 8) holds NaN or infinity at step 5", name_of_third(5))
+    assert_refused(finished, "z_e (16, 8, 8, 8)", "NaN", "at step 5", name_of_third(5))
     assert "--skip-non-finite 10" in finished.err
 
 
@@ -113,7 +112,7 @@ def test_a_sharded_run_is_told_to_leave_steps_out_only_where_that_works(
 
     monkeypatch.setattr(train_tokenizer, "losses_of", losses_of)
     finished = script("train_tokenizer", *RUN, "--output", tmp_path, code=2)
-    assert_refused(finished, "z_e holds NaN: the training diverged", "new run with lower --learning-rate")
+    assert_refused(finished, "z_e holds NaN", "lower --learning-rate")
     assert ("--skip-non-finite" in finished.err) == recommended
 
 

@@ -102,8 +102,8 @@ def test_folders_are_refused_before_anything_is_read(
     run, resume = whole_runs[script_name], ("--output", whole_runs[script_name], "--resume")
     (file := tmp_path / "file").touch()
     refusals = {
-        (*words, "--output", run): f"{run} already holds a run",
-        (*words, "--output", file): f"{file} is a file, expected a folder",
+        (*words, "--output", run): f"{run} already holds",
+        (*words, "--output", file): f"--output {file}: {file} is a file",
         (*words, "--output", tmp_path, "--push-to-hub", "nobody"): "--push-to-hub 'nobody'",
         (*resume, "latest", "--batch-size", 8): "--batch-size is 8, but the run in",
         (*resume, "latest", "--max-steps", 2): "--max-steps may only grow",
@@ -113,10 +113,10 @@ def test_folders_are_refused_before_anything_is_read(
         assert_refused(script(script_name, *words, code=2), message)
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert_refused(script(script_name, *resume, "latest", code=2), "another run is writing here")
+        assert_refused(script(script_name, *resume, "latest", code=2), f"{run}: another run", "--output")
     monkeypatch.setattr("os.access", lambda *_: False)
     finished = script(script_name, "--output", tmp_path / "a" / "b", code=2)
-    assert_refused(finished, f"--output {tmp_path}/a/b: {tmp_path} cannot be written to")
+    assert_refused(finished, f"--output {tmp_path}/a/b: {tmp_path} ", "choose another")
 
 
 def test_data_may_lie_in_a_folder_of_any_name(no_plots: None, script: Script, tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_data_that_moved_are_asked_for_on_a_resume(
     said = "the model's card says apache-2.0; give --license for another"
     assert script("train_tokenizer", *WHOLE_TOKENIZER, *begin).err.count(said) == 1
     (tmp_path / "old").rename(tmp_path / "new")
-    remembered = f"The run in {tmp_path / 'run'} began with {tmp_path / 'old'}; if that was moved"
-    assert_refused(script("train_tokenizer", *words, code=2), remembered, "with --data.path")
+    remembered = f"The run in {tmp_path / 'run'} began with {tmp_path / 'old'}"
+    assert_refused(script("train_tokenizer", *words, code=2), remembered, "--data.path")
     finished = script("train_tokenizer", *words, "--data.path", tmp_path / "none", code=2)
     assert remembered not in finished.err
     assert said not in script("train_tokenizer", *words, "--data.path", tmp_path / "new").err
@@ -151,7 +151,7 @@ def test_data_that_moved_are_asked_for_on_a_resume(
     assert said not in script("train_prior", *whole_prior(tokens), *prior).err
     tokens.rename(tmp_path / "elsewhere")
     finished = script("train_prior", *prior[:2], "--max-steps", 2, "--resume", "latest", code=2)
-    assert_refused(finished, f"began with {tokens}", "with --tokens")
+    assert_refused(finished, tokens, "--tokens")
 
 
 def test_all_that_was_skipped_is_listed(no_plots: None, script: Script, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_folder_that_holds_another_run_is_refused(
 ) -> None:
     (tmp_path / name).write_text("{}")
     with (
-        pytest.raises(ValueError, match=f"{tmp_path} already holds a run; .*--output.*--resume latest"),
+        pytest.raises(ValueError, match=f"{tmp_path} .*--output.*--resume latest"),
         run_folder(accelerator, options_in(tmp_path)),
     ):
         pass
@@ -224,7 +224,7 @@ def test_a_folder_that_holds_another_run_is_refused(
 def test_two_runs_at_once_into_one_folder_are_refused(accelerator: Accelerator, tmp_path: Path) -> None:
     with (
         run_folder(accelerator, options_in(tmp_path)),
-        pytest.raises(ValueError, match=f"{tmp_path}: another run is writing here; .*--output"),
+        pytest.raises(ValueError, match=f"{tmp_path}: another run .*--output .*wait"),
         run_folder(accelerator, options_in(tmp_path, resume="latest")),
     ):
         pass
@@ -275,7 +275,7 @@ def test_a_resume_with_another_option_names_flag_and_both_values(
         pass
     before = (tmp_path / "run.json").read_bytes()
     with (
-        pytest.raises(ValueError, match=f"^{flag} is {now}, but the run in {tmp_path} has {was}; "),
+        pytest.raises(ValueError, match=f"^{flag} .*{now}, .*{tmp_path} .*{was}; .*--output"),
         run_folder(accelerator, options_in(tmp_path, resume="latest", **changes)),
     ):
         pass
@@ -303,9 +303,9 @@ def test_max_steps_may_grow_but_not_shrink(
         pass
     with run_folder(accelerator, options_in(tmp_path, resume="latest", max_steps=12)):
         pass
-    assert "max_steps grows from 10 to 12; the schedule of rates follows" in caplog.text
+    assert "max_steps grows from 10 to 12" in caplog.text
     with (
-        pytest.raises(ValueError, match=r"--max-steps may only grow on a resume: it was 12, now 11"),
+        pytest.raises(ValueError, match=r"--max-steps .*grow.* 12, .* 11"),
         run_folder(accelerator, options_in(tmp_path, resume="latest", max_steps=11)),
     ):
         pass
@@ -315,7 +315,7 @@ def test_max_steps_may_grow_but_not_shrink(
 def test_lines_that_are_no_rows_are_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + line + '\n{"ste\n' + "[" * 5000 + "\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is .*expected an object with a step"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 .*expected .*object .*step.*remove"):
         MetricsLog(path, 1, True)
     path.write_text('{"step": 1}\n{"ste\n' + "[" * 5000 + "\n\xff")
     assert read_metrics(path) == [{"step": 1}]

@@ -147,5 +147,5 @@ def test_torch_has_its_threads_back() -> None:
 
 def test_compiled_loops_without_numba_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prior.sampling.weights.installed", lambda: False)
-    with pytest.raises(ValueError, match=re.escape(f"compile: needs numba; {install_extra('fast')}")):
+    with pytest.raises(ValueError, match="compile: .*numba.*" + re.escape(install_extra("fast"))):
         random_prior().for_sampling(compile=True)

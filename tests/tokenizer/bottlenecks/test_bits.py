@@ -129,9 +129,9 @@ def test_values_that_are_not_finite_are_named_and_change_nothing(kind: str) -> N
     before = {k: v.clone() for k, v in {**bottleneck.state_dict(), **bottleneck.training_state()}.items()}
     z = latents(bottleneck, 2, 5)
     z[0, 1, 2] = math.inf
-    with pytest.raises(ValueError, match=r"z_e \(2, 6, 5\) holds NaN or infinity at step 8"):
+    with pytest.raises(ValueError, match=r"z_e \(2, 6, 5\) .*NaN.* step 8"):
         bottleneck(z, Step(0, 7, 0, 2))
-    with pytest.raises(ValueError, match="z_e"):
+    with pytest.raises(ValueError, match=r"z_e .*NaN"):
         bottleneck.encode(z)
     after = {**bottleneck.state_dict(), **bottleneck.training_state()}
     assert all(torch.equal(v, before[k]) for k, v in after.items())
@@ -142,14 +142,14 @@ def test_values_that_are_not_finite_are_named_and_change_nothing(kind: str) -> N
     ("field", "value", "said"),
     [
         ("bits", 0, "bits is 0, expected 1 to 24"),
-        ("bits", 25, "bits is 25"),
-        ("dim", 0, "dim is 0"),
-        ("beta", -0.1, "beta is -0.1"),
-        ("entropy_weight", math.nan, "entropy_weight is nan"),
-        ("diversity", math.inf, "diversity is inf"),
+        ("bits", 25, "bits is 25, expected 1 to 24"),
+        ("dim", 0, "dim is 0, expected 1 to 4096"),
+        ("beta", -0.1, "beta is -0.1, expected 0 or more"),
+        ("entropy_weight", math.nan, "entropy_weight is nan, expected 0 or more"),
+        ("diversity", math.inf, "diversity is inf, expected 0 or more"),
         ("temperature", 0.0, "temperature is 0.0, expected more than 0"),
-        ("group_bits", 17, "group_bits is 17"),
-        ("decay", 1.0, "decay is 1.0"),
+        ("group_bits", 17, "group_bits is 17, expected 1 to 16"),
+        ("decay", 1.0, "decay is 1.0, expected 0 or more and less than 1"),
     ],
 )
 def test_configs_check_themselves(config: type, field: str, value: float, said: str) -> None:

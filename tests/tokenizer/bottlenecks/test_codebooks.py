@@ -214,9 +214,9 @@ def test_what_is_not_finite_is_named_and_leaves_the_codebook_alone(value: float)
         training = {k: v.clone() for k, v in bottleneck.training_state().items()}
         z = latents(bottleneck, 2, 5).double()
         z[1, 2, 3] = value
-        with pytest.raises(ValueError, match=r"z_e \(2, 3, 5\) holds NaN or infinity at step 8;"):
+        with pytest.raises(ValueError, match=r"z_e \(2, 3, 5\) .*NaN.* step 8;"):
             bottleneck(z, Step(0, 7, 0, 2))
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match=r"z .*not finite.* x"):
             bottleneck.encode(z)
         assert all(torch.equal(v, before[k]) for k, v in bottleneck.state_dict().items())
         assert all(torch.equal(v, training[k]) for k, v in bottleneck.training_state().items())
@@ -238,5 +238,5 @@ def test_a_reservoir_of_other_vectors_is_refused(shape: tuple[int, ...]) -> None
     state = vq(1).training_state()
     with pytest.raises(ValueError, match=r"reservoir is .*, expected \(steps, vectors, 3\)"):
         vq().load_training_state({**state, "reservoir": torch.zeros(shape)})
-    with pytest.raises(ValueError, match=r"reservoir \(1, 5, 3\) holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"reservoir \(1, 5, 3\) .*NaN"):
         vq().load_training_state({**state, "reservoir": torch.full((1, 5, 3), math.nan)})

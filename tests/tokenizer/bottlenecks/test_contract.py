@@ -79,7 +79,7 @@ def test_encode_and_decode_are_the_forward_pass_of_eval_mode(kind: str, grid: tu
     out = bottleneck(z)
     if not is_discrete(bottleneck):
         for call in (bottleneck.encode, bottleneck.decode):
-            with pytest.raises(TypeError, match="posterior"):
+            with pytest.raises(TypeError, match=r"posterior\(x\) .*decode_latents\(z\)"):
                 call(z)
         return
     codes = bottleneck.encode(z)
@@ -234,9 +234,9 @@ def test_what_is_not_finite_is_named_and_changes_nothing(kind: str) -> None:
     before, training = values_of(bottleneck.state_dict()), values_of(bottleneck.training_state())
     z = latents(bottleneck, 2, 5, seed=99)
     z[1, -1, 3] = torch.nan
-    with pytest.raises(NotFinite, match=r"z_e \(2, \d+, 5\) holds NaN or infinity at step 8;"):
+    with pytest.raises(NotFinite, match=r"z_e \(2, \d+, 5\) .*NaN.* step 8;"):
         bottleneck(z, Step(0, 7, 0, 2))
-    with pytest.raises(NotFinite, match="not finite|NaN or infinity"):  # noqa: RUF043
+    with pytest.raises(NotFinite, match=r"\bz(_e)? .*(finite|NaN)"):
         if isinstance(bottleneck, Gaussian) and not is_discrete(bottleneck):
             bottleneck.eval().posterior(z)
         else:

@@ -178,9 +178,9 @@ def test_values_that_are_not_finite_are_named_and_change_nothing() -> None:
     before = {k: v.clone() for k, v in bottleneck.training_state().items()}
     z = latents(bottleneck, 2, 5).double()
     z[1, 0, 3] = math.nan
-    with pytest.raises(ValueError, match=r"z_e \(2, 2, 5\) holds NaN or infinity at step 2"):
+    with pytest.raises(ValueError, match=r"z_e \(2, 2, 5\) .*NaN.* step 2"):
         bottleneck(z, Step(0, 1, 0, 2))
-    with pytest.raises(ValueError, match="z_e"):
+    with pytest.raises(ValueError, match=r"z_e .*NaN"):
         bottleneck.encode(z)
     assert all(torch.equal(v, before[k]) for k, v in bottleneck.training_state().items())
 
@@ -188,12 +188,12 @@ def test_values_that_are_not_finite_are_named_and_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"levels": ()}, "levels is empty"),
-        ({"levels": (5, 1)}, "levels has 1, expected 2 or more: a channel of one level carries nothing"),
-        ({"levels": (5, -3)}, "levels has -3"),
-        ({"levels": (4096, 4097)}, r"make 16781312 codes, expected at most 2\^24"),
-        ({"dim": 0}, "dim is 0"),
-        ({"levels": (2, 4), "bound": "tanh"}, "use bound even"),
+        ({"levels": ()}, "levels is empty, expected at least one number of levels"),
+        ({"levels": (5, 1)}, "levels has 1, expected 2 or more"),
+        ({"levels": (5, -3)}, "levels has -3, expected 2 or more"),
+        ({"levels": (4096, 4097)}, r"levels \(4096, 4097\) .* 16781312 codes, expected at most 2\^24"),
+        ({"dim": 0}, "dim is 0, expected 1 to 4096"),
+        ({"levels": (2, 4), "bound": "tanh"}, "levels .* 2.*bound tanh .*use bound even"),
     ],
 )
 def test_configs_check_themselves(fields: dict[str, object], said: str) -> None:

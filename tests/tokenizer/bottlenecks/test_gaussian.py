@@ -111,10 +111,10 @@ def test_log_variance_is_clamped() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 0}, "dim is 0"),
-        ({"kl_weight": -0.1}, "kl_weight is -0.1"),
-        ({"kl_weight": math.inf}, "kl_weight is inf"),
-        ({"kl_warmup_steps": -1}, "kl_warmup_steps is -1"),
+        ({"dim": 0}, "dim is 0, expected 1 to 4096"),
+        ({"kl_weight": -0.1}, "kl_weight is -0.1, expected 0 or more"),
+        ({"kl_weight": math.inf}, "kl_weight is inf, expected 0 or more"),
+        ({"kl_warmup_steps": -1}, "kl_warmup_steps is -1, expected 0 or more"),
     ],
 )
 def test_bad_gaussian_configs_are_refused(changes: dict[str, float], message: str) -> None:

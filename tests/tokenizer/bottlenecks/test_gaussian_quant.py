@@ -214,9 +214,9 @@ def test_values_that_are_not_finite_leave_all_as_it_was() -> None:
     bottleneck(z, Step(0, 0, 0, 2))
     state = {k: v.clone() for k, v in {**bottleneck.state_dict(), **bottleneck.training_state()}.items()}
     z[1, 2, 3] = math.nan
-    with pytest.raises(ValueError, match=r"z_e \(2, 8, 5\) holds NaN or infinity at step 8"):
+    with pytest.raises(ValueError, match=r"z_e \(2, 8, 5\) .*NaN.* step 8"):
         bottleneck(z, Step(0, 7, 0, 2))
-    with pytest.raises(ValueError, match="z_e"):
+    with pytest.raises(ValueError, match=r"z_e .*NaN"):
         bottleneck.encode(z)
     for name, value in {**bottleneck.state_dict(), **bottleneck.training_state()}.items():
         assert torch.equal(value, state[name]), name
@@ -225,15 +225,15 @@ def test_values_that_are_not_finite_leave_all_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 0}, "dim is 0"),
-        ({"kl_weight": -1.0}, "kl_weight is -1"),
+        ({"dim": 0}, "dim is 0, expected 1 to 4096"),
+        ({"kl_weight": -1.0}, "kl_weight is -1.0, expected 0 or more"),
         ({"codebook_size": 0}, r"codebook_size is 0, expected 2 to 2\^24"),
-        ({"codebook_size": 1}, "codebook_size is 1"),
+        ({"codebook_size": 1}, r"codebook_size is 1, expected 2 to 2\^24"),
         ({"group_dim": 3}, "group_dim is 3, expected a divisor of dim, 4"),
-        ({"group_dim": 0}, "group_dim is 0"),
-        ({"group_dim": 8}, "group_dim is 8"),
-        ({"tolerance": -0.1}, "tolerance is -0.1"),
-        ({"tolerance": math.inf}, "tolerance is inf"),
+        ({"group_dim": 0}, "group_dim is 0, expected a divisor of dim, 4"),
+        ({"group_dim": 8}, "group_dim is 8, expected a divisor of dim, 4"),
+        ({"tolerance": -0.1}, "tolerance is -0.1, expected 0 or more"),
+        ({"tolerance": math.inf}, "tolerance is inf, expected 0 or more"),
     ],
 )
 def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -214,10 +214,10 @@ def test_only_the_codebooks_that_are_asked_for_are_searched(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_codebooks": 0}, "num_codebooks is 0"),
-        ({"dropout": 1.5}, "dropout is 1.5"),
-        ({"stage": RVQConfig()}, "stage is rvq itself"),
-        ({"stage": GaussianConfig()}, "bottleneck gaussian has no codes"),
+        ({"num_codebooks": 0}, "num_codebooks is 0, expected 1 to 256"),
+        ({"dropout": 1.5}, "dropout is 1.5, expected 0 to 1"),
+        ({"stage": RVQConfig()}, "stage .*rvq.*single codebook"),
+        ({"stage": GaussianConfig()}, "bottleneck gaussian .*no codes.*choose"),
         ({"stage": GroupedConfig()}, "stage grouped: rvq needs one codebook"),
     ],
 )

@@ -219,13 +219,13 @@ def test_without_a_step_every_pass_is_one() -> None:
     ("changes", "message"),
     [
         ({"codebook_size": 0}, "codebook_size is 0, expected 1 to"),
-        ({"dim": 0}, "dim is 0"),
-        ({"codebook_dim": 5000}, "codebook_dim is 5000"),
-        ({"beta": -1.0}, "beta is -1.0"),
-        ({"beta": math.nan}, "beta is nan"),
-        ({"decay": 1.0}, "decay is 1.0"),
-        ({"kmeans_steps": -1}, "kmeans_steps is -1"),
-        ({"revive_below": 1.0}, "revive_below is 1.0"),
+        ({"dim": 0}, "dim is 0, expected 1 to 4096"),
+        ({"codebook_dim": 5000}, "codebook_dim is 5000, expected 1 to dim, 6"),
+        ({"beta": -1.0}, "beta is -1.0, expected 0 or more"),
+        ({"beta": math.nan}, "beta is nan, expected 0 or more"),
+        ({"decay": 1.0}, "decay is 1.0, expected 0 or more and less than 1, or none"),
+        ({"kmeans_steps": -1}, "kmeans_steps is -1, expected 0 or more"),
+        ({"revive_below": 1.0}, "revive_below is 1.0, expected 0 or more, below 1, or none"),
     ],
 )
 def test_bad_vq_configs_are_refused(changes: dict[str, float], message: str) -> None:

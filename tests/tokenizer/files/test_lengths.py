@@ -82,14 +82,14 @@ def test_wav_is_read_to_its_end(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("missing", [1, 2, 8, 36, 1000, DATA - 2])
 def test_wav_that_is_cut_is_still_named(missing: int) -> None:
     for whole in (wav(RIFF, DATA), wav(RIFF + len(LIST), DATA + 0, before=LIST)):
-        with pytest.raises(ValueError, match=rf"cut: is truncated.* {DATA} bytes, it has {DATA - missing}"):
+        with pytest.raises(ValueError, match=rf"cut: .*truncated.* {DATA} bytes.* {DATA - missing};.*remove"):
             open_sound(whole[:-missing], 16000, 1, name="cut")
 
 
 def test_wav_without_samples_is_still_named() -> None:
     empty = wav(0, 0)[: -len(PCM.tobytes())]
     for source in (empty, empty + LIST):
-        with pytest.raises(ValueError, match="none: holds no samples"):
+        with pytest.raises(ValueError, match=r"none: .*no samples.*remove"):
             open_sound(source, 16000, 1, name="none")
 
 
@@ -107,7 +107,7 @@ def test_wav_that_is_too_long_for_its_header_is_named(tmp_path: Path) -> None:
     path.write_bytes(wav(-1, -1))
     with path.open("r+b") as file:
         file.truncate((1 << 32) + 1000)  # takes no room: all of it is a hole
-    with pytest.raises(ValueError, match=r"long\.wav: has more than 4 GiB.*convert it to FLAC, RF64 or W64"):
+    with pytest.raises(ValueError, match=r"long\.wav: .*4 GiB.*FLAC, RF64 or W64"):
         check_sound(path, 16000, 1)
 
 
@@ -181,19 +181,19 @@ def test_flac_of_any_rate_and_number_of_frames(rate: int, count: int) -> None:
 
 def test_flac_of_unknown_length_that_is_cut_is_named() -> None:
     for cut in (1, 20, 900):
-        with pytest.raises(ValueError, match=r"cut: is truncated or damaged.*convert it anew"):
+        with pytest.raises(ValueError, match=r"cut: .*truncated.*ffmpeg -i X\.flac Y\.flac"):
             open_sound(flac(0)[:-cut], 16000, 1, name="cut")
 
 
 def test_flac_and_ogg_of_several_sounds_are_named() -> None:
     one, other = (encoded(tone(n), "flac") for n in (8000, 6000))
-    with pytest.raises(ValueError, match=r"two: is truncated, or several sounds in one file"):
+    with pytest.raises(ValueError, match=r"two: .*truncated.*several.* 8000 .* 6000.*remove"):
         open_sound(one + other, 16000, 1, name="two")
-    with pytest.raises(ValueError, match="two: "):
+    with pytest.raises(ValueError, match=r"two: .*remove"):
         open_sound(other + one, 16000, 1, name="two")
     for kind in ("ogg", "opus"):
         one, other = (encoded(tone(n), kind) for n in (8000, 6000))
-        with pytest.raises(ValueError, match=r"two: holds several sounds, .*split it"):
+        with pytest.raises(ValueError, match=r"two: .*several.*split.*ffmpeg -i X"):
             check_sound(one + other, 16000, 1, name="two")
 
 
@@ -261,7 +261,7 @@ def test_mp3_one_after_the_other_are_read_to_the_end() -> None:
 
 
 def test_mp3_that_is_cut_is_named_where_its_length_is_known() -> None:
-    with pytest.raises(ValueError, match="cut: is truncated or damaged: its header promises 40000 samples"):
+    with pytest.raises(ValueError, match=r"cut: .*truncated.* 40000 samples, only .*remove"):
         check_sound(mp3()[:-40], 16000, 1, name="cut")
     data = bare(mp3())
     assert length(data[:-10]) == 576 * (len(frames(data)) - 1)
@@ -272,18 +272,16 @@ def test_mp3_with_other_bytes_between_frames_counts_what_is_decoded() -> None:
     data = b"".join(parts[:30]) + bytes(500) + b"".join(parts[30:])
     assert 0 <= 576 * len(parts) - length(data) <= 2 * 576
     data = b"".join(parts[:30]) + b"\xff\xfb junk " * 40 + b"".join(parts[30:])
-    with pytest.raises(ValueError, match=r"odd: is damaged: its frames hold 41472 samples, only 17280"):
+    with pytest.raises(ValueError, match=r"odd: .* 41472 samples, only 17280 .*remove"):
         open_sound(data, 16000, 1, name="odd")
 
 
 def test_mp3_of_another_rate_or_channels_midway_is_named() -> None:
     for other in (mp3(channels=2), mp3(rate=44100)):
-        with pytest.raises(
-            ValueError, match=r"two: changes from 16000 Hz mono to .* after 2\.6 s.*ffmpeg -i"
-        ):
+        with pytest.raises(ValueError, match=r"two: .*16000 Hz mono .* 2\.6 s.*ffmpeg -i X"):
             open_sound(bare(mp3()) + bare(other), 16000, 1, name="two")
         for between in (b"", ID3, b"TAG" + bytes(125)):
-            with pytest.raises(ValueError, match=r"two: changes from 16000 Hz mono to .* after 2\.6 s"):
+            with pytest.raises(ValueError, match=r"two: .*16000 Hz mono .* 2\.6 s.*ffmpeg -i X"):
                 check_sound(mp3() + between + other, 16000, 1, name="two")
 
 

@@ -99,7 +99,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(values.astype(">u2")).save(tmp_path / "b.tif")
     np.testing.assert_array_equal(np.asarray(open_picture(tmp_path / "b.tif")), expected)
     np.testing.assert_array_equal(pixels(Image.fromarray(values.astype(np.int32))), expected)
-    with pytest.raises(ValueError, match=r"picture: integer grey values must lie in 0\.\.65535.*got -1\.\.3"):
+    with pytest.raises(ValueError, match=r"picture: .*grey.*0\.\.65535.*got -1\.\.3; rescale"):
         open_picture(Image.fromarray(np.array([[-1, 3]], dtype=np.int32)))
 
 
@@ -108,9 +108,9 @@ def test_float_grey_is_read_as_zero_to_one() -> None:
     np.testing.assert_array_equal(pixels(Image.fromarray(values)), [[0, 128, 255]])
     np.testing.assert_array_equal(np.asarray(open_picture(values.astype(np.float64))), [[0, 128, 255]])
     for bad in (values * 255, -values, values * np.nan):
-        with pytest.raises(ValueError, match=r"float pictures must lie in \[0, 1\], got"):
+        with pytest.raises(ValueError, match=r"array .*float.*\[0, 1\], got .*rescale"):
             open_picture(bad)
-    with pytest.raises(ValueError, match=r"in \[0, 1\], got 0\.\.255"):
+    with pytest.raises(ValueError, match=r"\[0, 1\], got 0\.\.255; rescale"):
         open_picture(Image.fromarray(values * 255))
 
 
@@ -121,11 +121,11 @@ def test_arrays_of_other_shapes(shape: tuple[int, ...]) -> None:
 
 
 def test_arrays_of_other_types() -> None:
-    with pytest.raises(ValueError, match=r"expected uint8, uint16, or float in .*, got int64"):
+    with pytest.raises(ValueError, match=r"expected uint8, uint16, or float in .*, got int64; convert"):
         open_picture(np.zeros((2, 2), dtype=np.int64))
-    with pytest.raises(ValueError, match="no pixels"):
+    with pytest.raises(ValueError, match=r"\(0, 2\): .*no pixels"):
         open_picture(np.zeros((0, 2), dtype=np.uint8))
-    with pytest.raises(ValueError, match="0 x 5 and has no pixels"):
+    with pytest.raises(ValueError, match=r"picture: .*0 x 5 .*no pixels"):
         open_picture(Image.new("RGB", (0, 5)))
     with pytest.raises(TypeError, match=r"a path, bytes, a PIL.Image or a numpy array, got int"):
         open_picture(3)  # type: ignore[arg-type]
@@ -158,18 +158,18 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "half.jpg").write_bytes(jpeg.getvalue()[:1500])
     (tmp_path / "folder.png").mkdir()
     for name, reason in {
-        "missing.png": "no such file",
-        "text.png": "not a picture, or of a format that is not read; remove it",
-        "empty.png": "not a picture",
-        "half.png": "cannot be read .*; replace or remove the file",
-        "half.jpg": "cannot be read .*truncated.*; replace or remove the file",
-        "folder.png": "is a folder",
+        "missing.png": ".*path",
+        "text.png": "not a picture.*remove.*PNG",
+        "empty.png": "not a picture.*remove.*PNG",
+        "half.png": ".*truncated.*remove",
+        "half.jpg": ".*truncated.*remove",
+        "folder.png": ".*folder, expected a picture file",
     }.items():
         with pytest.raises(ValueError, match=f"{name}: {reason}"):
             open_picture(tmp_path / name)
-    with pytest.raises(ValueError, match="row 3: not a picture"):
+    with pytest.raises(ValueError, match=r"row 3: not a picture.*remove.*PNG"):
         open_picture(b"", name="row 3")
-    with pytest.raises(ValueError, match=r"^row 3: cannot be read"):
+    with pytest.raises(ValueError, match=r"^row 3: .*truncated.*remove"):
         open_picture(whole.getvalue()[:5000], name="row 3")
 
 
@@ -180,7 +180,7 @@ def test_formats_that_run_programs_are_not_read(tmp_path: Path, monkeypatch: pyt
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "EPS"
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
-    with pytest.raises(ValueError, match=r"a\.png: not a picture, or of a format that is not read"):
+    with pytest.raises(ValueError, match=r"a\.png: not a picture.*format.*PNG"):
         open_picture(tmp_path / "a.png")
 
 
@@ -277,7 +277,7 @@ def test_fit_converts_channels() -> None:
     np.testing.assert_array_equal(fit_picture(Image.new("RGBA", (1, 1), (0, 0, 0, 0)), None, 1), [[[255]]])
     with pytest.raises(ValueError, match=r"1 channel .* or 3 .*, not 2"):
         fit_picture(grey, None, 2)
-    with pytest.raises(ValueError, match="at least 1 x 1"):
+    with pytest.raises(ValueError, match=r"size .*1 x 1 .*got \(0, 4\)"):
         fit_picture(grey, (0, 4), 1)
 
 

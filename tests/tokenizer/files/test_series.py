@@ -39,10 +39,10 @@ def test_one_channel_needs_no_axis_and_tensors_are_taken() -> None:
 @pytest.mark.parametrize(
     ("x", "named"),
     [
-        (np.zeros((10, 3)), r"is \(10, 3\), expected \(3, T\).*transpose it"),
-        (np.zeros((3, 0)), "holds no samples"),
-        (np.zeros((3, 4), complex), "complex128, expected numbers"),
-        (np.array([["a"]]), "expected numbers"),
+        (np.zeros((10, 3)), r"\(10, 3\), expected \(3, T\).*transpose.*--model\.modality\.channels"),
+        (np.zeros((3, 0)), "no samples.*remove"),
+        (np.zeros((3, 4), complex), "complex128, expected numbers.*float32"),
+        (np.array([["a"]]), "<U1, expected numbers.*float32"),
     ],
 )
 def test_what_is_no_series_is_named(x: np.ndarray, named: str) -> None:
@@ -51,14 +51,14 @@ def test_what_is_no_series_is_named(x: np.ndarray, named: str) -> None:
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"gone\.npy: no such file"):
+    with pytest.raises(ValueError, match=r"gone\.npy: .*path"):
         Series(tmp_path / "gone.npy", 3, (1.0,))
     objects = BytesIO()
     np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
     for data in (b"", b"no numpy", encoded(np.zeros((3, 9)))[:-5], objects.getvalue()):
-        with pytest.raises(ValueError, match=r"x\.npy: cannot be read as a file of numpy\.save"):
+        with pytest.raises(ValueError, match=r"x\.npy: .*numpy\.save .*without objects"):
             Series(data, 3, (1.0,), "x.npy")
-    with pytest.raises(TypeError, match="got int"):
+    with pytest.raises(TypeError, match=r"expected .*numpy\.save.*array, got int"):
         Series(3, 3, (1.0,))
 
 
@@ -68,7 +68,7 @@ def test_gaps_are_named_when_they_are_read(bad: float) -> None:
     x[1, 7] = bad
     series = Series(encoded(x), 3, (1.0,), "x.npy")
     assert series.read(0, 5).shape == (3, 5)
-    with pytest.raises(ValueError, match=r"x\.npy: holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"x\.npy: .*NaN.*fill.*cut"):
         series.check()
-    with pytest.raises(ValueError, match=r"no samples 3 to 10, it has 9"):
+    with pytest.raises(ValueError, match=r"x\.npy: .* 3 to 10.* 9"):
         series.read(3, 7)

@@ -27,7 +27,7 @@ def sound(kind: str, count: int = COUNT, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
-def assert_named(source: bytes | Path, message: str = "holds several sounds, one after the other") -> None:
+def assert_named(source: bytes | Path, message: str = "several sounds.*(keep each|split)") -> None:
     for read in (check_sound, open_sound):
         with pytest.raises(ValueError, match=f"two: .*{message}"):
             read(source, 16000, 1, name="two")
@@ -87,7 +87,7 @@ def test_a_span_of_a_joined_file_can_be_read_where_its_end_is_not_asked_for() ->
     one = sound("FLAC")
     with Sound(one + one, 16000, 1) as joined, Sound(one, 16000, 1) as alone:
         np.testing.assert_array_equal(joined.read(100, 900), alone.read(100, 900))
-        with pytest.raises(ValueError, match="several sounds"):
+        with pytest.raises(ValueError, match=r"sound of .*several sounds.*(keep each|split)"):
             joined.read(COUNT - 900, 900)
 
 
@@ -127,7 +127,7 @@ def test_flac_within_ogg_is_named_with_what_makes_it_flac(total: int, tmp_path: 
     path = tmp_path / "a.oga"
     path.write_bytes(ogg_flac(total))
     for source in (ogg_flac(total), path):
-        assert_named(source, r"is FLAC within Ogg.*ffmpeg -i X\.oga X\.flac")
+        assert_named(source, r"FLAC within Ogg.*ffmpeg -i X\.oga X\.flac")
 
 
 def test_checksum_of_ogg() -> None:

@@ -60,9 +60,9 @@ def test_waveforms() -> None:
     ("source", "message"),
     [
         ((np.zeros((4000, 2)), 8000), r"shape \(4000, 2\): expected \(T,\) or \(C, T\).*transpose"),
-        ((np.zeros((1, 2, 3)), 8000), r"expected \(T,\) or \(C, T\)"),
-        ((np.zeros((0, 8)), 8000), r"expected \(T,\) or \(C, T\)"),
-        ((np.zeros(0), 8000), "holds no samples"),
+        ((np.zeros((1, 2, 3)), 8000), r"\(1, 2, 3\): expected \(T,\) or \(C, T\).*transpose"),
+        ((np.zeros((0, 8)), 8000), r"\(0, 8\): expected \(T,\) or \(C, T\).*transpose"),
+        ((np.zeros(0), 8000), r"\(0,\): .*no samples.*remove"),
         ((np.zeros(3, np.uint8), 8000), "expected float in .*, got uint8"),
         ((np.zeros(3), 0), "expected a sample rate .*, got 0"),
         ((np.zeros(3), 44100.5), "expected a sample rate .*, got 44100.5"),
@@ -71,11 +71,11 @@ def test_waveforms() -> None:
         ((np.zeros(3), True), "expected a sample rate .*, got True"),
         ({"array": np.zeros(3)}, "needs 'array' and 'sampling_rate', got 'array'"),
         ({"path": "a.wav", "bytes": b""}, "needs 'array' and 'sampling_rate', got 'path', 'bytes'"),
-        ((np.array([0, -16384.0]), 8000), "holds values up to 16384, .*divide them by 32768, .*as int16"),
-        ((np.array([0, 1e6]), 8000), "holds values up to 1000000, .*divide them by 8388608, .*as int24"),
-        ((np.array([0, 1e20]), 8000), r"holds values up to 1.*e\+20, .*scale them"),
-        ((np.array([0, np.nan]), 8000), "holds NaN or infinity"),
-        ((np.array([0, np.inf]), 8000), "holds NaN or infinity"),
+        ((np.array([0, -16384.0]), 8000), " 16384, .* 32768, .*int16"),
+        ((np.array([0, 1e6]), 8000), " 1000000, .* 8388608, .*int24"),
+        ((np.array([0, 1e20]), 8000), r" 1.*e\+20, .*scale"),
+        ((np.array([0, np.nan]), 8000), r"\(2,\): .*NaN.*remove"),
+        ((np.array([0, np.inf]), 8000), r"\(2,\): .*NaN.*remove"),
     ],
 )
 def test_waveforms_that_cannot_be_used(source: tuple[np.ndarray, int], message: str) -> None:
@@ -84,7 +84,7 @@ def test_waveforms_that_cannot_be_used(source: tuple[np.ndarray, int], message: 
 
 
 def test_other_objects_are_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"expected a path, bytes, or \(waveform"):
+    with pytest.raises(TypeError, match=r"expected a path, bytes, or \(waveform .*got ndarray"):
         open_sound(np.zeros(3), 8000, 1)  # type: ignore[arg-type]
 
 
@@ -111,7 +111,7 @@ def test_channels_are_mixed_copied_or_kept() -> None:
     np.testing.assert_allclose(open_sound(encoded(x, subtype="FLOAT"), 16000, 1), x.mean(1)[None], atol=1e-7)
     np.testing.assert_array_equal(open_sound(encoded(x[:, :2], subtype="FLOAT"), 16000, 2), x[:, :2].T)
     np.testing.assert_array_equal(open_sound(encoded(x[:, :1], subtype="FLOAT"), 16000, 2), x[:, [0, 0]].T)
-    with pytest.raises(ValueError, match=r"^eight: has 8 channels, which cannot become 2; mix it down first"):
+    with pytest.raises(ValueError, match=r"^eight: .*8 channels.* 2; mix .*1 channel"):
         open_sound(encoded(x), 16000, 2, name="eight")
 
 
@@ -142,7 +142,7 @@ def test_floats_of_another_scale_are_named_with_their_peak(
 ) -> None:
     x = tone(70_000)[:, 0] * scale
     x[:2000], x[69_000] = 0, 0.75 * scale
-    message = rf"odd: holds values up to {0.75 * scale:.9g}, .*divide them by {scale}, .*int{bits}"
+    message = rf"odd: .* {0.75 * scale:.9g}, .* {scale}, .*int{bits}"
     for subtype in ("FLOAT", "DOUBLE"):
         source = encoded(x, subtype=subtype)
         for read in (open_sound, check_sound):
@@ -191,9 +191,9 @@ def test_spans_in_any_order(kind: str, tolerance: float, rate: int) -> None:
             found = sound.read(start, 900)
             np.testing.assert_allclose(found, whole[:, start : start + 900], rtol=0, atol=tolerance)
         assert sound.read(5, 0).shape == (1, 0)
-        with pytest.raises(ValueError, match="no samples"):
+        with pytest.raises(ValueError, match=r"no samples \d+ to \d+, .*\d"):
             sound.read(whole.shape[1], 1)
-        with pytest.raises(ValueError, match="at least 1 sample"):
+        with pytest.raises(ValueError, match="at least 1 sample, got 0"):
             next(sound.blocks(0))
 
 
@@ -214,7 +214,7 @@ def test_blocks_take_little_memory(tmp_path: Path) -> None:
 
 
 def test_rates_without_a_common_factor_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"has 44101 samples per second.*convert it to a usual rate"):
+    with pytest.raises(ValueError, match=r" 44101 .* 16000 .* 44100"):
         open_sound(encoded(tone(10), rate=44101), 16000, 1)
 
 
@@ -249,9 +249,9 @@ def test_preprocess_and_postprocess(tmp_path: Path) -> None:
     assert rate == 8000 and waveform.dtype == np.float32
     np.testing.assert_array_equal(waveform, (x.T * 3).clip(-1, 1))
     soundfile.write(tmp_path / "b.wav", waveform.T, rate)
-    with pytest.raises(ValueError, match=r"have 799 to 800 samples.*preprocess_batch.*encode\(x, lengths\)"):
+    with pytest.raises(ValueError, match=r"799 to 800 samples.*preprocess_batch.*encode\(x, lengths\)"):
         audio.preprocess([path, (x.T[:, 1:], 8000)])
-    with pytest.raises(ValueError, match="empty list"):
+    with pytest.raises(ValueError, match=r"preprocess .*empty list.*one source"):
         audio.preprocess([])
     with pytest.raises(ValueError, match=r"expected \(B, 2, T\), got \(2, 800\)"):
         audio.postprocess(found[0])

@@ -93,7 +93,7 @@ def test_a_table_that_nothing_makes_is_named(tmp_path: Path) -> None:
             self.register_buffer("table", torch.arange(3), persistent=False)
 
     Forgetful(ScaleConfig()).save_pretrained(tmp_path)
-    with pytest.raises(AssertionError, match=r"\['table'\]: neither saved nor made by a method make_unsaved"):
+    with pytest.raises(AssertionError, match=r"\['table'\].*make_unsaved"):
         Forgetful.from_pretrained(tmp_path)
 
 

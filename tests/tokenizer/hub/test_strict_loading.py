@@ -21,12 +21,15 @@ from tokenizer.hub.files import read_json
 
 # What stands in config.json, and what is said of it.
 BAD_CONFIGS = [
-    ("", r"config\.json: cannot be read as JSON"),
-    ('{"model_type": ', r"config\.json: cannot be read as JSON"),
+    ("", r"config\.json: cannot.* JSON"),
+    ('{"model_type": ', r"config\.json: cannot.* JSON"),
     ("[]", r"config\.json: expected a JSON object, got list"),
-    ("[" * 100_000, r"config\.json: cannot be read as JSON"),
-    ("{}", "model_type is None, but Scale loads 'test-scale'"),
-    ('{"model_type": "tokenloom-prior", "config": {}}', "is 'tokenloom-prior', but Scale loads"),
+    ("[" * 100_000, r"config\.json: cannot.* JSON"),
+    ("{}", "config.json: model_type.*None.* Scale .*'test-scale'"),
+    (
+        '{"model_type": "tokenloom-prior", "config": {}}',
+        "config.json: model_type.*'tokenloom-prior'.* Scale .*'test-scale'",
+    ),
     ('{"model_type": "test-scale"}', r"config\.json: config: expected an object, got None"),
     (
         '{"model_type": "test-scale", "config": {"sise": 3}}',
@@ -99,7 +102,7 @@ def rewritten(data: bytes, change: Any) -> bytes:
 def test_files_that_are_not_whole_are_refused(saved: Path, damage: Any) -> None:
     path = saved / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file .*again"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*safetensors.*download"):
         Scale.from_pretrained(saved)
 
 
@@ -110,7 +113,7 @@ def test_places_past_the_end_are_refused(saved: Path, offsets: dict[str, Any]) -
     path = saved / "model.safetensors"
     change = rewritten(path.read_bytes(), lambda h: [h[k].update(data_offsets=v) for k, v in offsets.items()])
     path.write_bytes(change)
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*safetensors.*download"):
         Scale.from_pretrained(saved)
 
 
@@ -125,7 +128,7 @@ def test_places_past_the_end_are_refused(saved: Path, offsets: dict[str, Any]) -
 def test_a_header_at_odds_with_the_data_is_refused(saved: Path, change: Any) -> None:
     path = saved / "model.safetensors"
     path.write_bytes(rewritten(path.read_bytes(), change))
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*download"):
         Scale.from_pretrained(saved)
 
 
@@ -133,14 +136,14 @@ def test_a_tensor_of_another_type_is_refused(saved: Path) -> None:
     state = load_file(saved / "model.safetensors")
     state["scale"] = torch.arange(3, dtype=torch.int32)
     save_file(state, saved / "model.safetensors")
-    with pytest.raises(ValueError, match="scale"):
+    with pytest.raises(ValueError, match=r"'scale' .*torch.int32, expected torch.float32"):
         Scale.from_pretrained(saved)
 
 
 def test_a_deeply_nested_header_is_refused(saved: Path) -> None:
     header = b'{"a":' * 100_000
     (saved / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*download"):
         Scale.from_pretrained(saved)
 
 
@@ -153,7 +156,7 @@ def test_bad_config_files_are_refused(saved: Path, content: str, message: str) -
 
 def test_bytes_that_are_no_text_are_refused(saved: Path) -> None:
     (saved / "config.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(ValueError, match=r"config\.json: cannot be read as JSON"):
+    with pytest.raises(ValueError, match=r"config\.json: cannot.* JSON"):
         Scale.from_pretrained(saved)
 
 
@@ -166,16 +169,18 @@ def test_missing_files_are_named(saved: Path, name: str) -> None:
 
 def test_a_huge_config_costs_no_memory(saved: Path) -> None:
     edit_json(saved / "config.json", lambda c: c["config"].update(size=10**15))
-    with pytest.raises(ValueError, match="'bias' has shape"):
+    with pytest.raises(ValueError, match=r"'bias' .*\(3,\), expected \(1000"):
         Scale.from_pretrained(saved)
 
 
 def test_models_of_another_kind_are_refused(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "tok")
     Prior(PriorConfig(dim=8, heads=1, depth=1, grid=(2, 2))).save_pretrained(tmp_path / "prior")
-    with pytest.raises(ValueError, match="'tokenloom-tokenizer', but Prior loads 'tokenloom-prior'"):
+    with pytest.raises(ValueError, match=r"model_type.*'tokenloom-tokenizer'.* Prior .*'tokenloom-prior'"):
         Prior.from_pretrained(tmp_path / "tok")
-    with pytest.raises(ValueError, match="'tokenloom-prior', but Tokenizer loads"):
+    with pytest.raises(
+        ValueError, match=r"model_type.*'tokenloom-prior'.* Tokenizer .*'tokenloom-tokenizer'"
+    ):
         Tokenizer.from_pretrained(tmp_path / "prior")
 
 
@@ -184,7 +189,7 @@ def test_weights_and_config_of_two_models_are_not_mixed(tmp_path: Path) -> None:
     tiny_tokenizer(seed=2).save_pretrained(tmp_path / "b")
     weights = (tmp_path / "b" / "model.safetensors").read_bytes()
     (tmp_path / "a" / "model.safetensors").write_bytes(weights)
-    with pytest.raises(ValueError, match="the files do not belong together"):
+    with pytest.raises(ValueError, match=r"config\.json .*fingerprint '\w+'.* '\w+'.*download"):
         Tokenizer.from_pretrained(tmp_path / "a")
 
 
@@ -207,10 +212,10 @@ def test_loading_runs_no_code(saved: Path, tmp_path: Path) -> None:
     edit_json(saved / "config.json", lambda c: c.update(auto_map={"AutoModel": "modeling.Scale"}))
     assert torch.equal(Scale.from_pretrained(saved).scale, torch.arange(1.0, 4.0))
     (saved / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*download"):
         Scale.from_pretrained(saved)
     (saved / "model.safetensors").write_bytes(trap)
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*download"):
         Scale.from_pretrained(saved)
     assert not sprung.exists()
     pickle.loads(trap)

@@ -63,13 +63,13 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
     for where in ((0, 0), (-1, -1)):
         z, codebook = normal(1000, 3), normal(9, 3)
         z[where] = value
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match=r"z .*not finite.* x"):
             nearest(z, codebook)
         codebook[where] = value
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match=r"codebook .*not finite"):
             nearest(normal(4, 3), codebook)
     opposite = torch.tensor([[float("inf")], [float("-inf")]])
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match=r"z .*not finite.* x"):
         nearest(opposite, normal(2, 1))
 
 
@@ -77,11 +77,11 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
     ("z", "codebook", "message"),
     [
         ((4,), (5, 4), r"z \(M, D\) and codebook \(N, D\), got \(4,\) and \(5, 4\)"),
-        ((2, 3, 4), (5, 4), r"got \(2, 3, 4\)"),
+        ((2, 3, 4), (5, 4), r"z \(M, D\).*got \(2, 3, 4\) and \(5, 4\)"),
         ((3, 4), (5, 3), r"got \(3, 4\) and \(5, 3\)"),
         ((3, 4), (5,), r"got \(3, 4\) and \(5,\)"),
-        ((3, 4), (0, 4), "the codebook has no entries"),
-        ((3, 0), (2, 0), "have no dimensions"),
+        ((3, 4), (0, 4), "codebook .*no entries"),
+        ((3, 0), (2, 0), "z .*codebook .*no dimensions"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(z: Any, codebook: Any, message: str) -> None:
@@ -139,9 +139,9 @@ def test_float64_is_told_apart_in_float64() -> None:
     codebook = 1 + torch.arange(50, dtype=torch.float64)[:, None] * 1e-13
     assert torch.equal(nearest(codebook + 2e-14, codebook), torch.arange(50))
     assert torch.equal(nearest(codebook * 1e140, codebook * 1e140), torch.arange(50))
-    with pytest.raises(ValueError, match=r"z holds values .* too large to be squared"):
+    with pytest.raises(ValueError, match=r"z .*too large.* x"):
         nearest(codebook * 1e160, codebook)
-    with pytest.raises(ValueError, match="the codebook holds values"):
+    with pytest.raises(ValueError, match=r"codebook .*too large"):
         nearest(codebook, torch.stack([codebook[0], codebook[0] * 1e160, codebook[1]]))
 
 
