@@ -5,8 +5,6 @@ Left out: the wheel, which .ci/run installs and imports.
 """
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.helpers.required import EXTRAS, asked_for, installed_by
-from tests.helpers.running import ROOT, Finished, assert_refused, environment
+from tests.helpers.running import ROOT, Finished, assert_refused
+from tests.helpers.warm import run_words
 from tokenizer.installation import PAIRS, PIP_INSTALL, install_extra
 
 CONSTRAINTS = ROOT / "pipelines" / "configs" / "constraints.txt"
@@ -81,50 +80,58 @@ def test_hints_name_extras_that_there_are() -> None:
     assert "tokenloom[" not in texts  # the project is no package of a registry
 
 
+# Goes on as in an environment that has this folder before all others, and where nothing has imported
+# torchaudio.
+WITH_FOLDER = """
+import sys
+assert "torchaudio" not in sys.modules
+sys.path.insert(0, sys.argv.pop(1))
+"""
+
+
 @pytest.fixture
-def broken_torchaudio(tmp_path: Path) -> dict[str, str]:
-    """An environment whose torchaudio does not load, as one whose binary is of another torch."""
+def broken_torchaudio(tmp_path: Path) -> Path:
+    """A folder with a torchaudio that does not load, as one whose binary is of another torch."""
     package = tmp_path / "broken" / "torchaudio"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
         "try:\n    raise OSError('undefined symbol: torch_of_another_time')\n"
         "except OSError as error:\n    raise OSError('Could not load this library') from error\n"
     )
-    found = environment()
-    return {**found, "PYTHONPATH": f"{package.parent}:{found['PYTHONPATH']}"}
+    return package.parent
 
 
-def run_python(env: dict[str, str], *words: object) -> Finished:
-    done = subprocess.run([sys.executable, *map(str, words)], env=env, capture_output=True, text=True)
-    return Finished(done.returncode, done.stdout, done.stderr)
+def run_beside(folder: Path, code: str, *words: object) -> Finished:
+    return run_words("-c", WITH_FOLDER + code, folder, *words)
 
 
 def test_sound_beside_a_torchaudio_that_does_not_load_ends_in_one_sentence(
-    broken_torchaudio: dict[str, str], tmp_path: Path
+    broken_torchaudio: Path, tmp_path: Path
 ) -> None:
-    words = ("-m", "pipelines.train_tokenizer", "audio-small", "--output", tmp_path / "codec")
-    done = run_python(broken_torchaudio, *words)
+    code = "from pipelines import train_tokenizer; from pipelines.run import command_line as cli; "
+    code += "cli.run(train_tokenizer.main)"
+    done = run_beside(broken_torchaudio, code, "audio-small", "--output", tmp_path / "codec")
     assert_refused(done, "torch_of_another_time", PAIRS, f"{PIP_INSTALL} torch torchaudio")
     assert len(done.err.strip().splitlines()) == 1 and not (tmp_path / "codec").exists()
 
 
-def test_pictures_do_without_torchaudio(broken_torchaudio: dict[str, str]) -> None:
+def test_pictures_do_without_torchaudio(broken_torchaudio: Path) -> None:
     code = (
         "import torch; from tokenizer import Tokenizer, TokenizerConfig; "
         "tok = Tokenizer(TokenizerConfig()).eval(); "
         "print(tok.decode(tok.encode(torch.zeros(1, 3, 9, 9))).shape)"
     )
-    done = run_python(broken_torchaudio, "-c", code)
+    done = run_beside(broken_torchaudio, code)
     assert done.code == 0 and "[1, 3, 12, 12]" in done.out
 
 
-def test_sound_that_needs_no_model_names_the_pairs_too(broken_torchaudio: dict[str, str]) -> None:
+def test_sound_that_needs_no_model_names_the_pairs_too(broken_torchaudio: Path) -> None:
     code = (
         "import numpy; from tokenizer.modalities.files.sounds import open_sound; "
         "sound = (numpy.ones(90, numpy.float32), 8000); "
         "print(open_sound(sound, 8000, 1).shape); open_sound(sound, 9000, 1)"
     )
-    done = run_python(broken_torchaudio, "-c", code)
+    done = run_beside(broken_torchaudio, code)
     assert done.code == 1 and "(1, 90)" in done.out  # its own rate takes no resampling
     last = done.err.strip().splitlines()[-1]
     assert last.startswith("ValueError: sound needs torchaudio") and PAIRS in last

@@ -5,7 +5,6 @@ Left out: what the libraries import (test_imports.py), and freed memory (test_me
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,33 +16,39 @@ from tests.helpers.running import ROOT, environment
 
 SCRIPTS = sorted(p.stem for p in (ROOT / "pipelines").glob("*.py") if "    run(main)\n" in p.read_text())
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")
-# Runs a script, and prints the variables as they were when torch was imported first.
+# Runs a script until it imports torch, and prints the variables as they are then.
 WATCHED = """
 import json, os, runpy, sys
 
 class Watch:
     def find_spec(self, name, *_):
-        if name == "torch" and not seen:
-            seen.update({key: os.environ.get(key) for key in names})
+        if name == "torch":
+            print(json.dumps({key: os.environ.get(key) for key in names}))
+            sys.exit()
 
-seen = {}
 sys.meta_path.insert(0, Watch())
 script, names = sys.argv[1], sys.argv[2].split()
 sys.argv[1:] = ["--help"]
-try:
-    runpy.run_path(script, run_name="__main__")
-except SystemExit:
-    pass
-print(json.dumps(seen))
+runpy.run_path(script, run_name="__main__")
 """
 # Modules that take long to import, and that only sound, Hub data sets or plots need.
 NOT_FOR_PICTURES = {"torchaudio", "soundfile", "datasets", "matplotlib"}
+# Imports scripts and runs them one after the other; prints whether importing them set any variable, and the
+# top modules that are imported in the end.
 LOADED = """
-import json, sys
+import importlib, json, os, sys
+
+before = dict(os.environ)
+import prior
+runs = json.loads(sys.argv[1])
+scripts = [importlib.import_module("pipelines." + name) for name, *_ in runs]
+same = before == os.environ
 from pipelines.run import command_line as cli
-import pipelines.{script} as script
-cli.run(script.main)
-print(json.dumps([name for name in sys.modules if "." not in name]))
+
+for script, words in zip(scripts, runs):
+    sys.argv = words
+    cli.run(script.main)
+print(json.dumps([same, [name for name in sys.modules if "." not in name]]))
 """
 
 
@@ -75,30 +80,17 @@ def test_the_environment_is_set_when_torch_is_imported(given: dict[str, str], tu
         assert seen["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
-def test_importing_a_package_sets_nothing() -> None:
-    code = "import os; before = dict(os.environ); import pipelines.sample, prior; print(before == os.environ)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=unprepared(), capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "True"
-
-
-def loaded_by(script: str, *words: object) -> set[str]:
-    """The top modules that a run of a script in a process of its own leaves imported."""
-    command = [sys.executable, "-c", LOADED.format(script=script), *map(str, words)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout.splitlines()[-1]))
-
-
-def test_pictures_are_encoded_decoded_and_drawn_without_what_only_others_need(
+def test_importing_sets_nothing_and_pictures_do_without_what_only_others_need(
     tiny_tokenizer: Path, tiny_prior: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    encoded = loaded_by(
-        "encode_dataset",
-        *("--tokenizer", tiny_tokenizer, "--data.path", pictures, "--output", tmp_path / "tokens"),
-    )
-    drawn = loaded_by("sample", "--prior", tiny_prior, "--num", 1, "--output", tmp_path / "samples")
-    assert {"torch", "PIL", "tokenizer"} <= encoded & drawn
-    assert not (encoded | drawn) & NOT_FOR_PICTURES
-    assert os.path.exists(tmp_path / "samples" / "samples.png")
+    encode = ("--tokenizer", tiny_tokenizer, "--data.path", pictures, "--output", tmp_path / "tokens")
+    draw = ("--prior", tiny_prior, "--num", 1, "--output", tmp_path / "samples")
+    runs = [[*map(str, words)] for words in (("encode_dataset", *encode), ("sample", *draw))]
+    command = [sys.executable, "-c", LOADED, json.dumps(runs)]
+    done = subprocess.run(command, env=unprepared(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    nothing_set, loaded = json.loads(done.stdout.splitlines()[-1])
+    assert nothing_set
+    assert {"torch", "PIL", "tokenizer"} <= set(loaded)
+    assert not NOT_FOR_PICTURES & set(loaded)
+    assert (tmp_path / "tokens").exists() and (tmp_path / "samples" / "samples.png").exists()

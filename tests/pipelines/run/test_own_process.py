@@ -10,35 +10,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from pipelines.run.own_process import in_own_process
+from tests.helpers.own_process_jobs import fail, seen, wait
 from tests.helpers.running import ROOT, environment
-
-
-def seen(values: list[Any]) -> dict[str, Any]:
-    """What a process of its own can tell."""
-    print("this is no answer")
-    os.write(1, b"nor is this")
-    return {
-        "values": values,
-        "process": os.getpid(),
-        "threads": torch.get_num_threads(),
-        "variables": [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MADE_UP")],
-    }
-
-
-def fail(text: str) -> None:
-    raise KeyError(text)
-
-
-def wait(file: str) -> None:
-    """Write this process's id to a file, and wait for a minute."""
-    Path(file).write_text(str(os.getpid()))
-    time.sleep(60)
 
 
 def is_there(process: int) -> bool:
@@ -60,16 +37,16 @@ def ends(process: int) -> bool:
 
 
 def test_values_go_in_and_come_back() -> None:
-    found = in_own_process(seen, [1, "a", None, 2.5], threads=1, environment={"MADE_UP": "b"})
+    found = in_own_process(seen, [1, "a", None, 2.5], threads=3, environment={"MADE_UP": "b"})
     assert found["values"] == [1, "a", None, 2.5] and found["process"] != os.getpid()
-    assert found["threads"] == 1 and found["variables"] == ["1", "b"]
+    assert found["threads"] == 3 and found["variables"] == ["3", "b"]
     assert not is_there(found["process"])
 
 
 @pytest.mark.parametrize("words", ["of the error", "x" * 5000 + " at its end"])
 def test_the_error_of_the_process_is_raised_with_its_text(words: str) -> None:
     with pytest.raises(
-        ValueError, match=r"own_process\.fail\(.* exit code 1: (.|\n)*" + words[-12:]
+        ValueError, match=r"own_process_jobs\.fail\(.* exit code 1: (.|\n)*" + words[-12:]
     ) as error:
         in_own_process(fail, words)
     assert len(str(error.value)) < 2500
@@ -105,7 +82,7 @@ def test_it_ends_with_the_process_that_asked(tmp_path: Path) -> None:
     file = tmp_path / "process"
     ask = (
         "from pipelines.run.own_process import in_own_process\n"
-        "from tests.pipelines.run.test_own_process import wait\n"
+        "from tests.helpers.own_process_jobs import wait\n"
         f"in_own_process(wait, {str(file)!r})"
     )
     asking = subprocess.Popen([sys.executable, "-c", ask], cwd=ROOT, env=environment())

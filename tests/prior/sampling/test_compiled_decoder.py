@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from prior import PriorConfig
 from prior.sampling.cpu import products as numba_products
 from prior.sampling.cpu.decoder import CompiledDecoder
 from prior.sampling.cpu.kernels import step_kernel
+from prior.sampling.cpu.layout import Panels
 from prior.sampling.cpu.products import installed, product_kernel, tile_kernel
 from prior.sampling.weights import WEIGHTS, PreparedWeights
 from tests.helpers.decoders import CONFIG, DEPTH, VARIANTS, both_logits, codes_of, random_prior
@@ -55,25 +57,48 @@ def test_threads_end_when_drawing_stops_early() -> None:
     assert threading.active_count() == before
 
 
+def as_on_another_processor(monkeypatch: pytest.MonkeyPatch, wide: int, rows: tuple[int, ...]) -> None:
+    """Kernels made from now on are for vectors of `wide` numbers and tiles of so many rows, and are not kept:
+    to make those of this processor again takes seconds."""
+    monkeypatch.setattr(numba_products, "lanes", lambda: wide)
+    monkeypatch.setattr(numba_products, "tile_rows", lambda: rows)
+    monkeypatch.setattr("prior.sampling.cpu.kernels.lanes", lambda: wide)
+    monkeypatch.setattr("prior.sampling.cpu.layout.lanes", lambda: wide)
+    monkeypatch.setattr(numba_products, "tile_kernel", functools.cache(tile_kernel.__wrapped__))
+    monkeypatch.setattr("prior.sampling.cpu.kernels.product_kernel", product_kernel.__wrapped__)
+    monkeypatch.setattr("prior.sampling.cpu.decoder.step_kernel", step_kernel.__wrapped__)
+
+
 @needs_numba
 @pytest.mark.parametrize(
     ("wide", "rows", "weights"),
     [(8, (4, 2, 1), "full"), (4, (8, 4, 2, 1), "full"), (8, (4, 2, 1), "bf16"), (4, (4, 2, 1), "int8")],
 )
-def test_vectors_of_other_processors_give_the_same(
+def test_products_by_vectors_of_other_processors_are_exact(
     wide: int, rows: tuple[int, ...], weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    as_on_another_processor(monkeypatch, wide, rows)
+    generator = torch.Generator().manual_seed(0)
+    matrix = Panels(torch.randn(40, 21, generator=generator), weights)
+    x = torch.randn(23, 21, generator=generator)  # tiles of 8, 4, 2 and 1 rows
+    products, skipped = product_kernel.__wrapped__(weights), 1
+    panels, _, wanted = matrix.numbers.shape
+    y = torch.zeros(len(x), (panels - skipped) * wanted)
+    addresses = matrix.numbers.data_ptr(), matrix.scale.data_ptr()
+    products(*addresses, matrix.inputs, skipped, panels, x.numpy(), y.numpy())
+    whole = rearrange(matrix.numbers.double(), "panels k out -> (panels out) k")
+    if weights == "int8":
+        whole *= matrix.scale.double()[:, None]
+    expected = x.double() @ whole[skipped * wanted :].T
+    torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_numba
+def test_steps_by_vectors_of_other_processors_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = random_prior()
-    ours, _ = both_logits(prior, weights, 7, 3, CompiledDecoder)
-    monkeypatch.setattr(numba_products, "lanes", lambda: wide)
-    monkeypatch.setattr(numba_products, "tile_rows", lambda: rows)
-    monkeypatch.setattr("prior.sampling.cpu.kernels.lanes", lambda: wide)
-    monkeypatch.setattr("prior.sampling.cpu.layout.lanes", lambda: wide)
-    # Kernels of their own: to make those of this processor again takes seconds.
-    monkeypatch.setattr(numba_products, "tile_kernel", functools.cache(tile_kernel.__wrapped__))
-    monkeypatch.setattr("prior.sampling.cpu.kernels.product_kernel", product_kernel.__wrapped__)
-    monkeypatch.setattr("prior.sampling.cpu.decoder.step_kernel", step_kernel.__wrapped__)
-    others, _ = both_logits(prior, weights, 7, 3, CompiledDecoder)
+    ours, _ = both_logits(prior, "int8", 7, 3, CompiledDecoder)
+    as_on_another_processor(monkeypatch, 4, (4, 2, 1))
+    others, _ = both_logits(prior, "int8", 7, 3, CompiledDecoder)
     # Sums take their terms in the same order, but attention and norms do not.
     torch.testing.assert_close(others, ours, atol=1e-4, rtol=1e-4)
 

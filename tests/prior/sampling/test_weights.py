@@ -4,6 +4,7 @@ Left out: what the forms of weights compute (test_decoder.py), and a GPU.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from prior import Prior
+from prior import Prior, PriorConfig
 from prior.sampling.weights import LOOKED_AT, WEIGHTS
-from tests.helpers.decoders import CONFIG, DEPTH, random_prior
+from tests.helpers import decoders
+from tests.helpers.decoders import CONFIG, DEPTH
+
+# Few codes: what was changed shows in each of them.
+SMALL = dataclasses.replace(CONFIG, grid=(2, 2), depth=2)
+
+
+def random_prior(config: PriorConfig = SMALL, scale: float = 0.1) -> Prior:
+    return decoders.random_prior(config, scale)
 
 
 def fresh(prior: Prior, weights: Any, compile: bool) -> Prior:
@@ -23,7 +32,7 @@ def fresh(prior: Prior, weights: Any, compile: bool) -> Prior:
 
 def drawn(prior: Prior) -> list[Tensor]:
     """Codes of few and of many at once, which read other forms of the weights."""
-    mask = torch.ones(CONFIG.grid, dtype=torch.bool)
+    mask = torch.ones(SMALL.grid, dtype=torch.bool)
     codes = prior.sample(5, 1, generator=3)
     return [prior.sample(1, 1, generator=2), codes, prior.inpaint(codes, mask, 1, generator=4)]
 
