@@ -5,6 +5,7 @@ Left out: who calls them, and what is not float32 but weights.
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -20,22 +21,11 @@ MATRICES = 5
 
 
 @cache
-def step_kernel(weights: str) -> Callable[..., None]:
-    """The steps `first` to `last` - 1 as one of `threads` threads, of which all must run at the same time; or
-    step `first` and those after it, `span` in all, at once.
-
-    `origin` is the first step of all. h (rows · span, dim) holds the inputs and then the residual stream,
-    `hidden` (rows, dim) the last hidden layer, `out` (Q, rows, N and more) the logits of the codebooks that
-    `books` (S, Q) names for the (last) step. y (rows · span, dim), `found` (rows · span, dim and more) and
-    `gates` (2, rows · span, ffn and more) are room for what threads tell each other. `cache` (depth, 2, rows,
-    heads, S, width) has keys and values. `norms` to `panels` are those of `layout.PackedPrior`; the others
-    are as in `decoder.CompiledDecoder`.
-    """
+def shared_kernels() -> tuple[Callable[..., Any], ...]:
+    """exp, meet, normalise, turn_pairs and attend, of which steps are made for weights of any form."""
     from numba import njit, types
 
     arrive, look, _, as_float = intrinsics()
-    products = product_kernel(weights)
-    panel = VECTORS * lanes()
 
     @njit(nogil=True, fastmath={"contract"}, error_model="numpy")
     def exp(x):  # type: ignore[no-untyped-def]
@@ -75,15 +65,6 @@ def step_kernel(weights: str) -> Callable[..., None]:
         factor = np.float32(1) / np.sqrt(total)
         for k in range(len(x)):
             y[k] = x[k] * factor * scale[k]
-
-    @njit(nogil=True, error_model="numpy")
-    def add_product(address, scales, terms, first, last, x, found, h):  # type: ignore[no-untyped-def]
-        """As `products`, onto the residual stream; `found` (rows, ...) is room for the products."""
-        start, stop = first * panel, min(last * panel, h.shape[1])
-        products(address, scales, terms, first, last, x, found[:, start:])
-        for r in range(len(h)):
-            for j in range(start, stop):
-                h[r, j] += found[r, j]
 
     @njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
     def turn_pairs(x, turn):  # type: ignore[no-untyped-def]
@@ -136,6 +117,36 @@ def step_kernel(weights: str) -> Callable[..., None]:
             t += 1
         for k in range(width):
             y[k] /= total
+
+    return exp, meet, normalise, turn_pairs, attend
+
+
+@cache
+def step_kernel(weights: str) -> Callable[..., None]:
+    """The steps `first` to `last` - 1 as one of `threads` threads, of which all must run at the same time; or
+    step `first` and those after it, `span` in all, at once.
+
+    `origin` is the first step of all. h (rows · span, dim) holds the inputs and then the residual stream,
+    `hidden` (rows, dim) the last hidden layer, `out` (Q, rows, N and more) the logits of the codebooks that
+    `books` (S, Q) names for the (last) step. y (rows · span, dim), `found` (rows · span, dim and more) and
+    `gates` (2, rows · span, ffn and more) are room for what threads tell each other. `cache` (depth, 2, rows,
+    heads, S, width) has keys and values. `norms` to `panels` are those of `layout.PackedPrior`; the others
+    are as in `decoder.CompiledDecoder`.
+    """
+    from numba import njit
+
+    exp, meet, normalise, turn_pairs, attend = shared_kernels()
+    products = product_kernel(weights)
+    panel = VECTORS * lanes()
+
+    @njit(nogil=True, error_model="numpy")
+    def add_product(address, scales, terms, first, last, x, found, h):  # type: ignore[no-untyped-def]
+        """As `products`, onto the residual stream; `found` (rows, ...) is room for the products."""
+        start, stop = first * panel, min(last * panel, h.shape[1])
+        products(address, scales, terms, first, last, x, found[:, start:])
+        for r in range(len(h)):
+            for j in range(start, stop):
+                h[r, j] += found[r, j]
 
     @njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
     def kernel(  # type: ignore[no-untyped-def]
