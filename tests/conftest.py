@@ -3,6 +3,7 @@
 Left out: how the scripts are run (helpers/running.py), and data made for single tests.
 """
 
+import json
 import os
 
 from pipelines.run.environment import prepare_environment
@@ -28,6 +29,7 @@ from pipelines.data import cache
 from tests.helpers.running import (
     TINY_CODEC,
     TINY_PRIOR,
+    TINY_SOUND,
     TINY_TOKENIZER,
     TINY_VAE,
     WHOLE_TOKENIZER,
@@ -176,6 +178,16 @@ def tiny_codec_prior(shared: Shared, tiny_codec_tokens: Path) -> Path:
 def tiny_vae(shared: Shared) -> Path:
     """A VAE after 4 steps on 32 digits."""
     return shared("vae", "train_tokenizer", "digits-vae", *TINY_VAE, "--max-steps", 4)
+
+
+@pytest.fixture(scope="session")
+def tiny_sound_vae(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VAE of sound, by a config alone, after 2 steps on 6 clips."""
+    config = {"model": {"bottleneck": {"kind": "gaussian", "dim": 4}, "losses": {"l1": 0.0, "l2": 1.0}}}
+    file = tmp_path_factory.mktemp("sound-vae") / "vae.json"
+    file.write_text(json.dumps(config))
+    words = ("--config", file, "--max-steps", 2, "--tracker", "none")
+    return shared("sound-vae", "train_tokenizer", "audio-small", *TINY_SOUND, *words, plots=False)
 
 
 @pytest.fixture

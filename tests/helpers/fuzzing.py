@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 # Seconds for one input, and bytes of address space for all of them beyond what the process begins with.
@@ -39,6 +40,11 @@ PRELOAD = (
 ENOUGH = 5
 
 ERROR, RESULT = "error", "result"
+
+# A test of broken inputs reads the first quarter of its numbers, and with `-m slow` all of them.
+shares = pytest.mark.parametrize(
+    "share", [pytest.param(4, id="quarter"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 Left out: tests. Nothing here names a bottleneck, so that one added later is tested without an edit.
 """
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
@@ -16,6 +18,9 @@ from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import Step
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.image import ImageConfig
+
+P = ParamSpec("P")
+M = TypeVar("M", bound=nn.Module)
 
 # Taken by the bottlenecks that have such fields; all others keep their kind's defaults.
 SMALL: dict[str, Any] = {
@@ -71,6 +76,22 @@ def trained(kind: str, dtype: torch.dtype = torch.float32, steps: int = 6, **cha
     for index in range(steps):
         bottleneck(latents(bottleneck, 8, 3, 4, seed=index).to(dtype), Step(0, index, 0, 8))
     return bottleneck
+
+
+def made_once(make: Callable[P, M]) -> Callable[P, M]:
+    """`make`, for a file of tests that asks for the same models again and again: a copy of what was made of
+    these arguments, with torch's generator as it is after making. Only where no test changes how."""
+
+    @functools.cache
+    def made(*args: P.args, **options: P.kwargs) -> tuple[M, Tensor]:
+        return make(*args, **options), torch.get_rng_state()
+
+    def copied(*args: P.args, **options: P.kwargs) -> M:
+        model, state = made(*args, **options)
+        torch.set_rng_state(state)
+        return copy.deepcopy(model)
+
+    return copied
 
 
 def image_config(**changes: Any) -> ImageConfig:

@@ -17,7 +17,7 @@ from pipelines.training.averaging import WeightAverage
 from pipelines.training.checkpoints import STATE, Checkpoints
 from pipelines.training.optimizers import build_optimizers
 from tests.helpers.broken_safetensors import broken_safetensors
-from tests.helpers.fuzzing import ERROR, RESULT, Subject, fuzz
+from tests.helpers.fuzzing import ERROR, RESULT, Subject, fuzz, shares
 from tests.helpers.mutators import broken_json
 from tests.helpers.tiny import bottleneck_config, image_config, pictures
 from tokenizer import Tokenizer, TokenizerConfig
@@ -83,9 +83,11 @@ def bottleneck() -> object:
     return bottleneck_config("vq", kmeans_steps=SAVED + 1)
 
 
-def test_broken_checkpoints_are_refused_or_right(tmp_path: Path) -> None:
-    report = fuzz(checkpoints, range(600), tmp_path)
-    assert report.ends[ERROR] > 200 and report.ends[RESULT] > 50 and len(report.refusals) > 20
+@shares
+def test_broken_checkpoints_are_refused_or_right(share: int, tmp_path: Path) -> None:
+    report = fuzz(checkpoints, range(600 // share), tmp_path)
+    assert report.ends[ERROR] > 200 // share and report.ends[RESULT] > 50 // share
+    assert len(report.refusals) > 20
 
 
 @pytest.mark.soak

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prior import Prior, PriorConfig
 from tests.helpers.broken_safetensors import broken_safetensors
-from tests.helpers.fuzzing import ERROR, RESULT, Make, Subject, fuzz
+from tests.helpers.fuzzing import ERROR, RESULT, Make, Subject, fuzz, shares
 from tests.helpers.mutators import broken_json
 from tests.helpers.tiny import codec, pictures, sounds, tokenizer
 from tokenizer import Tokenizer
@@ -188,10 +188,12 @@ SUBJECTS = {
 }
 
 
+@shares
 @pytest.mark.parametrize("make", SUBJECTS)
-def test_broken_models_are_refused_or_right(make: Make, tmp_path: Path) -> None:
-    report = fuzz(make, range(SUBJECTS[make]), tmp_path)
-    assert report.ends[ERROR] > 300 and report.ends[RESULT] > 50 and len(report.refusals) > 20
+def test_broken_models_are_refused_or_right(make: Make, share: int, tmp_path: Path) -> None:
+    report = fuzz(make, range(SUBJECTS[make] // share), tmp_path)
+    assert report.ends[ERROR] > 300 // share and report.ends[RESULT] > 50 // share
+    assert len(report.refusals) > 20
 
 
 @pytest.mark.soak

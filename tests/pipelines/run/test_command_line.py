@@ -15,6 +15,7 @@ from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.run.command_line import options_to_dict, parse, run
 from pipelines.training.options import PriorTraining, TokenizerTraining, TrainingOptions
 from tests.helpers.running import ROOT, environment
+from tests.helpers.warm import run_words
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
 
@@ -290,8 +291,7 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_script_started_by_its_path_reports_a_mistake() -> None:
-    command = [sys.executable, str(ROOT / "pipelines" / "train_tokenizer.py"), "--nonsense"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
-    assert done.returncode == 2
-    assert done.stderr.startswith("Error: ") and "--nonsense" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = run_words(ROOT / "pipelines" / "train_tokenizer.py", "--nonsense", timeout=120)
+    assert done.code == 2
+    assert done.err.startswith("Error: ") and "--nonsense" in done.err
+    assert "Traceback" not in done.err

@@ -20,7 +20,6 @@ from pipelines.quantize_vae import bits_in_words, chosen_size, kl_bits
 from tests.helpers.running import (
     MODEL,
     TINY_PRIOR,
-    TINY_SOUND,
     TINY_TOKENIZER,
     Script,
     as_a_new_process,
@@ -142,16 +141,10 @@ def test_a_tokenizer_is_trained_for_its_codes(script: Script, no_plots: None, tm
     assert Tokenizer.from_pretrained(tmp_path).posterior(torch.zeros(1, 3, 8, 8)).mean.shape == (1, 4, 2, 2)
 
 
-def test_a_vae_of_sound_gets_codes(script: Script, tmp_path: Path) -> None:
-    config = {"model": {"bottleneck": {"kind": "gaussian", "dim": 4}, "losses": {"l1": 0.0, "l2": 1.0}}}
-    (tmp_path / "vae.json").write_text(json.dumps(config))
-    words = ("--config", tmp_path / "vae.json", "--max-steps", 2, "--tracker", "none")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.train_tokenizer.write_tokenizer_report", lambda *_: None)
-        script("train_tokenizer", "audio-small", *TINY_SOUND, *words, "--output", tmp_path / "vae")
+def test_a_vae_of_sound_gets_codes(script: Script, tiny_sound_vae: Path, tmp_path: Path) -> None:
     data = ("--data.path", "embedded:speech", "--data.limit", 3)
     codes = ("--group-dim", 2, "--codebook-size", 16, "--output", tmp_path / "codes")
-    script("quantize_vae", "--tokenizer", tmp_path / "vae", *data, *codes)
+    script("quantize_vae", "--tokenizer", tiny_sound_vae, *data, *codes)
     metrics = read(tmp_path / "codes" / "metrics.json")
     assert metrics["bitrate"] == pytest.approx(2 * 4 * 50) and metrics["posterior_mean_l1"] > 0
     assert {"reconstructions.html", "sample.wav", "README.md"} <= names_in(tmp_path / "codes")

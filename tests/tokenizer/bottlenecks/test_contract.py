@@ -5,6 +5,7 @@ Left out: accumulation and several processes (processes/test_bottlenecks.py), wh
 bottleneck (tokenizer/test_model.py).
 """
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.training.setup import put_back
-from tests.helpers.tiny import VARIANTS, bottleneck_config, latents, trained
+from tests.helpers import tiny
+from tests.helpers.tiny import VARIANTS, bottleneck_config, latents
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, kinds
 from tokenizer.bottlenecks.gaussian import Gaussian
 from tokenizer.checks import NotFinite
@@ -23,6 +25,7 @@ from tokenizer.variants import config_from_dict, config_to_dict
 
 KINDS = [*sorted(kinds()), *VARIANTS]
 GRIDS = [(5,), (3, 4)]
+trained = tiny.made_once(tiny.trained)
 
 
 def is_discrete(bottleneck: Bottleneck) -> bool:
@@ -148,28 +151,38 @@ def test_eval_mode_changes_nothing(kind: str) -> None:
     assert bottleneck.events() == []
 
 
+def step(bottleneck: Bottleneck, index: int) -> Tensor:
+    z_q: Tensor = bottleneck(latents(bottleneck, 8, 6, seed=index), Step(5, index, 0, 8)).z_q
+    return z_q
+
+
+@functools.cache
+def whole_run(kind: str) -> tuple[list[Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Of a run of six steps never stopped: z_q of each, and both states before each and at the end."""
+    torch.manual_seed(0)
+    bottleneck = bottleneck_config(kind).build().train()
+    z_q, states, training_states = [], [], []
+    for index in range(7):
+        states.append(values_of(bottleneck.state_dict()))
+        training_states.append(values_of(bottleneck.training_state()))
+        z_q += [step(bottleneck, index).detach()] if index < 6 else []
+    return z_q, states, training_states
+
+
 @pytest.mark.parametrize("done", range(5))
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_goes_on_from_its_saved_state(kind: str, done: int, tmp_path: Path) -> None:
     """State dict and training state are all that a resume needs, whatever the step it happens at."""
-
-    def step(bottleneck: Bottleneck, index: int) -> Tensor:
-        z_q: Tensor = bottleneck(latents(bottleneck, 8, 6, seed=index), Step(5, index, 0, 8)).z_q
-        return z_q
-
-    torch.manual_seed(0)
-    bottleneck = bottleneck_config(kind).build().train()
-    for index in range(done):
-        step(bottleneck, index)
-    save_file(bottleneck.state_dict(), tmp_path / "model")
-    save_file(bottleneck.training_state(), tmp_path / "training")
+    z_q, states, training_states = whole_run(kind)
+    save_file(states[done], tmp_path / "model")
+    save_file(training_states[done], tmp_path / "training")
     torch.manual_seed(1)
     resumed = bottleneck_config(kind).build().train()
     resumed.load_state_dict(load_file(tmp_path / "model"))
     resumed.load_training_state(load_file(tmp_path / "training"))
     for index in range(done, 6):
-        assert torch.equal(step(resumed, index), step(bottleneck, index))
-    assert_same(resumed.state_dict(), bottleneck.state_dict())
+        assert torch.equal(step(resumed, index), z_q[index])
+    assert_same(resumed.state_dict(), states[6])
 
 
 @pytest.mark.parametrize("done", [1, 7])  # the step of a start by k-means, and one that revives

@@ -4,6 +4,7 @@ Left out: what the Hub refuses for good (test_refusals.py).
 """
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,30 @@ from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.hub import client as hub_client
 from tokenizer.hub.model import HubModel
 
-# The client writes what it got in pieces of this size, and goes on after the last of them.
-PIECE = constants.DOWNLOAD_CHUNK_SIZE
+# The client writes what it got in pieces of this size, here, and goes on after the last of them.
+PIECE = 1 << 16
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds waited before something was tried again, of which only a hundredth passes."""
+    waits, sleep = list[float](), time.sleep
+
+    def wait(seconds: float) -> None:
+        if seconds >= 1:  # less is for a lock
+            waits.append(seconds)
+            seconds /= 100
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", wait)
+    return waits
 
 
 def large_model(package: str) -> HubModel:
     """A model of more than one piece."""
     if package == "prior":
-        return Prior(PriorConfig(codebook_size=1 << 18, dim=8, heads=1, depth=1, grid=(2, 2)))
-    vq = tiny.bottleneck_config("vq", codebook_size=1 << 19)
+        return Prior(PriorConfig(codebook_size=1 << 12, dim=8, heads=1, depth=1, grid=(2, 2)))
+    vq = tiny.bottleneck_config("vq", codebook_size=1 << 13)
     return Tokenizer(TokenizerConfig(tiny.image_config(), vq, {"l2": 1.0})).eval()
 
 
@@ -35,7 +51,10 @@ def weights_asked(hub: LocalHub) -> list[str | None]:
 
 
 @pytest.mark.parametrize("package", BOTH)
-def test_a_download_that_is_cut_goes_on_where_it_was(package: str, hub: LocalHub) -> None:
+def test_a_download_that_is_cut_goes_on_where_it_was(
+    package: str, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", PIECE)
     model = large_model(package)
     model.push_to_hub("user/model", token="hf_user")
     hub.faults.append(Fault("GET", "/cdn/", cut=PIECE + 5000))
@@ -55,17 +74,17 @@ def test_a_download_that_is_cut_goes_on_where_it_was(package: str, hub: LocalHub
     ],
     ids=lambda fault: f"{fault.part}-{fault.status or 'broken'}",
 )
-def test_what_may_pass_is_asked_again(fault: Fault, hub: LocalHub) -> None:
+def test_what_may_pass_is_asked_again(fault: Fault, hub: LocalHub, waits: list[float]) -> None:
     model = BOTH["prior"]()
     model.push_to_hub("user/model", token="hf_user")
     hub.faults.append(Fault(**vars(fault)))
     assert_same(Prior.from_pretrained("user/model"), model)
-    assert hub.faults[0].times == 0
+    assert hub.faults[0].times == 0 and waits == ([] if fault.method == "HEAD" else [1])
 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_download_that_never_ends_leaves_nothing_that_is_loaded(
-    reset: bool, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+    reset: bool, hub: LocalHub, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_client, "ATTEMPTS", 2)  # fewer, not to wait for them
     model = BOTH["tokenizer"]()
@@ -74,7 +93,7 @@ def test_a_download_that_never_ends_leaves_nothing_that_is_loaded(
     hub.faults.append(Fault("GET", "/cdn/", times=99, cut=20_000, reset=reset))
     with pytest.raises(ValueError, match=rf"^user/model: .*{hub.url} .*try again$"):
         Tokenizer.from_pretrained("user/model")
-    assert weights_asked(hub) == [None] * (2 if reset else 6)
+    assert weights_asked(hub) == [None] * (2 if reset else 6) and waits == [1] * (1 if reset else 5)
     sizes = {path.stat().st_size for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file()}
     assert max(sizes) < 20_000
     hub.faults.clear()
@@ -111,14 +130,14 @@ def test_a_hub_that_is_down_is_named_at_once(hub: LocalHub, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_nobody_waits_for_an_hour(status: int, hub: LocalHub) -> None:
+def test_nobody_waits_for_an_hour(status: int, hub: LocalHub, waits: list[float]) -> None:
     Scale(ScaleConfig()).push_to_hub("user/scale", token="hf_user")
     hub.take_seen()
     later = {"Retry-After": "3600"}
     hub.faults.append(Fault("GET", "/revision/main", times=99, status=status, headers=later))
     with pytest.raises(ValueError, match=rf"^user/scale: .* {status}; try again later$"):
         Scale.from_pretrained("user/scale")
-    assert len(hub.take_seen()) == 1
+    assert len(hub.take_seen()) == 1 and waits == []
 
 
 def test_an_upload_that_fails_is_tried_again_or_said(hub: LocalHub) -> None:
