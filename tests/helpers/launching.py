@@ -1,31 +1,17 @@
-"""Scripts in two processes, by accelerate's own launcher, and ports over which processes find each other.
+"""Scripts in two processes, by accelerate's own launcher. It is forked; what it starts is not.
 
 Left out: processes without a launcher, which start faster (warm.py).
 """
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-from tests.helpers.running import (
-    ROOT,
-    Finished,
-    environment,
-)
+from tests.helpers.ports import held_port
+from tests.helpers.running import Finished
+from tests.helpers.warm import run_words
 
-
-@contextmanager
-def held_port() -> Iterator[int]:
-    """A port that nobody else is given within the context: it is bound, but nobody listens there, so that
-    servers which reuse addresses, as torch's do, can bind it again."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
-        yield int(sock.getsockname()[1])
+LAUNCHER = ("-m", "accelerate.commands.launch")
+# As nothing asks about them.
+PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no")
 
 
 def launch(*words: object) -> Finished:
@@ -35,26 +21,16 @@ def launch(*words: object) -> Finished:
 
 def launch_as(how: Sequence[object], variables: Mapping[str, str], *words: object) -> Finished:
     """`launch`, with flags of the launcher and variables for the processes."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *map(str, how), "--num_processes", "2"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    finished = try_to_launch(how, variables, *words)
+    assert finished.code == 0, finished.err
+    return finished
+
+
+def try_to_launch(how: Sequence[object], variables: Mapping[str, str], *words: object) -> Finished:
+    """`launch_as`, however the launcher ends."""
     with held_port() as port:
-        process = subprocess.Popen(
-            [*launcher, "--main_process_port", str(port), *map(str, words)],
-            cwd=ROOT,
-            env={**environment(), "OMP_NUM_THREADS": "1", **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            out, err = process.communicate(timeout=600)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    assert process.returncode == 0, err
-    return Finished(process.returncode, out, err)
+        flags = (*how, "--num_processes", 2, *PLAIN, "--main_process_port", port)
+        return run_words(*LAUNCHER, *flags, *words, variables={"OMP_NUM_THREADS": "1", **variables})
 
 
 # How several scripts run in one launch, because most of the time of a launch goes into imports. The processes

@@ -1,8 +1,9 @@
 """Processes that are forked from one that has imported what scripts import, which takes longer than most of
-them: `run_words` for one, `run_ranks` for several that are connected.
+them: `run_words` for one, `run_each` for several, `run_ranks` for several that are connected.
 
-Left out: accelerate's launcher (launching.py). The first process has computed nothing, so that no thread of
-OpenMP is missing in the others. What is read while torch is imported is as here, whatever `variables` say.
+Left out: accelerate's launcher (launching.py), and processes that these start, which are not forked. The
+first process has computed nothing, so that no thread of OpenMP is missing in the others. What is read while
+torch is imported is as here, whatever `variables` say.
 """
 
 import atexit
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from tests.helpers.launching import held_port
+from tests.helpers.ports import held_port
 from tests.helpers.running import ROOT, Finished, environment
 
 PRELOAD = (
@@ -44,7 +45,12 @@ def run_words(*words: object, variables: Mapping[str, str] | None = None, timeou
     """`python words…` (`-c CODE`, `-m MODULE` or a file, and its words), in a group of its own and with these
     variables besides those of `environment()`. As from subprocess, the code of a signal is negative, and all
     that hold stdout or stderr have ended when this returns."""
-    return _run(words, [variables or {}], timeout)[0]
+    return _run([(words, variables or {})], timeout)[0]
+
+
+def run_each(*lines: Sequence[object], variables: Mapping[str, str], timeout: float = 600) -> list[Finished]:
+    """The same for the words of several processes at the same time."""
+    return _run([(words, variables) for words in lines], timeout)
 
 
 def run_ranks(
@@ -55,14 +61,14 @@ def run_ranks(
     common |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", **(variables or {})}
     with held_port() as port:
         own = [{"RANK": str(n), "LOCAL_RANK": str(n), "MASTER_PORT": str(port)} for n in range(world)]
-        return _run(words, [common | variables for variables in own], timeout)
+        return _run([(words, common | variables) for variables in own], timeout)
 
 
-def _run(words: Sequence[object], variables: Sequence[Mapping[str, str]], timeout: float) -> list[Finished]:
-    """One process for each set of variables."""
+def _run(processes: Sequence[tuple[Sequence[object], Mapping[str, str]]], timeout: float) -> list[Finished]:
+    """A process for each of these words and variables."""
     until, pids, pipes = time.monotonic() + timeout, [], []
     try:
-        for own in variables:
+        for words, own in processes:
             ends = [os.pipe() for _ in ("stdout", "stderr", "status")]
             pipes += [read for read, _ in ends]
             request = json.dumps([list(map(str, words)), {**environment(), **own}]).encode()

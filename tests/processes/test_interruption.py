@@ -7,12 +7,8 @@ Left out: kills that nothing can answer (`pipelines/training/test_checkpoints.py
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +18,12 @@ import torch
 from pipelines.run import signals as interruption
 from pipelines.run.signals import Stopped, StopRequests, end_with_launcher
 from pipelines.training.checkpoints import list_checkpoints
-from tests.helpers.launching import held_port
+from tests.helpers.launching import try_to_launch
 from tests.helpers.running import (
-    ROOT,
     TINY_TOKENIZER,
     WHOLE_TOKENIZER,
     Finished,
     Script,
-    environment,
     whole_prior,
 )
 from tests.helpers.warm import run_ranks, run_words
@@ -136,28 +130,12 @@ def test_signals_are_as_before_after_a_run() -> None:
 # Two processes
 
 
-@contextmanager
-def two_processes(what: str, rank: int, *words: object) -> Iterator["subprocess.Popen[str]"]:
-    """A launcher whose rank does something in the fifth step of training a tokenizer. Its stderr ends when
-    all processes have."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    env = {**environment(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    with held_port() as port:
-        launcher += ["--main_process_port", str(port), "--no_python", sys.executable, "-c", AT_STEP_5]
-        process = subprocess.Popen(
-            [*launcher, "train_tokenizer", str(rank), what, *map(str, words)],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()  # its processes end with it
-            process.communicate()
+def two_processes(what: str, rank: int, *words: object) -> Finished:
+    """A launcher whose rank does something in the fifth step of training a tokenizer, when all its processes
+    have ended."""
+    program = ("--no_python", sys.executable, "-c", AT_STEP_5, "train_tokenizer", rank, what, *words)
+    how = ("--multi_gpu", "--num_machines", 1)
+    return try_to_launch(how, {"ACCELERATE_USE_CPU": "true"}, *program)
 
 
 RUN: tuple[Any, ...] = ("emoji", *TINY_TOKENIZER, "--tracker", "none", "--checkpoint-every", 100)
@@ -174,46 +152,41 @@ def test_one_process_that_is_asked_to_stop_stops_all(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
     words = (*RUN, "--max-steps", 100000, "--output", tmp_path / "run")
-    with two_processes(KILL.format("SIGKILL"), 1, *words) as process:
-        _, err = process.communicate(timeout=600)
-    assert process.returncode != 0
-    assert "SIGKILL" in err  # the launcher says who died
+    launcher = two_processes(KILL.format("SIGKILL"), 1, *words)
+    assert launcher.code != 0
+    assert "SIGKILL" in launcher.err  # the launcher says who died
 
 
 def test_processes_end_with_their_launcher(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = (*RUN, "--max-steps", 100000, "--output", folder)
-    with two_processes("os.kill(os.getppid(), signal.SIGKILL)", 0, *words) as process:
-        _, err = process.communicate(timeout=600)
-    assert process.returncode == -signal.SIGKILL
-    assert err.count("Stopped by SIGTERM") == 1
+    launcher = two_processes("os.kill(os.getppid(), signal.SIGKILL)", 0, *words)
+    assert launcher.code == -signal.SIGKILL
+    assert launcher.err.count("Stopped by SIGTERM") == 1
     (last,) = list_checkpoints(folder / "checkpoints")
     assert f"step-{max(row['step'] for row in rows_of(folder))}" == last.name
 
 
 # What is stuck, as in a collective, answers no signal.
 STUCK = """
-import signal, time
+import os, signal, time
 from pipelines.run import signals as interruption
 
 interruption.GRACE = interruption.PAUSE = 0.2
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-interruption.end_with_launcher()
-print("ready", flush=True)
-time.sleep(100)
+if (child := os.fork()) == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    interruption.end_with_launcher()
+    print("ready", flush=True)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(100)
+os.waitpid(child, 0)
 """
-LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
 
 
 def test_a_stuck_process_ends_with_its_launcher_too() -> None:
-    env = {**environment(), "TORCHELASTIC_RUN_ID": "none"}
-    command = [sys.executable, "-c", LAUNCHER, STUCK]
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as launcher:
-        assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
-        launcher.kill()
-        begun = time.monotonic()
-        assert launcher.stdout.read() == ""  # until the process that holds it ends
-        assert time.monotonic() - begun < 50
+    # It waits for the stuck process too, which holds the launcher's output.
+    launcher = run_words("-c", STUCK, variables={"TORCHELASTIC_RUN_ID": "none"}, timeout=50)
+    assert (launcher.code, launcher.out) == (-signal.SIGKILL, "ready\n")
 
 
 def test_without_a_launcher_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.killed import START, Instant, place_of_death
-from tests.helpers.launching import held_port
+from tests.helpers.ports import held_port
 from tests.helpers.running import ROOT, WHOLE_TOKENIZER, environment, read, whole_prior
 from tests.helpers.whole_runs import assert_same_files, rows_of
 

@@ -4,53 +4,38 @@ process of the other machine dies.
 Left out: a network that is slow or breaks; both talk through gloo on the loopback device.
 """
 
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.helpers.launching import held_port
-from tests.helpers.running import ROOT, TINY_TOKENIZER, Script, environment
+from tests.helpers.launching import LAUNCHER, PLAIN
+from tests.helpers.ports import held_port
+from tests.helpers.running import TINY_TOKENIZER, Finished, Script
+from tests.helpers.warm import run_each
 from tests.helpers.whole_runs import rows_of
 from tests.processes.test_interruption import AT_STEP_5, KILL
 
 RUN = ("emoji", *TINY_TOKENIZER, "--tracker", "none", "--checkpoint-every", 4)
 
 
-@contextmanager
-def two_machines(what: str, *words: object) -> Iterator[list["subprocess.Popen[str]"]]:
+def two_machines(what: str, *words: object) -> list[Finished]:
     """A launcher for each machine with one process each, of which the second does something in the fifth
     step of training a tokenizer."""
     with held_port() as port:
-        launchers = [start(machine, port, what, *words) for machine in (0, 1)]
-        try:
-            yield launchers
-        finally:
-            for launcher in launchers:
-                launcher.kill()  # its process ends with it
-                launcher.communicate()
-
-
-def start(machine: int, port: int, what: str, *words: object) -> "subprocess.Popen[str]":
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "2", "--machine_rank", str(machine), "--main_process_ip", "127.0.0.1"]
-    launcher += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--no_python", sys.executable, "-c", AT_STEP_5, "train_tokenizer", "1", what]
-    env = {**environment(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*launcher, *map(str, words)], cwd=ROOT, env=env, text=True, **pipes)
+        flags = ("--multi_gpu", "--num_processes", 2, "--num_machines", 2, *PLAIN)
+        flags += ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
+        program = ("--no_python", sys.executable, "-c", AT_STEP_5, "train_tokenizer", 1, what, *words)
+        lines = [(*LAUNCHER, *flags, "--machine_rank", machine, *program) for machine in (0, 1)]
+        return run_each(*lines, variables={"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
 
 
 def test_two_machines_learn_what_one_process_learns(no_plots: None, script: Script, tmp_path: Path) -> None:
     words = (*RUN, "--max-steps", 3)
-    with two_machines("pass", *words, "--output", tmp_path / "two") as launchers:
-        errors = [launcher.communicate(timeout=600)[1] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [0, 0], errors
-    assert "saved to" in errors[0] and "saved to" not in errors[1]
+    launchers = two_machines("pass", *words, "--output", tmp_path / "two")
+    assert [launcher.code for launcher in launchers] == [0, 0], launchers
+    assert "saved to" in launchers[0].err and "saved to" not in launchers[1].err
     script("train_tokenizer", *words, "--output", tmp_path / "one")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
@@ -61,7 +46,6 @@ def test_two_machines_learn_what_one_process_learns(no_plots: None, script: Scri
 
 def test_a_process_that_dies_ends_the_run_on_all_machines(tmp_path: Path) -> None:
     words = (*RUN, "--max-steps", 100000, "--output", tmp_path)
-    with two_machines(KILL.format("SIGKILL"), *words) as launchers:
-        errors = [launcher.communicate(timeout=600)[1] for launcher in launchers]
-    assert all(launcher.returncode != 0 for launcher in launchers), errors
-    assert "SIGKILL" in errors[1]  # the launcher says who died
+    launchers = two_machines(KILL.format("SIGKILL"), *words)
+    assert all(launcher.code != 0 for launcher in launchers), launchers
+    assert "SIGKILL" in launchers[1].err  # the launcher says who died

@@ -54,7 +54,7 @@ def train(world: int, runs: list[list[str]]) -> None:
 @dataclass(frozen=True)
 class Case:
     """A run of a kind of bottleneck on so many pictures, in batches of 12, in all its variants in `folder`.
-    Codes start after 14 steps, so that a checkpoint after 10 holds a part of what they start from."""
+    Codes start after 5 steps, so that a checkpoint after 4 holds a part of what they start from."""
 
     kind: str
     pictures: int
@@ -65,7 +65,7 @@ class Case:
 
     def run(self, name: str, *more: str) -> list[str]:
         """The dtype and the words of the variant `name`."""
-        changes = {"decay": 0.8, "kmeans_steps": 14, "revive_below": 0.2}
+        changes = {"decay": 0.8, "kmeans_steps": 5, "revive_below": 0.5}
         config = self.folder / f"{self.kind}.json"
         bottleneck = config_to_dict(lively(bottleneck_config(self.kind), changes))
         config.write_text(json.dumps({"model": {"bottleneck": bottleneck}}))
@@ -73,7 +73,7 @@ class Case:
             *(self.dtype, "emoji", "--config", str(config), "--model.modality.widths", "24", "32"),
             *("--model.modality.blocks", "0", "1", "--augment.flip", "--augment.shift", "1"),
             *("--batch-size", "12", "--data.limit", str(self.pictures), "--log-every", "10"),
-            *("--tracker", "none", "--checkpoint-every", "10", "--keep-checkpoints", "99"),
+            *("--tracker", "none", "--checkpoint-every", "4", "--keep-checkpoints", "99"),
             *("--max-steps", str(self.steps), "--output", str(self.output(name)), *self.options, *more),
         ]
 
@@ -110,9 +110,9 @@ def learn(doubles: list[Case], singles: list[Case], worlds: tuple[int, ...]) -> 
     most = worlds[-1]
     for world in worlds:
         train(world, [case.run(str(world)) for case in (*doubles, *singles)])
-    fewer = [case.resumed("fewer", str(most), 10) for case in doubles]
+    fewer = [case.resumed("fewer", str(most), 4) for case in doubles]
     train(1, [*(case.run("1") for case in (*doubles, *singles)), *fewer])
-    more = [case.resumed("more", "1", 10) for case in doubles]
+    more = [case.resumed("more", "1", 4) for case in doubles]
     half = [case.resumed("half", "1", case.steps // 2) for case in doubles]
     train(most, more + half)
 
@@ -125,7 +125,7 @@ def assert_learn_the_same(doubles: list[Case], singles: list[Case], worlds: tupl
     found: dict[str, float] = {}
     for case in doubles:
         found |= case.differences(*names, "fewer", "more", "half")
-        begun = [case.checkpoint(name, 10, "training_state") for name in ("1", names[-1])]
+        begun = [case.checkpoint(name, 4, "training_state") for name in ("1", names[-1])]
         for state in begun if lively_config(case.kind).start_steps else []:
             filled = [len(rows) for key, rows in state.items() if key.endswith("reservoir")]
             assert filled and min(filled) > 0
@@ -139,8 +139,8 @@ def assert_learn_the_same(doubles: list[Case], singles: list[Case], worlds: tupl
 def test_several_processes_learn_what_one_learns(tmp_path: Path) -> None:
     options = ("--warmup-steps", "2")
     # 33 pictures are no whole number of batches, and 3 are fewer than processes.
-    doubles = [Case("rvq", 33, 40, tmp_path, options), Case("vq", 3, 40, tmp_path, options)]
-    singles = [Case(kind, 33, 20, tmp_path, (), "float32") for kind in ("rvq", "vq")]
+    doubles = [Case("rvq", 33, 16, tmp_path, options), Case("vq", 3, 16, tmp_path, options)]
+    singles = [Case(kind, 33, 10, tmp_path, (), "float32") for kind in ("rvq", "vq")]
     assert_learn_the_same(doubles, singles, (4,))
 
 

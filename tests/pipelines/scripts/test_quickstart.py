@@ -19,7 +19,6 @@ from prior import Prior
 from tests.helpers.running import (
     MODEL,
     ROOT,
-    Finished,
     Script,
     assert_refused,
     environment,
@@ -104,16 +103,14 @@ LIMIT = 200
 
 
 def run_step(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` for a step of the quickstart on few digits: one is launched as it says, the others
-    are forked."""
+    """`subprocess.run` for a step of the quickstart on few digits: one is launched as it says, by a launcher
+    that is forked, and the others are forked."""
     step = read_command(["python", *command[1:]])
     if step.script in ("train_tokenizer", "encode_dataset", "evaluate"):
         command = [*command, "--data.limit", str(LIMIT)]
         step = read_command(["python", *command[1:]])
-    if step.script == "encode_dataset":
-        done = subprocess.run(command, cwd=ROOT, env={**env, **environment()}, capture_output=True, text=True)
-        finished = Finished(done.returncode, done.stdout, done.stderr)
-    elif (launch := step.launch) is not None:
+    launch = step.launch
+    if launch is not None and step.script != "encode_dataset":
         threads = {"OMP_NUM_THREADS": str(launch.num_cpu_threads_per_process)}
         words = ("-m", launch.training_script, *launch.training_script_args)
         finished = run_words(*words, variables={**env, **threads})
