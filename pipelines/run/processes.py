@@ -31,14 +31,16 @@ MEETING_TIMEOUT = timedelta(hours=6)
 
 def meet(accelerator: Accelerator) -> None:
     """Wait until all processes are here, for hours if need be. Every process must call it, before the first
-    collective after what some do longer than others."""
+    collective after what some do longer than others; and once in the beginning, when none is late."""
     if accelerator.num_processes > 1:
-        dist.barrier(_meeting_group(dist.group.WORLD))
+        dist.barrier(_meeting_group(accelerator, dist.group.WORLD))
 
 
 @lru_cache(maxsize=1)
-def _meeting_group(_: object) -> Any:
+def _meeting_group(accelerator: Accelerator, _: object) -> Any:
     """A group over all processes of the group of this run, which is patient; on CPUs, whatever trains."""
+    # To connect they wait as long, even for one that has ended; so all must be there first.
+    accelerator.wait_for_everyone()
     return dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
 
 

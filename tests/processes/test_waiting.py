@@ -23,8 +23,9 @@ from pipelines.run import processes
 from pipelines.run.command_line import leave_group
 
 late, way = int(sys.argv[1]), sys.argv[2]
-accelerators.STEP_TIMEOUT = timedelta(seconds=3)
+accelerators.STEP_TIMEOUT = processes.STEP_TIMEOUT = timedelta(seconds=3)
 accelerator = Accelerator(kwargs_handlers=[accelerators.process_group()])
+processes.meet(accelerator)
 rank = accelerator.process_index
 
 def work(value):
