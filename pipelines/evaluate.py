@@ -185,7 +185,12 @@ def encode_examples(
             f"classes; give data with the classes {', '.join(prior.config.class_names[:5])}, ..."
         )
     if class_names and not known:
-        logger.warning("the data's classes are not the prior's: measuring without labels")
+        logger.warning(
+            "the data's classes (%s) are not the prior's (%s): measuring without labels; give data with the "
+            "prior's classes as --data.path to measure with them",
+            _a_few(class_names),
+            _a_few(prior.config.class_names),
+        )
     parts, found = list[Tensor](), list[int]()
     for part in examples.codes(tok, range(count), EVAL_BATCH):
         parts += part.codes
@@ -206,6 +211,10 @@ def encode_examples(
     )
     split = TokenSplit(torch.cat(parts).numpy(), labels) if layout.grid else CodeClips.of(parts, labels)
     return info, rows_of(split, prior.config.grid[0])
+
+
+def _a_few(names: tuple[str, ...]) -> str:
+    return ", ".join((*names[:5], *("...",) * (len(names) > 5))) or "none"
 
 
 if __name__ == "__main__":

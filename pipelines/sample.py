@@ -126,7 +126,9 @@ def main() -> None:
         )
     prior, tok = load_models(options.prior, options.tokenizer, accelerator.device)
     if not tok.modality.timed and (options.seconds or options.prefix):
-        raise ValueError("--seconds and --prefix are for sound; this tokenizer is for pictures")
+        raise ValueError(
+            "--seconds and --prefix are for sound, and this tokenizer is for pictures; leave them out"
+        )
     # Read before anything is drawn: they may not fit.
     items = training_items(tok, options.tokens) if options.tokens and prior is not None else None
     if prior is None:
@@ -180,7 +182,9 @@ def wanted_labels(label: tuple[str, ...], class_names: tuple[str, ...]) -> tuple
     """The classes that --label names. `ValueError` for every class of none."""
     if label == ("*",) or (label == ("all",) and "all" not in class_names):
         if not class_names:
-            raise ValueError(f"--label {label[0]}: this prior has no classes")
+            raise ValueError(
+                f"--label {label[0]}: this prior has no classes; leave it out, or give a --prior with classes"
+            )
         return class_names
     return label
 
@@ -211,9 +215,14 @@ def sample_vae(options: SampleOptions, tok: Tokenizer) -> list[Drawn]:
         ("compile", options.compile, False),
     ):
         if value != neutral:
-            raise ValueError(f"--{name} is for priors; a VAE has no classes and no codes to choose from")
+            raise ValueError(
+                f"--{name} is for priors, and a VAE has no classes and no codes to choose from; leave it "
+                "out, or give a --prior"
+            )
     if options.prefix:
-        raise ValueError("--prefix is for priors; a VAE draws the whole at once")
+        raise ValueError(
+            "--prefix is for priors, and a VAE draws the whole at once; leave it out, or give a --prior"
+        )
     size = tok.modality.size
     if options.seconds is not None:
         size = (max(1, round(options.seconds * tok.modality.sample_rate)),)

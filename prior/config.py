@@ -69,8 +69,14 @@ class PriorConfig:
             _between(f"grid[{axis}]", size, 1, MAX_STEPS)
         _between("codes per example (num_codebooks × grid)", self.num_codes, 1, MAX_STEPS)
         _between("number of class_names", len(self.class_names), 0, 1_000_000)
-        if len(set(self.class_names)) < len(self.class_names) or "" in self.class_names:
-            raise ValueError("class_names: expected names that are not empty and differ from each other")
+        seen = set[str]()
+        for index, name in enumerate(self.class_names):
+            if not name or name in seen:
+                raise ValueError(
+                    f"class_names[{index}]: expected a name that is not empty and differs from those before "
+                    f"it, got {name!r}"
+                )
+            seen.add(name)
         if not (self.unconditional or self.class_names):
             raise ValueError("unconditional: expected true, as there are no classes to condition on")
         _between("dim", self.dim, 2, 1 << 15)

@@ -94,7 +94,8 @@ def check_codes(codes: Tensor, num_codebooks: int, codebook_size: int, axes: Seq
     low, high = (int(v) for v in codes.aminmax())
     if low < 0 or high >= codebook_size:
         raise ValueError(
-            f"codes range from {low} to {high}, but the codebook has entries 0 to {codebook_size - 1}"
+            f"codes range from {low} to {high}, but the codebook has entries 0 to {codebook_size - 1}; are "
+            "they codes of another tokenizer?"
         )
 
 

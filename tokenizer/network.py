@@ -95,7 +95,8 @@ class TokenizerNetwork(nn.Module):
         """The number asked for, or all; `ValueError` for one out of range."""
         k = self.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= k <= self.num_codebooks:
-            raise ValueError(f"num_codebooks is {k}, this tokenizer has {self.num_codebooks}")
+            most = f"{self.num_codebooks}, all that this tokenizer has"
+            raise ValueError(f"num_codebooks is {k}, expected 1 to {most}")
         self._require_decodable(k)
         return k
 

@@ -162,7 +162,8 @@ def torchvision_network(
         state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
         network.load_state_dict(state, strict=True, assign=True)
     except Exception as error:  # whatever is wrong with a file of the user's
-        raise ValueError(f"{spec}: the weights in {path} cannot be used: {error}") from error
+        fix = f"name another file (torchvision:{name}:FILE)" if file else "delete it and download it again"
+        raise ValueError(f"{spec}: the weights in {path} cannot be used; {fix} ({error})") from error
     return network.requires_grad_(False)
 
 

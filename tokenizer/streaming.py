@@ -4,6 +4,7 @@ Left out: the layers' own states (`tokenizer.layers_1d`), and reading or playing
 """
 
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from tokenizer.precision import full_precision
 
 class _Stream:
     """What both directions share: a network, its state, and the steps of input so far."""
+
+    _takes: ClassVar[str]
 
     def __init__(self, tok: TokenizerNetwork, network: torch.nn.Module) -> None:
         if not isinstance(network, Network):
@@ -33,7 +36,10 @@ class _Stream:
             # New and empty: a view would keep the first chunk in memory.
             self._like, self.state = x.new_empty(*x.shape[:2], 0), self._network.start(x)
         if x.shape[0] != self._like.shape[0]:
-            raise ValueError(f"a chunk has {x.shape[0]} examples, those before it {self._like.shape[0]}")
+            raise ValueError(
+                f"{self._takes}: expected {self._like.shape[0]} examples in each, as in the first, got "
+                f"{x.shape[0]}; make a new stream for others"
+            )
         with full_precision(not self._tok.tf32):
             y, self.state = self._network.stream(x, self.state, last)
         self.steps += x.shape[2]
@@ -48,6 +54,8 @@ class EncodeStream(_Stream):
     not grow. A causal encoder gives each frame with the last of its own samples; another one looks ahead
     as far as its layers do.
     """
+
+    _takes = "chunks"
 
     def __init__(self, tok: TokenizerNetwork, num_codebooks: int | None = None) -> None:
         super().__init__(tok, tok.encoder)
@@ -67,7 +75,7 @@ class EncodeStream(_Stream):
     def finish(self) -> Tensor:
         """The codes (B, K, t) that were waiting for the signal's end. `ValueError` if there was no sample."""
         if self._like is None or self.steps == 0:
-            raise ValueError("the stream holds no samples")
+            raise ValueError("chunks: expected a sample or more before the end, got none; push some first")
         padding = self._like.new_zeros(*self._like.shape[:2], -self.steps % self._tok.stride)
         return self._codes(self._run(padding, last=True))
 
@@ -80,6 +88,8 @@ class EncodeStream(_Stream):
 
 class DecodeStream(_Stream):
     """Codes in, waveforms out: `push` frames as they come, then `finish`. `state` as in `EncodeStream`."""
+
+    _takes = "codes"
 
     def __init__(self, tok: TokenizerNetwork) -> None:
         super().__init__(tok, tok.decoder)
@@ -94,7 +104,7 @@ class DecodeStream(_Stream):
     def finish(self) -> Tensor:
         """The samples (B, C, n) that were waiting for the end. `ValueError` if there was no frame."""
         if self._like is None:
-            raise ValueError("the stream holds no codes")
+            raise ValueError("codes: expected a frame or more before the end, got none; push some first")
         return self._run(self._like, last=True)
 
 

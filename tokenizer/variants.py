@@ -113,7 +113,7 @@ def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:
         raise ValueError(f"{where}: unknown key {shortened(unknown[0])}; known: {', '.join(sorted(names))}")
     needed = {f.name for f in dataclasses.fields(cast(Any, cls)) if f.init and _has_no_default(f)}
     if missing := sorted(needed - set(values)):
-        raise ValueError(f"{where}: key {missing[0]!r} is missing")
+        raise ValueError(f"{where}: key {missing[0]!r} is missing; expected: {', '.join(sorted(needed))}")
     typed = {k: _typed(hints[k], v, f"{where}.{k}") for k, v in values.items()}
     try:
         return cls(**typed)

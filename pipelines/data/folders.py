@@ -327,7 +327,9 @@ def read_metadata(config: DataConfig, root: Path, names: Sequence[str]) -> Metad
             file = "/".join(filter(None, (folder, row[FILE_NAME].removeprefix("./"))))
             label = "" if row[column] is None else str(row[column]).strip()
             if labels.setdefault(file, label) != label:
-                raise ValueError(f"{root / name}: {file} has two labels, {labels[file]!r} and {label!r}")
+                raise ValueError(
+                    f"{root / name}: {file} has two labels, {labels[file]!r} and {label!r}; keep one of them"
+                )
     known = {file: label for file, label in labels.items() if label}
     return Metadata(found, min(columns, default=None), known)
 

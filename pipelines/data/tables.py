@@ -139,7 +139,10 @@ def read_parquet(config: DataConfig, kind: Kind, root: Path, names: list[str]) -
     else:
         chosen = _files_of_splits(config, root, names)
     paths = {k: [str(root / n) for n in v] for k, v in chosen.items()}
-    problem = f"{config.path}: cannot be read as Parquet files with the same columns"
+    problem = (
+        f"{config.path}: cannot be read as Parquet files with the same columns; download them again, or give "
+        "others with --data.path"
+    )
     if _bytes_of(paths, problem) <= IN_MEMORY:
         tables = {k: _read_tables(v, problem) for k, v in paths.items()}
     else:
@@ -185,7 +188,8 @@ def read_saved(config: DataConfig, kind: Kind, root: Path) -> FoundData:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # as in _load_dataset
         raise ValueError(
-            f"{config.path}: cannot be read as what save_to_disk wrote ({type(error).__name__}: {error})"
+            f"{config.path}: cannot be read as what save_to_disk wrote ({type(error).__name__}: {error}); "
+            "save or download it again, or give another with --data.path"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         warn_ignored(config, "a saved data set of one split", "split", "test_split")

@@ -41,7 +41,7 @@ def measure_positions(
     """Of all items of `split`, given their labels, each counted once over all processes. `ValueError` if
     there are none."""
     if not len(split):
-        raise ValueError("there are no items to measure")
+        raise ValueError("split: expected an item or more to measure, got none; give data with items")
     config = prior.config
     totals = torch.zeros(2, config.num_codebooks, *config.grid, dtype=torch.float64)
     for codes, labels in code_batches(split, accelerator, batch_size):

@@ -93,11 +93,14 @@ def rate_distortion_plot(measured: RateDistortion, path: str | Path) -> None:
     codebooks has no bitrate.
     """
     rows = rate_distortion_rows(measured)
-    if any(row.get("bitrate") is None for row in rows):
-        raise ValueError("expected a bitrate in bits per second for every number of codebooks")
+    if without := [row["num_codebooks"] for row in rows if row.get("bitrate") is None]:
+        raise ValueError(
+            "measured: expected a bitrate in bits per second for every number of codebooks, got none for "
+            f"{', '.join(map(str, without))}"
+        )
     keys = [key for key in _keys(measured) if key != "bitrate" and any(row[key] is not None for row in rows)]
     if not keys:
-        raise ValueError(f"expected a metric for some number of codebooks, got {dict(measured)}")
+        raise ValueError(f"measured: expected a metric for some number of codebooks, got {dict(measured)}")
     figure, axes = panel_figure(len(keys), columns=3)
     for ax, key in zip(axes, keys, strict=True):
         what = quantity(key)

@@ -30,7 +30,7 @@ def image_grid(x: Tensor, columns: int = 8, scale: int = 1) -> Image.Image:
     """
     if columns < 1 or scale < 1:
         raise ValueError(f"columns and scale must be at least 1, got {columns} and {scale}")
-    pixels = rearrange(_to_uint8(x), "n c h w -> n h w c").expand(-1, -1, -1, 3).contiguous().numpy()
+    pixels = rearrange(_to_uint8(x, "x"), "n c h w -> n h w c").expand(-1, -1, -1, 3).contiguous().numpy()
     height, width = (side * scale for side in pixels.shape[1:3])
     across, down = min(columns, len(pixels)), math.ceil(len(pixels) / columns)
     grid = Image.new("RGB", (across * (width + GAP) + GAP, down * (height + GAP) + GAP), PAPER)
@@ -55,7 +55,7 @@ def reconstruction_sheet(
     """
     if x.shape != x_hat.shape:
         raise ValueError(f"x and x_hat must have one shape, got {tuple(x.shape)} and {tuple(x_hat.shape)}")
-    x, x_hat = _to_uint8(x), _to_uint8(x_hat)
+    x, x_hat = _to_uint8(x, "x"), _to_uint8(x_hat, "x_hat")
     scale = max(1, CELL // max(x.shape[-2:]))
     rows = math.ceil(len(x) / max(1, 1200 // (x.shape[-1] * scale)))
     per_row = math.ceil(len(x) / rows)
@@ -71,27 +71,30 @@ def sample_sheet(rows: Sequence[tuple[str, Tensor]], path: str | Path, title: st
     Rows may differ in N, not in size. Small pictures are enlarged by a whole factor. `ValueError` for no
     pictures.
     """
-    lines = [(name, _to_uint8(x)) for name, x in rows]
+    lines = [(name, _to_uint8(x, f"rows[{i}], {name!r}")) for i, (name, x) in enumerate(rows)]
     sizes = {tuple(x.shape[-2:]) for _, x in lines}
     if len(sizes) != 1:
-        raise ValueError(f"expected rows of pictures of one size, got {len(lines)} rows of {sorted(sizes)}")
+        raise ValueError(f"rows: expected pictures of one size, got {len(lines)} rows of {sorted(sizes)}")
     height, width = sizes.pop()
     longest = max(len(x) for _, x in lines)
     scale = max(1, min(CELL // max(height, width), 1600 // (longest * width)))
     _write_sheet(lines, scale, path, title, group=1)
 
 
-def _to_uint8(x: Tensor) -> Tensor:
-    """Pictures (N, C, H, W), uint8 or float in [-1, 1], as uint8 on the CPU; `ValueError` for other data."""
+def _to_uint8(x: Tensor, name: str) -> Tensor:
+    """Pictures (N, C, H, W), uint8 or float in [-1, 1], as uint8 on the CPU; `ValueError`, which calls them
+    `name`, for other data."""
     if x.ndim != 4 or x.numel() == 0 or x.shape[1] not in (1, 3):
-        raise ValueError(f"expected pictures (N, C, H, W) with C 1 or 3, not empty, got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name}: expected pictures (N, C, H, W) with C 1 or 3, not empty, got {tuple(x.shape)}"
+        )
     x = x.detach().cpu()
     if x.dtype == torch.uint8:
         return x
     if not x.is_floating_point():
-        raise ValueError(f"expected pictures in uint8, or float in [-1, 1], got {x.dtype}")
+        raise ValueError(f"{name}: expected pictures in uint8, or float in [-1, 1], got {x.dtype}")
     if not bool(x.isfinite().all()):
-        raise ValueError("the pictures hold NaN or infinity; has the model diverged?")
+        raise ValueError(f"{name}: the pictures hold NaN or infinity; has the model diverged?")
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

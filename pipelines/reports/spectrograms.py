@@ -89,7 +89,8 @@ def spectrogram_pngs(clips: Mapping[str, Tensor], sample_rate: int, mark: float 
 def check_rows(rows: Sequence[Row]) -> None:
     """`ValueError` unless there are rows, each with clips (C, T) of finite floats that are not empty."""
     if not rows or not all(clips for _, clips in rows):
-        raise ValueError(f"expected rows with a clip or more each, got {[len(clips) for _, clips in rows]}")
+        counts = [len(clips) for _, clips in rows]
+        raise ValueError(f"rows: expected one or more, with a clip or more each, got {counts}")
     for name, clips in rows:
         for label, x in clips.items():
             if x.ndim != 2 or x.numel() == 0 or not x.is_floating_point():

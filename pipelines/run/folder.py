@@ -43,6 +43,7 @@ def claimed_folder(accelerator: Accelerator, folder: Path, claim: Callable[[], T
 
 
 def locked(folder: Path) -> IO[str]:
+    require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / LOCK).open("w")
     try:

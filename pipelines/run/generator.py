@@ -47,7 +47,7 @@ class Generator:
         `ValueError` if one cannot be loaded, or they do not belong together.
         """
         if not str(prior):
-            raise ValueError("no folder or Hub id of a prior was given")
+            raise ValueError(f"prior: expected a folder or Hub id of a prior, got {str(prior)!r}")
         named = "" if tokenizer is None else str(tokenizer)
         loaded, tok = load_models(str(prior), named, device, local_files_only)
         assert loaded is not None

@@ -113,7 +113,11 @@ def read_info(folder: Path) -> TokenInfo:
         raise ValueError(
             f"{folder}: no tokens there ({TOKENS_FILE} is missing); make them with encode_dataset.py"
         )
-    return config_from_dict(TokenInfo, read_json(folder / TOKENS_FILE), str(folder / TOKENS_FILE))
+    values = read_json(folder / TOKENS_FILE)
+    try:
+        return config_from_dict(TokenInfo, values, str(folder / TOKENS_FILE))
+    except ValueError as error:
+        raise ValueError(f"{error}; make the tokens anew with encode_dataset.py") from error
 
 
 def require_same_tokens(run: Path, info: TokenInfo) -> None:

@@ -31,8 +31,12 @@ class WeightAverage:
     @torch.no_grad()
     def load(self, shadow: Mapping[str, Tensor]) -> None:
         """Take over the averages of a checkpoint. `KeyError` if they are not this model's."""
-        if shadow.keys() != self.shadow.keys():
-            raise KeyError("the averaged weights are those of another model")
+        if differing := sorted(shadow.keys() ^ self.shadow.keys()):
+            what = "is missing" if differing[0] in self.shadow else "is not the model's"
+            raise KeyError(
+                f"shadow: averaged weights of another model, tensor {differing[0]!r} {what}; give those of "
+                "this model's own run"
+            )
         for name, value in self.shadow.items():
             value.copy_(sharded_like(shadow[name], value))
 

@@ -184,7 +184,10 @@ def _compare(
         was, now = before.get(name, unset.get(name)), after.get(name)
         if name == "max_steps" and isinstance(was, int) and isinstance(now, int) and now != was:
             if now < was:
-                raise ValueError(f"--max-steps may only grow on a resume: it was {was}, now {now}")
+                raise ValueError(
+                    f"--max-steps may only grow on a resume: expected {was} or more, got {now}; leave it "
+                    "out, or start a new run in another --output"
+                )
         elif was != now and name not in may_change:
             raise ValueError(
                 f"{flag_of(name)} is {now!r}, but the run in {path.parent} has {was!r}; leave it out to "

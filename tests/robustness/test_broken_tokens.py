@@ -83,7 +83,18 @@ def test_a_tokens_json_that_does_not_fit_is_named(changes: Any, named: str, tmp_
     write(tmp_path, some_codes(3))
     values = json.loads((tmp_path / TOKENS_FILE).read_text())
     (tmp_path / TOKENS_FILE).write_text(json.dumps({**values, **changes}))
-    with pytest.raises(ValueError, match=rf"tokens\.json.*{named}"):
+    with pytest.raises(ValueError, match=rf"tokens\.json.*{named}.*; .*encode_dataset\.py"):
+        read_info(tmp_path)
+
+
+def test_a_tokens_json_without_a_key_is_named(tmp_path: Path) -> None:
+    write(tmp_path, some_codes(3))
+    values = json.loads((tmp_path / TOKENS_FILE).read_text())
+    del values["codebook_size"]
+    (tmp_path / TOKENS_FILE).write_text(json.dumps(values))
+    with pytest.raises(
+        ValueError, match=r"'codebook_size' is missing; expected: codebook_size, .*; .*encode_dataset\.py"
+    ):
         read_info(tmp_path)
 
 

@@ -135,8 +135,8 @@ def test_a_size_that_does_not_fit_the_grid_is_refused(size: Any, message: str) -
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (torch.full((1, 1, 2, 2), 24), "codes .* 24 to 24.*codebook .* 0 to 23"),
-        (torch.tensor([[[[0, -1]]]]), "codes .* -1 to 0.*codebook .* 0 to 23"),
+        (torch.full((1, 1, 2, 2), 24), "codes .* 24 to 24.*codebook .* 0 to 23; .*another tokenizer"),
+        (torch.tensor([[[[0, -1]]]]), "codes .* -1 to 0.*codebook .* 0 to 23; .*another tokenizer"),
         (torch.zeros(1, 1, 2, 2), r"expected codes \(B, K, h, w\) int64, got \(1, 1, 2, 2\) torch.float32"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.bool), r"got \(1, 1, 2, 2\) torch.bool"),
         (torch.zeros(1, 2, 2, dtype=torch.int64), r"got \(1, 2, 2\) torch.int64"),
@@ -220,7 +220,7 @@ def test_num_codebooks(kind: str) -> None:
         assert torch.equal(tok.encode(x, num_codebooks=k), codes[:, :k])
         assert tok.decode(codes[:, :k]).shape == (1, 3, 8, 8)
     for k in (0, tok.num_codebooks + 1, -1):
-        with pytest.raises(ValueError, match=f"num_codebooks .*{k}, .* {tok.num_codebooks}$"):
+        with pytest.raises(ValueError, match=f"num_codebooks .*{k}, expected 1 to {tok.num_codebooks},"):
             tok.encode(x, num_codebooks=k)
 
 

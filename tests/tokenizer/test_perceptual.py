@@ -121,11 +121,15 @@ def test_load_perceptual_says_what_is_wrong(torchvision: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"mine\.pth; .*torchvision:vgg16:FILE"):
         load_perceptual(f"torchvision:vgg16:{tmp_path / 'mine.pth'}", download=True)
     (tmp_path / "mine.pth").write_bytes(b"not weights")
-    with pytest.raises(ValueError, match=r"mine\.pth cannot be used"):
+    with pytest.raises(ValueError, match=r"mine\.pth cannot be used; .*torchvision:vgg16:FILE"):
         load_perceptual(f"torchvision:vgg16:{tmp_path / 'mine.pth'}")
     save_file({"0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"(?s)other\.safetensors .*Missing key.*0\.bias"):
+    with pytest.raises(ValueError, match=r"(?s)other\.safetensors .*vgg16:FILE.*Missing key.*0\.bias"):
         load_perceptual(f"torchvision:vgg16:{tmp_path / 'other.safetensors'}")
+    torchvision.mkdir(parents=True)
+    (torchvision / "vgg16-397923af.pth").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth cannot be used; delete it.*download"):
+        load_perceptual("torchvision:vgg16")
     with pytest.raises(ValueError, match="'torchvision:vgg99'; known: torchvision:vgg16"):
         load_perceptual("torchvision:vgg99")
 

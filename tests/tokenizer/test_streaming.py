@@ -149,14 +149,17 @@ def test_a_causal_model_sees_no_later_sample() -> None:
 
 def test_what_streams_refuse() -> None:
     tok = codec()
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError, match=r"chunks: expected a sample .*got none; push"):
         list(tok.encode_stream([]))
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError, match=r"chunks: expected a sample .*got none; push"):
         list(tok.encode_stream([torch.zeros(1, 1, 0)]))
-    with pytest.raises(ValueError, match="no codes"):
+    with pytest.raises(ValueError, match=r"codes: expected a frame .*got none; push"):
         list(tok.decode_stream([]))
-    with pytest.raises(ValueError, match=r"2 examples, .* 1"):
+    with pytest.raises(ValueError, match=r"chunks: expected 1 examples .*got 2; .*new stream"):
         list(tok.encode_stream([torch.zeros(1, 1, 9), torch.zeros(2, 1, 9)]))
+    codes = tok.encode(torch.zeros(2, 1, 9))
+    with pytest.raises(ValueError, match=r"codes: expected 2 examples .*got 1; .*new stream"):
+        list(tok.decode_stream([codes, codes[:1]]))
     with pytest.raises(ValueError, match=r"expected x \(B, 1, T\) .*got \(1, 2, 9\)"):
         list(tok.encode_stream([torch.zeros(1, 2, 9)]))
     stream = EncodeStream(tok)

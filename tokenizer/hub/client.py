@@ -57,7 +57,10 @@ def fetch(path_or_hub_id: str | Path, check: Callable[[Path], object], source: H
         raise ValueError("no folder or Hub id of a model was given")
     if path.is_dir():
         if not (path / within).is_dir():
-            raise ValueError(f"{path}: has no folder {within}, which was given as the subfolder")
+            raise ValueError(
+                f"{path}: has no folder {within}, which was given as the subfolder; there are: "
+                f"{_folders_beside(path / within, path)}"
+            )
         return path / within
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"{name}: no such folder (and not a Hub id of the form user/name)")
@@ -76,6 +79,13 @@ def fetch(path_or_hub_id: str | Path, check: Callable[[Path], object], source: H
         if source.local_files_only and not (folder / within / WEIGHTS).exists():
             raise ValueError(NOT_CACHED)
     return folder / within
+
+
+def _folders_beside(missing: Path, path: Path) -> str:
+    """A few folders where `missing`, a path below `path`, was looked for, as subfolders of `path`."""
+    there = next(folder for folder in missing.parents if folder.is_dir())
+    names = sorted(p.relative_to(path).as_posix() for p in there.iterdir() if p.is_dir())
+    return ", ".join(names[:5] + ["..."] * (len(names) > 5)) or "none"
 
 
 def checked_subfolder(subfolder: str) -> PurePosixPath:
@@ -222,7 +232,7 @@ def _reason(error: BaseException, name: str, source: HubSource) -> str:
         who = "no token was given" if _without_token(source.token) else "this token may not read it"
         return f"there is no such repository, or it is private and {who}; check the name, or {LOG_IN}"
     if isinstance(error, HfHubHTTPError):
-        return _refusal(error)
+        return _refusal(error, name)
     if "httpx" in type(error).__module__:
         return f"the connection to {hub} failed ({type(error).__name__}: {error}); try again"
     return str(error) or type(error).__name__
@@ -235,7 +245,7 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _refusal(error: HfHubHTTPError) -> str:
+def _refusal(error: HfHubHTTPError, name: str) -> str:
     status, said = error.response.status_code, error.server_message
     answer = f"it answered {status}" + (f" ({said})" if said else "")
     if status == 401:
@@ -245,7 +255,7 @@ def _refusal(error: HfHubHTTPError) -> str:
         return f"{answer}: the token has no right to it; {LOG_IN}, with a token that may write there"
     if status == 429 or status >= 500:
         return f"{answer}; try again later"
-    return answer
+    return f"{answer}; check the name, the revision and the files at {constants.ENDPOINT}/{name}"
 
 
 def _without_token(token: Token) -> bool:

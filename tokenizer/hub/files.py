@@ -51,7 +51,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         _check_depth(value)
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+        first = "check the path" if isinstance(error, OSError) else "correct it"
+        raise ValueError(f"{path}: cannot be read as JSON ({error}); {first}, or {AGAIN}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
@@ -88,7 +89,7 @@ def load_tensors(path: Path, expected: Mapping[str, Tensor], partly: bool = Fals
         # Integers would be read as weights without a word.
         floats = held.is_floating_point() and value.is_floating_point()
         if not floats and held.dtype != value.dtype:
-            raise ValueError(f"{path}: tensor {name!r} is {held.dtype}, expected {value.dtype}")
+            raise ValueError(f"{path}: tensor {name!r} is {held.dtype}, expected {value.dtype}; {AGAIN}")
         if floats and not all_finite(held.to(value.dtype)):
             raise ValueError(
                 f"{path}: tensor {name!r} holds NaN or infinity, or numbers beyond {value.dtype}; {AGAIN}"
@@ -136,12 +137,13 @@ def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], partly: b
         if name not in found:
             if partly:
                 continue
-            raise ValueError(f"{path}: tensor {name!r} is missing")
+            raise ValueError(f"{path}: tensor {name!r} is missing; {AGAIN}")
         if name not in expected:
-            raise ValueError(f"{path}: unexpected tensor {shortened(name)}")
+            raise ValueError(f"{path}: unexpected tensor {shortened(name)}; {AGAIN}")
         if found[name] != expected[name]:
             raise ValueError(
-                f"{path}: tensor {name!r} has shape {shortened(found[name])}, expected {expected[name]}"
+                f"{path}: tensor {name!r} has shape {shortened(found[name])}, expected {expected[name]}; "
+                f"{AGAIN}"
             )
 
 

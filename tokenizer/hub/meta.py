@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tokenizer.hub.files import AGAIN
+
 M = TypeVar("M", bound=nn.Module)
 
 # Bytes of what a model makes anew when it is loaded; a codebook of 2^24 entries has 200 MB of statistics.
@@ -42,7 +44,8 @@ def check_tables(outline: nn.Module, stored: int, where: str) -> None:
     if tables > MAX_TABLES + 8 * stored:
         raise ValueError(
             f"{where}: asks for {tables >> 20} MiB of tables beside {stored >> 20} MiB of weights, expected "
-            f"at most {MAX_TABLES >> 20} MiB beyond 8 times the weights"
+            f"at most {MAX_TABLES >> 20} MiB beyond 8 times the weights; make its codebooks smaller, or "
+            f"{AGAIN}"
         )
 
 

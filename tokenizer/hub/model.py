@@ -180,10 +180,10 @@ class HubModel(nn.Module):
     def _read_config(cls, directory: Path) -> tuple[dict[str, Any], Any]:
         """config.json, and the config in it; `ValueError` if they are not of this class."""
         if not (directory / CONFIG).exists():
-            why = "holds no model"
+            why, fix = "holds no model", "give a folder that save_pretrained or a training script wrote"
             if (directory / CHECKPOINTS).is_dir():
-                why = "holds a run that is not finished; go on with it by --resume latest"
-            raise ValueError(f"{directory}: {why} (there is no {CONFIG})")
+                why, fix = "holds a run that is not finished", "go on with it by --resume latest"
+            raise ValueError(f"{directory}: {why} (there is no {CONFIG}); {fix}")
         raw = read_json(directory / CONFIG)
         if raw.get("model_type") != cls.model_type:
             raise ValueError(

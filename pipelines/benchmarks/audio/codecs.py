@@ -61,7 +61,10 @@ def load_tokenizer(preset: str, tokenizer: str) -> Tokenizer:
     if tok.modality.name != "audio" or not tok.bottleneck.num_codebooks:
         of = "of sound has no codes (a VAE)"
         kind = of if tok.modality.name == "audio" else f"is of {tok.modality.card_words().what}"
-        raise ValueError(f"--tokenizer {tokenizer} {kind}; this benchmark needs codes of sound")
+        raise ValueError(
+            f"--tokenizer {tokenizer} {kind}, and this benchmark needs codes of sound; give another, or "
+            "leave it out for that of --preset"
+        )
     return tok.eval()
 
 

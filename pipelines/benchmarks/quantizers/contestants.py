@@ -53,7 +53,8 @@ def contestants(bits: int, dim: int, chosen: Collection[str] = ()) -> tuple[list
         if chosen and name not in chosen:
             continue
         if config is None:
-            left_out[name] = f"{bits} bits cannot be shared by 2 or more equal codebooks"
+            fit = next(more for more in itertools.count(bits) if shares(more))
+            left_out[name] = f"{bits} bits cannot be shared by 2 or more equal codebooks; give --bits {fit}"
         elif isinstance(config, PeerConfig) and not config.installed:
             left_out[name] = f"{config.package} is not installed; {INSTALL}"
         elif config.build().num_codebooks:  # a VAE without codes is no contestant

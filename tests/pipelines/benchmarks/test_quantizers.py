@@ -85,7 +85,7 @@ def test_bits_are_shared_by_equal_codebooks() -> None:
     assert [shares(bits) for bits in (5, 7, 13)] == [None, None, None]
     present, left_out = contestants(7, 8)
     assert {"grouped", "rvq"} <= left_out.keys() and "vq" in {c.name for c in present}
-    with pytest.raises(ValueError, match=r"--contestants: rvq: 7 bits .*2 or more"):
+    with pytest.raises(ValueError, match=r"--contestants: rvq: 7 bits .*2 or more.*; give --bits 8"):
         contestants(7, 8, ["rvq"])
     grouped = named("grouped", 9).config.build()
     assert (grouped.num_codebooks, grouped.codebook_size, grouped.in_dim) == (3, 8, 9)

@@ -140,7 +140,7 @@ def test_labels_of_metadata(kind: str, tmp_path: Path, caplog: pytest.LogCapture
     ):
         load(root, label_column="kind")
     (root / f"metadata.{kind}").write_text("\n".join([*lines, lines[-1].replace("cat", "cow")]))
-    with pytest.raises(ValueError, match=r"metadata.*: 3\.png .*'cat' and 'cow'"):
+    with pytest.raises(ValueError, match=r"metadata.*: 3\.png .*'cat' and 'cow'; keep one"):
         load(root)
 
 

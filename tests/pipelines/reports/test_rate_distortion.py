@@ -84,11 +84,14 @@ def test_names_units_and_decimals() -> None:
 @pytest.mark.parametrize(
     ("measured", "message"),
     [
-        ({}, "expected a metric"),
-        ({1: {"bitrate": 10.0}}, "expected a metric"),
-        ({1: {"bitrate": 10.0, "stoi": math.nan}}, "expected a metric"),
-        ({1: {"stoi": 0.5}}, "expected a bitrate"),
-        ({1: {"stoi": 0.5, "bitrate": 1.0}, 2: {"stoi": 0.6, "bitrate": None}}, "expected a bitrate"),
+        ({}, "measured: expected a metric"),
+        ({1: {"bitrate": 10.0}}, "measured: expected a metric"),
+        ({1: {"bitrate": 10.0, "stoi": math.nan}}, "measured: expected a metric"),
+        ({1: {"stoi": 0.5}, 3: {"stoi": 0.5}}, "measured: expected a bitrate .*got none for 1, 3$"),
+        (
+            {1: {"stoi": 0.5, "bitrate": 1.0}, 2: {"stoi": 0.6, "bitrate": None}},
+            "measured: .*got none for 2$",
+        ),
     ],
 )
 def test_rate_distortion_that_cannot_be_plotted(

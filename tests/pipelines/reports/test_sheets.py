@@ -63,12 +63,15 @@ def test_image_grid_keeps_every_pixel() -> None:
     ],
 )
 def test_pictures_that_cannot_be_shown(x: Tensor, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^x: .*{message}"):
         image_grid(x)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^x: .*{message}"):
         reconstruction_sheet(x, x, tmp_path / "sheet.png")
-    with pytest.raises(ValueError, match=message):
-        sample_sheet([("a", x)], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match=rf"^rows\[1\], 'a': .*{message}"):
+        sample_sheet([("b", torch.zeros(1, 1, 4, 4)), ("a", x)], tmp_path / "sheet.png")
+    if x.numel() and not x.isfinite().all():
+        with pytest.raises(ValueError, match=f"^x_hat: .*{message}"):
+            reconstruction_sheet(torch.zeros_like(x), x, tmp_path / "sheet.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,9 +131,9 @@ def test_names_without_signs_in_the_font_are_numbered(
 
 
 def test_sample_sheet_refuses_nothing_and_mixed_sizes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"rows .*one size, got 0 rows"):
+    with pytest.raises(ValueError, match=r"rows: .*one size, got 0 rows"):
         sample_sheet([], tmp_path / "sheet.png")
-    with pytest.raises(ValueError, match=r"one size, got 2 rows of \[\(4, 4\), \(8, 8\)\]"):
+    with pytest.raises(ValueError, match=r"rows: .*one size, got 2 rows of \[\(4, 4\), \(8, 8\)\]"):
         sample_sheet([("a", flat(RED)), ("b", flat(RED, size=(4, 4)))], tmp_path / "sheet.png")
 
 

@@ -130,8 +130,8 @@ def test_a_sheet_takes_clips_of_all_lengths_and_rates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], r"a clip or more each, got \[\]"),
-        ([("a", {"x": tone(300)}), ("b", {})], r"a clip or more .*got \[1, 0\]"),
+        ([], r"rows: .*a clip or more each, got \[\]"),
+        ([("a", {"x": tone(300)}), ("b", {})], r"rows: .*a clip or more .*got \[1, 0\]"),
         ([("a", {"x": torch.zeros(8)})], r"'a', 'x': expected floats \(C, T\), got torch.float32 \(8,\)"),
         ([("a", {"x": torch.zeros(1, 0)})], r"'a', 'x': expected floats \(C, T\), got .*\(1, 0\)"),
         (

@@ -201,7 +201,10 @@ def test_config_files_that_do_not_fit_are_named(values: Any, named: tuple[str, .
 def test_a_config_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text('{"max_steps": ')
-    assert f"{path}: cannot be read as JSON" in mistake("--config", path)
+    message = mistake("--config", path)
+    assert f"{path}: cannot be read as JSON" in message and "correct it" in message
+    message = mistake("--config", tmp_path / "none.json")
+    assert f"{tmp_path}/none.json: cannot be read" in message and "check the path" in message
 
 
 def test_run_prints_the_mistake_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

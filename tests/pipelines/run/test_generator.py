@@ -117,7 +117,7 @@ def test_the_pair_is_loaded(tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Pa
     Prior(config).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"fingerprint 0000000000000000.*use that tokenizer.*train"):
         Generator.from_pretrained(tmp_path / "other", tiny_tokenizer)
-    with pytest.raises(ValueError, match="no folder or Hub id of a prior"):
+    with pytest.raises(ValueError, match=r"prior: expected a folder or Hub id .*got ''"):
         Generator.from_pretrained("", tiny_tokenizer)
     with pytest.raises(ValueError, match=r"weights: .*'int4'; .*full, bf16, int8"):
         Generator.from_pretrained(tiny_prior, weights="int4")  # type: ignore[arg-type]

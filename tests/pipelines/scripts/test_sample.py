@@ -102,6 +102,8 @@ def test_where_there_are_no_classes_none_is_named(
     words = ("--prior", tmp_path / "prior", "--tokenizer", tiny_tokenizer, "--num", 2)
     script("sample", *words, "--output", tmp_path / "out")
     assert names_in(tmp_path / "out") == {"samples.png", "samples-0000.png", "samples-0001.png"}
+    finished = script("sample", *words, "--output", tmp_path / "new", "--label", "*", code=2)
+    assert_refused(finished, "--label *", "no classes", "leave it out", "--prior")
 
 
 def test_temperature_0_takes_the_likeliest_codes(script: Script, tiny_prior: Path, tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_options_for_priors_are_refused_for_a_vae(
     words: tuple[str, ...], script: Script, tiny_vae: Path, tmp_path: Path
 ) -> None:
     finished = script("sample", "--tokenizer", tiny_vae, "--output", tmp_path / "s", *words, code=2)
-    assert_refused(finished, words[0], "for priors")
+    assert_refused(finished, words[0], "for priors", "leave it out", "give a --prior")
 
 
 def test_a_tokenizer_with_codes_needs_a_prior(script: Script, tiny_tokenizer: Path, tmp_path: Path) -> None:

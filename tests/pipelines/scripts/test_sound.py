@@ -223,7 +223,7 @@ def test_options_of_the_other_modality_are_refused(
 ) -> None:
     out = ("--output", tmp_path / "out")
     refused = script("sample", "--prior", tiny_prior, "--seconds", 2, *out, code=2)
-    assert_refused(refused, "--seconds and --prefix", "sound", "pictures")
+    assert_refused(refused, "--seconds and --prefix", "sound", "pictures", "leave them out")
     refused = script("evaluate", "--tokenizer", tiny_codec, "--data.path", "embedded:emoji", *out, code=2)
     assert_refused(refused, "embedded:emoji", "expected sound files", "--data.path")
     refused = script("train_tokenizer", "emoji", "--data.path", "embedded:speech", *out, code=2)
@@ -240,6 +240,8 @@ def test_a_vae_of_sound_by_config_alone(script: Script, tiny_sound_vae: Path, tm
     script("sample", *words)
     for path in (tmp_path / "s").glob("*.wav"):
         assert len(soundfile.read(path)[0]) == 6400
+    words = ("--tokenizer", tiny_sound_vae, "--prefix", "voice.wav", "--output", tmp_path / "new")
+    assert_refused(script("sample", *words, code=2), "--prefix", "leave it out", "give a --prior")
     refused = script("encode_dataset", "--tokenizer", tiny_sound_vae, "--output", tmp_path / "t", code=2)
     assert_refused(refused, "VAE", "quantize_vae.py")
 

@@ -123,8 +123,10 @@ def test_averages_of_another_model_are_refused() -> None:
     average = WeightAverage(nn.Linear(2, 2), 0.9)
     average.load({"weight": torch.zeros(2, 2), "bias": torch.ones(2)})
     assert torch.equal(average.shadow["bias"], torch.ones(2))
-    with pytest.raises(KeyError, match="another model"):
+    with pytest.raises(KeyError, match=r"shadow: .*another model.*'bias' is missing; give"):
         average.load({"weight": torch.zeros(2, 2)})
+    with pytest.raises(KeyError, match=r"shadow: .*another model.*'extra' is not the model's; give"):
+        average.load({**average.shadow, "extra": torch.zeros(1)})
 
 
 # Losses

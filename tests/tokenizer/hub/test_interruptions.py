@@ -105,7 +105,7 @@ def test_with_part_of_a_model_in_the_cache_it_is_refused_offline(
 ) -> None:
     Scale(ScaleConfig()).push_to_hub("user/scale", token="hf_user")
     hub.faults.append(Fault("GET", "/cdn/", status=404))
-    with pytest.raises(ValueError, match=r"user/scale: .* 404"):
+    with pytest.raises(ValueError, match=rf"user/scale: .* 404.*; check .*revision.* {hub.url}/user/scale$"):
         Scale.from_pretrained("user/scale")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"model\.safetensors|HF_HUB_OFFLINE"):

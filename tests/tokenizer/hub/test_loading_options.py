@@ -39,8 +39,13 @@ def test_a_model_within_a_folder(model: HubModel, tmp_path: Path) -> None:
     for within in ("models/small", "models/small/", "./models//small"):
         assert_same(type(model).from_pretrained(tmp_path, subfolder=within), model)
     assert_same(type(model).from_pretrained(tmp_path / "models", subfolder="small"), model)
-    with pytest.raises(ValueError, match=rf"{tmp_path}: .*models/large.*subfolder"):
-        type(model).from_pretrained(tmp_path, subfolder="models/large")
+    for missing, there in (("models/large", "models/small"), ("large", "models"), ("models/small/x", "none")):
+        with pytest.raises(ValueError, match=rf"{tmp_path}: .* {missing},.*subfolder; there are: {there}$"):
+            type(model).from_pretrained(tmp_path, subfolder=missing)
+    for i in range(6):
+        (tmp_path / f"m{i}").mkdir()
+    with pytest.raises(ValueError, match=r"there are: m0, m1, m2, m3, m4, \.\.\.$"):
+        type(model).from_pretrained(tmp_path, subfolder="large")
 
 
 def test_a_model_within_a_repository(model: HubModel, hub: LocalHub, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Left out: what saving writes (test_saved_models.py), and models from the Hub (te
 
 import json
 import pickle
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from tokenizer.hub.files import read_json
 
 # What stands in config.json, and what is said of it.
 BAD_CONFIGS = [
-    ("", r"config\.json: cannot.* JSON"),
-    ('{"model_type": ', r"config\.json: cannot.* JSON"),
+    ("", r"config\.json: cannot.* JSON.*; correct .*download"),
+    ('{"model_type": ', r"config\.json: cannot.* JSON.*; correct .*download"),
     ("[]", r"config\.json: expected a JSON object, got list"),
     ("[" * 100_000, r"config\.json: cannot.* JSON"),
     ("{}", "config.json: model_type.*None.* Scale .*'test-scale'"),
@@ -63,7 +64,7 @@ def test_tensors_that_do_not_fit_are_named(saved: Path, change: Any, message: st
     state = load_file(saved / "model.safetensors")
     change(state)
     save_file(state, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=f"model.safetensors: .*{message}"):
+    with pytest.raises(ValueError, match=f"model.safetensors: .*{message}; .*download"):
         Scale.from_pretrained(saved)
 
 
@@ -136,7 +137,7 @@ def test_a_tensor_of_another_type_is_refused(saved: Path) -> None:
     state = load_file(saved / "model.safetensors")
     state["scale"] = torch.arange(3, dtype=torch.int32)
     save_file(state, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=r"'scale' .*torch.int32, expected torch.float32"):
+    with pytest.raises(ValueError, match=r"'scale' .*torch.int32, expected torch.float32; .*download"):
         Scale.from_pretrained(saved)
 
 
@@ -160,10 +161,20 @@ def test_bytes_that_are_no_text_are_refused(saved: Path) -> None:
         Scale.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_missing_files_are_named(saved: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [("config.json", "save_pretrained or a training script"), ("model.safetensors", "download")],
+)
+def test_missing_files_are_named(saved: Path, name: str, fix: str) -> None:
     (saved / name).unlink()
-    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*; .*{fix}"):
+        Scale.from_pretrained(saved)
+
+
+def test_a_run_that_is_not_finished_is_named(saved: Path) -> None:
+    (saved / "config.json").unlink()
+    (saved / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=rf"{saved}: .*not finished .*config\.json.*; .*--resume latest"):
         Scale.from_pretrained(saved)
 
 
@@ -228,3 +239,5 @@ def test_read_json_wants_an_object(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text("3")
     with pytest.raises(ValueError, match=r"b\.json: expected a JSON object, got int"):
         read_json(tmp_path / "b.json")
+    with pytest.raises(ValueError, match=r"c\.json: .*No such file.*; check the path"):
+        read_json(tmp_path / "c.json")

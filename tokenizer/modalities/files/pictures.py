@@ -117,7 +117,8 @@ def _decoded(source: Any, name: str, most: int | None, profile: bytes | None = N
     """`open_picture` of at most so many pixels; `profile` stands for that of the file."""
     with _opened(source, name, most) as image:
         if 0 in image.size:
-            raise ValueError(f"{name}: the picture is {image.width} x {image.height} and has no pixels")
+            size = f"{image.width} x {image.height}"
+            raise ValueError(f"{name}: the picture is {size} and has no pixels; remove it")
         levels = levels_of(image, name)
         image.load()
         grey = grey_to_uint8(ImageOps.exif_transpose(image), levels, name)
@@ -133,7 +134,7 @@ def fit_picture(image: Image.Image, size: tuple[int, int] | None, channels: int)
     to its centre. The cut comes first, in the picture's own pixels: elongated pictures take no more memory.
     """
     if channels not in _MODES:
-        raise ValueError(f"pictures have 1 channel (grey) or 3 (RGB), not {channels}")
+        raise ValueError(f"channels: expected 1 (grey) or 3 (RGB), got {channels}")
     if image.mode not in _MODES.values():
         image = open_picture(image)
     image = image.convert(_MODES[channels])
@@ -161,7 +162,7 @@ def _opened(source: str | Path | bytes | Image.Image, name: str, most: int | Non
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file; check the path") from error
     except IsADirectoryError as error:
-        raise ValueError(f"{name}: is a folder, expected a picture file") from error
+        raise ValueError(f"{name}: is a folder, expected a picture file; give one in it") from error
     except _BOMBS as error:
         raise ValueError(f"{name}: {error}. {_BOMB_FIX}") from error
     except UnidentifiedImageError as error:
@@ -252,9 +253,10 @@ def _flatten(image: Image.Image) -> Image.Image:
 def _array_to_uint8(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     """An array (H, W) or (H, W, C) of uint8, uint16 or float as uint8, without an axis of one channel."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ValueError(f"{name}: expected (H, W) or (H, W, C) with 1, 3 or 4 channels last")
+        got = "" if str(array.shape) in name else f", got {array.shape}"
+        raise ValueError(f"{name}: expected (H, W) or (H, W, C) with 1, 3 or 4 channels last{got}")
     if array.size == 0:
-        raise ValueError(f"{name}: the picture has no pixels")
+        raise ValueError(f"{name}: the picture has no pixels; remove it")
     if array.ndim == 3 and array.shape[2] == 1:
         array = rearrange(array, "h w 1 -> h w")
     if array.dtype == np.uint8:

@@ -285,7 +285,7 @@ def _check_there(source: str | Path | bytes, name: str) -> None:
             found = os.stat(source)
             size = found.st_size
             if stat.S_ISDIR(found.st_mode):
-                raise ValueError(f"{name}: is a folder, expected a sound file")
+                raise ValueError(f"{name}: is a folder, expected a sound file; give one in it")
         except FileNotFoundError as error:
             raise ValueError(f"{name}: no such file; check the path") from error
         except OSError as error:
