@@ -27,7 +27,7 @@ def peak() -> int:
 
 def status(field: str) -> int:
     """Bytes of one of Linux's numbers about this process (proc(5))."""
-    return _number(STATUS, field)
+    return _numbers(STATUS)[field]
 
 
 def own_memory() -> int:
@@ -40,15 +40,15 @@ def own_memory() -> int:
     pids = ["self", *(child.pid for child in multiprocessing.active_children())]
     paths = [Path(f"/proc/{pid}/smaps_rollup") for pid in pids]
     try:
-        return sum(_number(path, field) for path in paths for field in OWN)
-    except (OSError, ValueError) as error:
+        return sum(numbers[field] for numbers in map(_numbers, paths) for field in OWN)
+    except (OSError, KeyError) as error:
         raise ValueError(
             f"the memory of processes cannot be read from /proc/*/smaps_rollup ({error}); that takes Linux "
             "5.9 or later"
         ) from error
 
 
-def _number(path: Path, field: str) -> int:
+def _numbers(path: Path) -> dict[str, int]:
+    """Bytes by the names of a file's fields in KiB."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
+    return {words[0][:-1]: int(words[1]) * 1024 for line in lines if (words := line.split())[-1] == "kB"}

@@ -38,12 +38,13 @@ def try_to_launch(how: Sequence[object], variables: Mapping[str, str], *words: o
 IN_ONE_LAUNCH = """
 import importlib, json, os, sys
 from accelerate import Accelerator
-from pipelines import train_prior
+from pipelines import train_prior, train_tokenizer
 from pipelines.run import command_line as cli
 
 Accelerator.end_training = lambda self: None
 leave_group, cli.leave_group = cli.leave_group, lambda: None
-train_prior.loss_plot = lambda *paths: None
+train_prior.loss_plot = train_prior.write_prior_sample = lambda *_: None
+train_tokenizer.write_tokenizer_report = lambda *_: None
 
 def run(name, words):
     sys.argv = [f"{name}.py", *words]

@@ -25,6 +25,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from pipelines.reports.plots import loss_plot
+from pipelines.reports.priors import write_prior_sample
 from pipelines.reports.tokenizers import write_tokenizer_report
 from pipelines.run.command_line import parse, run
 
@@ -189,12 +190,20 @@ def assert_refused(finished: Finished, *named: object) -> None:
         assert str(part) in message, message
 
 
+# What trainings draw.
+DRAWN = {
+    "pipelines.train_tokenizer.write_tokenizer_report": write_tokenizer_report,
+    "pipelines.train_prior.loss_plot": loss_plot,
+    "pipelines.train_prior.write_prior_sample": write_prior_sample,
+}
+
+
 @contextlib.contextmanager
 def without_plots() -> Iterator[None]:
-    """Training without its pictures, which take ten times longer than tiny runs."""
+    """Training without its pictures and samples, which take ten times longer than tiny runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.train_tokenizer.write_tokenizer_report", lambda *_: None)
-        patch.setattr("pipelines.train_prior.loss_plot", lambda *_: None)
+        for name in DRAWN:
+            patch.setattr(name, lambda *_: None)
         yield
 
 
@@ -202,8 +211,8 @@ def without_plots() -> Iterator[None]:
 def as_shipped() -> Iterator[None]:
     """Training with its pictures, also within `without_plots`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.train_tokenizer.write_tokenizer_report", write_tokenizer_report)
-        patch.setattr("pipelines.train_prior.loss_plot", loss_plot)
+        for name, shipped in DRAWN.items():
+            patch.setattr(name, shipped)
         yield
 
 

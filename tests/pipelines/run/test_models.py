@@ -67,9 +67,7 @@ def test_a_published_prior_names_no_path_of_this_machine(
     assert public_name("user/tok") == "me/emoji"
 
 
-def test_the_tokenizers_id_can_be_given(
-    script: Script, no_plots: None, tiny_tokens: Path, tmp_path: Path
-) -> None:
+def test_the_tokenizers_id_can_be_given(script: Script, tiny_tokens: Path, tmp_path: Path) -> None:
     words = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, "--max-steps", 1, "--tracker", "none")
     script("train_prior", *words, "--output", tmp_path, "--tokenizer-id", "me/emoji")
     assert Prior.from_pretrained(tmp_path).config.tokenizer_id == "me/emoji"

@@ -37,9 +37,9 @@ def ends(process: int) -> bool:
 
 
 def test_values_go_in_and_come_back() -> None:
-    found = in_own_process(seen, [1, "a", None, 2.5], threads=3, environment={"MADE_UP": "b"})
+    found = in_own_process(seen, [1, "a", None, 2.5], threads=2, environment={"MADE_UP": "b"})
     assert found["values"] == [1, "a", None, 2.5] and found["process"] != os.getpid()
-    assert found["threads"] == 3 and found["variables"] == ["3", "b"]
+    assert found["threads"] == min(2, os.cpu_count() or 1) and found["variables"] == ["2", "b"]
     assert not is_there(found["process"])
 
 

@@ -34,10 +34,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def train(name: str, script: Script, no_plots: None, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """`train("--output", DIR, …)` runs the script of this test; a prior draws no samples, which take most of
-    its time. Whole runs do."""
-    monkeypatch.setattr("pipelines.train_prior.write_prior_sample", lambda *_: None)
+def train(name: str, script: Script, no_plots: None) -> Train:
+    """`train("--output", DIR, …)` runs the script of this test."""
     return lambda *words, **expected: script(name, *words, **expected)
 
 
@@ -145,7 +143,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
 
 
 def test_how_often_a_run_is_measured_does_not_change_what_it_learns(
-    name: str, script: Script, no_plots: None, options: tuple[Any, ...], whole: Path, tmp_path: Path
+    name: str, script: Script, options: tuple[Any, ...], whole: Path, tmp_path: Path
 ) -> None:
     """As a resume may change it; a prior draws samples then, and loads its tokenizer."""
     script(name, *options, "--output", tmp_path / "run", "--eval-every", 3)
