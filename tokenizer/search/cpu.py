@@ -22,7 +22,7 @@ STRIDE = 16
 # Distances from which on compiled loops are worth the second that compiling them takes.
 COMPILED_FROM = 1 << 21
 # Factors of a product up to which the fused loops are faster than a matrix product into tiles.
-WIDTH = 17
+WIDTH = 16
 # Loops may fuse a product with its sum, and rely on there being no NaN; the order of sums stays.
 FAST_MATH = {"contract", "nnan", "nsz"}
 
@@ -35,15 +35,13 @@ def installed() -> bool:
     return find_spec("numba") is not None
 
 
-def propose(z: Tensor, entries: Tensor) -> Nearest:
-    """As `tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous, K up to `WIDTH`."""
-    missing = -len(entries) % GROUP
-    if missing:
-        far = entries.new_zeros(missing, entries.shape[1])
-        far[:, -1] = torch.inf  # the factor of z there is 1
-        entries = torch.cat([entries, far])
+def propose(z: Tensor, entries: Tensor, offset: Tensor) -> Nearest:
+    """As `tiles.propose`, of float32, contiguous, D up to `WIDTH`."""
+    if missing := -len(entries) % GROUP:
+        entries = torch.cat([entries, entries.new_zeros(missing, entries.shape[1])])
+        offset = torch.cat([offset, offset.new_full((missing,), torch.inf)])
     kernel = product_kernel(z.shape[1])
-    return _searched(kernel, LANES, z.numpy(), entries.numpy())
+    return _searched(kernel, LANES, z.numpy(), entries.numpy(), offset.numpy())
 
 
 def two_least(products: Tensor) -> Nearest:
@@ -90,15 +88,14 @@ class Threads:
 
 
 @cache
-def product_kernel(width: int) -> Callable[..., None]:
-    """Fused product and search for rows of `width` factors, which the compiler unrolls."""
+def product_kernel(dim: int) -> Callable[..., None]:
+    """Fused product and search for rows of `dim` factors, which the compiler unrolls."""
     from numba import njit
 
-    dim = width - 1  # the last factor of z is 1
     inf = np.float32(np.inf)
 
     @njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
-    def kernel(z, entries, least, codes, second, start, stop):  # type: ignore[no-untyped-def]
+    def kernel(z, entries, offset, least, codes, second, start, stop):  # type: ignore[no-untyped-def]
         block = np.zeros((dim, LANES), np.float32)
         best, runner_up, lowest = np.empty((3, LANES), np.float32)
         group = np.empty(LANES, np.int32)
@@ -115,9 +112,9 @@ def product_kernel(width: int) -> Callable[..., None]:
                 for l in range(LANES):
                     lowest[l] = inf
                 for four in range(g * GROUP, (g + 1) * GROUP, 4):
-                    e = entries[four : four + 4]
+                    e, o = entries[four : four + 4], offset[four : four + 4]
                     for l in range(LANES):
-                        a, b, c, d = e[0, dim], e[1, dim], e[2, dim], e[3, dim]
+                        a, b, c, d = o[0], o[1], o[2], o[3]
                         for k in range(dim):
                             x = block[k, l]
                             a += e[0, k] * x
@@ -137,7 +134,7 @@ def product_kernel(width: int) -> Callable[..., None]:
             for l in range(rows):
                 found, code, other = inf, 0, runner_up[l]
                 for j in range(group[l] * GROUP, (group[l] + 1) * GROUP):
-                    new = entries[j, dim]
+                    new = offset[j]
                     for k in range(dim):
                         new += entries[j, k] * block[k, l]
                     if new < found:

@@ -52,21 +52,23 @@ def runs(device: torch.device, blocks: BlockSizes) -> bool:
         return False
     z = torch.zeros(2, blocks.factors, device=device)
     try:
-        return launch(z, z, blocks, 1)[1].tolist() == [0, 0]
+        return launch(z, z, z.new_zeros(2), blocks, 1)[1].tolist() == [0, 0]
     except Exception as error:  # of any type: triton, its compiler and the driver have their own
         text = "the search has no kernel of its own on %s and is slower: %s (it takes a C compiler, as gcc)"
         logger.warning(text, device, " ".join(str(error).split())[:500] or type(error).__name__)
         return False
 
 
-def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `tiles.propose`, of z (M, K) and entries (N, K) in float32, contiguous. Memory is O(M)."""
+def propose(z: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `tiles.propose`, of float32, contiguous. Memory is O(M)."""
     processors = torch.cuda.get_device_properties(z.device).multi_processor_count if z.is_cuda else 1
     with torch.cuda.device(z.device):
-        return launch(z, entries, blocks_for(z.shape[1]), PROGRAMS * processors)
+        return launch(z, entries, offset, blocks_for(z.shape[1]), PROGRAMS * processors)
 
 
-def launch(z: Tensor, entries: Tensor, blocks: BlockSizes, programs: int) -> tuple[Tensor, Tensor, Tensor]:
+def launch(
+    z: Tensor, entries: Tensor, offset: Tensor, blocks: BlockSizes, programs: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """`propose` in about as many programs, each of which has a block of rows and a part of the codebook."""
     (size, width), total = z.shape, len(entries)
     row_blocks, entry_blocks = -(-size // blocks.rows), -(-total // blocks.entries)
@@ -76,7 +78,7 @@ def launch(z: Tensor, entries: Tensor, blocks: BlockSizes, programs: int) -> tup
     least, second = z.new_empty(2, parts, size).unbind()
     codes = torch.empty(parts, size, dtype=torch.int32, device=z.device)
     search_kernel()[row_blocks, parts](
-        z, entries, least, codes, second, size, total, part * blocks.entries,
+        z, entries, offset, least, codes, second, size, total, part * blocks.entries,
         WIDTH=width, ROWS=blocks.rows, ENTRIES=blocks.entries, FACTORS=blocks.factors,
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
@@ -93,9 +95,10 @@ def search_kernel() -> Any:
     import triton
     from triton import language as tl
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    # Not one kernel for each divisor of sizes.
+    @triton.jit(do_not_specialize=["size", "total", "part"])  # type: ignore[untyped-decorator]
     def kernel(  # type: ignore[no-untyped-def]
-        z, entries, least, codes, second, size, total, part,
+        z, entries, offset, least, codes, second, size, total, part,
         WIDTH: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr, FACTORS: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -123,16 +126,17 @@ def search_kernel() -> Any:
                 )
                 # No TF32: the search's bound of rounding is that of float32.
                 products = tl.dot(a, b, products, input_precision="ieee")
-            products = tl.where(entry[None, :] < total, products, float("inf"))
+            beyond = float("inf")  # what is no entry
+            products += tl.load(offset + entry, mask=entry < total, other=beyond)[None, :]
             found, index = tl.min(products, 1, return_indices=True)
             others = tl.min(tl.where(column[None, :] == index[:, None], float("inf"), products), 1)
             runner_up = tl.minimum(tl.minimum(runner_up, others), tl.maximum(best, found))
             place = tl.where(found < best, first + index, place)
             best = tl.minimum(best, found)
             first += ENTRIES
-        offset = tl.program_id(1).to(tl.int64) * size + row
-        tl.store(least + offset, best, mask=row < size)
-        tl.store(codes + offset, place, mask=row < size)
-        tl.store(second + offset, runner_up, mask=row < size)
+        to = tl.program_id(1).to(tl.int64) * size + row
+        tl.store(least + to, best, mask=row < size)
+        tl.store(codes + to, place, mask=row < size)
+        tl.store(second + to, runner_up, mask=row < size)
 
     return kernel

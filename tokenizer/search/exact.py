@@ -93,7 +93,7 @@ class CentredCodebook:
     """A codebook (N, D), float32 or float64, centred and made ready for products with vectors."""
 
     def __init__(self, codebook: Tensor, final: bool = False) -> None:
-        size, dim = codebook.shape
+        dim = codebook.shape[1]
         self.codebook, self.final = codebook, final
         self.centre = middle(codebook)
         info = torch.finfo(codebook.dtype)
@@ -106,11 +106,10 @@ class CentredCodebook:
         self.least_error = 4 * (dim + 10) * info.tiny
         # The same of distances written out in float64, which must not choose what the product ruled out.
         self.unit64 = (dim + 10) * torch.finfo(torch.float64).eps / 2
-        # [z, 1] · [−e, ½‖e‖²] is ½‖z − e‖² less ½‖z‖², which is the same for every entry.
-        self.lifted = codebook.new_empty(size, dim + 1)
-        torch.sub(self.centre, codebook, out=self.lifted[:, :dim])
-        lengths = torch.linalg.vector_norm(self.lifted[:, :dim], dim=1)
-        torch.mul(lengths, lengths, out=self.lifted[:, dim]).div_(2)
+        # ½‖e‖² − z · e is ½‖z − e‖² less ½‖z‖², which is the same for every entry.
+        self.entries = self.centre - codebook  # −e
+        lengths = torch.linalg.vector_norm(self.entries, dim=1)
+        self.offset = lengths.square().div_(2)
         self.lengths = self.at_most(lengths)
         self.longest = self.lengths.amax()
 
@@ -118,10 +117,8 @@ class CentredCodebook:
         """Codes (M,) of rows z (M, D); `ValueError` if they or the codebook are not finite."""
         if len(z) == 0:
             return torch.zeros(0, dtype=torch.int64, device=z.device)
-        z_lifted = z.new_empty(len(z), z.shape[1] + 1)
-        torch.sub(z, self.centre, out=z_lifted[:, :-1])
-        z_lifted[:, -1] = 1
-        lengths = self.at_most(torch.linalg.vector_norm(z_lifted[:, :-1], dim=1))
+        centred = z - self.centre
+        lengths = self.at_most(torch.linalg.vector_norm(centred, dim=1))
         of_z, of_entries = torch.stack([lengths.amax(), self.longest]).tolist()
         if z.dtype != torch.float64 and not (of_z <= FAR and NEAR <= of_entries <= FAR):
             return CentredCodebook(self.codebook.double()).search(z.double())
@@ -129,7 +126,7 @@ class CentredCodebook:
             raise not_finite("the codebook")
         if not of_z <= FAR_IN_FLOAT64:
             raise not_finite("z")
-        least, codes, second = propose(z_lifted, self.lifted)
+        least, codes, second = propose(centred, self.entries, self.offset)
         # The nearest entry is at most `least` away, but for rounding; so it is no longer than `reach`, and
         # the product puts it at most `within` away.
         nearest_at_most = least + self.error(lengths, self.lengths[codes])
@@ -137,8 +134,9 @@ class CentredCodebook:
         within = nearest_at_most + self.error(lengths, torch.minimum(reach, self.longest))
         rows = (second <= within).nonzero()[:, 0]
         crowded = []
-        for part in torch.split(rows, max(1, TILE // len(self.lifted))):
-            row, code = (torch.mm(z_lifted[part], self.lifted.T) <= within[part, None]).nonzero(as_tuple=True)
+        for part in torch.split(rows, max(1, TILE // len(self.entries))):
+            products = torch.addmm(self.offset, centred[part], self.entries.T)
+            row, code = (products <= within[part, None]).nonzero(as_tuple=True)
             if len(row) > CROWDED * len(part) and not self.final:
                 crowded.append(part)
             else:

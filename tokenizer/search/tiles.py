@@ -1,5 +1,5 @@
-"""Of the products of vectors with a codebook, the two least of each vector: `propose`, in tiles of torch.mm,
-or in the kernels for GPUs and CPUs beside this file where they can run.
+"""Of the products of vectors with a codebook, the two least of each vector: `propose`, in tiles of
+torch.addmm, or in the kernels for GPUs and CPUs beside this file where they can run.
 
 Left out: what the search makes of them (`exact.py`).
 """
@@ -21,20 +21,21 @@ NEAR, FAR = 1e-12, 1e18
 GROUPS, LARGEST_GROUP = 32, 64
 
 
-def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the products of each row of z (M, D) with all entries (N, D): the least (M,), its index (M,) int64,
-    and the least of all others (M,), which is infinite if there are none."""
+def propose(z: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the products of each row of z (M, D) with all entries (N, D), the entry's offset (N,) added: the
+    least (M,), its index (M,) int64, and the least of all others (M,), which is infinite if there are none.
+    """
     if (
         z.is_cuda
         and z.dtype == torch.float32
         and search_cuda.runs(z.device, search_cuda.blocks_for(z.shape[1]))
     ):
-        return search_cuda.propose(z, entries)
+        return search_cuda.propose(z, entries, offset)
     size = len(entries)
     compiled = z.device.type == "cpu" and z.dtype == torch.float32
     compiled = compiled and len(z) * size >= COMPILED_FROM and search_cpu.installed()
     if compiled and z.shape[1] <= search_cpu.WIDTH:
-        return search_cpu.propose(z, entries)
+        return search_cpu.propose(z, entries, offset)
     group = min(max(1, size // GROUPS), LARGEST_GROUP)
     width = min(-(-size // group), max(1, WIDEST // group)) * group
     rows = min(len(z), max(1, TILE // width))
@@ -42,12 +43,12 @@ def propose(z: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     least, second = z.new_full((2, len(z)), torch.inf).unbind()
     codes = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     for start in range(0, size, width):
-        part = entries[start : start + width]
+        part, part_offset = entries[start : start + width], offset[start : start + width]
         tile[:, len(part) :] = torch.inf
         for first in range(0, len(z), rows):
             some = slice(first, first + rows)
             products = tile[: len(z[some])]
-            torch.mm(z[some], part.T, out=products[:, : len(part)])
+            torch.addmm(part_offset, z[some], part.T, out=products[:, : len(part)])
             if compiled:
                 found, index, next_best = search_cpu.two_least(products)
             else:

@@ -75,16 +75,16 @@ def test_equals_brute_force_in_compiled_loops(m: int, n: int, d: int) -> None:
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 9), (65, 16, 9), (200, 301, 9), (5, 300, 9)])
+@pytest.mark.parametrize(("m", "n", "d"), [(1, 1, 8), (65, 16, 8), (200, 301, 8), (5, 300, 8)])
 def test_compiled_loops_propose_as_the_tiles_do(
-    m: int, n: int, k: int, monkeypatch: pytest.MonkeyPatch
+    m: int, n: int, d: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    z, entries = normal(m, k), normal(n, k, seed=1)
-    z[:, -1] = 1
-    compared = [search_tiles.propose(z, entries)]
-    compared.append((*(x.clone() for x in search_cpu.two_least((z @ entries.T).contiguous())),))
+    z, entries, offset = normal(m, d), normal(n, d, seed=1), normal(n, seed=2)
+    compared = [search_tiles.propose(z, entries, offset)]
+    products = (z @ entries.T + offset).contiguous()
+    compared.append((*(x.clone() for x in search_cpu.two_least(products)),))
     monkeypatch.setattr(search_tiles, "COMPILED_FROM", 1 << 60)
-    least, codes, second = search_tiles.propose(z, entries)
+    least, codes, second = search_tiles.propose(z, entries, offset)
     for other_least, other_codes, other_second in compared:
         assert torch.equal(other_codes, codes)
         torch.testing.assert_close(other_least, least, rtol=1e-5, atol=1e-5)

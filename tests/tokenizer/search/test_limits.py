@@ -175,8 +175,10 @@ for m, n, k, programs in json.loads(sys.argv[1]):
     generator = torch.Generator().manual_seed(m)
     z, entries = torch.randn(m, k, generator=generator), torch.randn(n, k, generator=generator)
     entries[n // 2] = entries[0]
-    expected = search_tiles.propose(z, entries)
-    found = search_cuda.launch(z, entries, search_cuda.BlockSizes(32, 64, 16, 4, 2), programs)
+    offset = torch.randn(n, generator=generator)
+    offset[n // 2] = offset[0]
+    expected = search_tiles.propose(z, entries, offset)
+    found = search_cuda.launch(z, entries, offset, search_cuda.BlockSizes(32, 64, 16, 4, 2), programs)
     close = all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, expected))
     if not close or [x.dtype for x in found] != [x.dtype for x in expected]:
         wrong.append([m, n, k, programs])
@@ -245,6 +247,6 @@ def test_on_a_gpu_the_kernel_is_used_where_it_runs(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Tensor, "is_cuda", True)
     for width, blocks in ((16, search_cuda.NARROW), (17, search_cuda.WIDE)):
         z, entries = normal(4, width), normal(6, width, seed=1)
-        found = search_tiles.propose(z, entries)
+        found = search_tiles.propose(z, entries, entries[:, 0] * 0)
         assert asked[-1] == (z.device, blocks)
         assert found == "kernel" if width == 16 else torch.equal(found[1], (z @ entries.T).argmin(1))
