@@ -25,10 +25,9 @@ class BlockSizes(NamedTuple):
     stages: int
 
 
-# Not tuned on a GPU: they follow from float32 products in full precision, which run on the plain cores, where
-# reuse of registers counts.
-NARROW = BlockSizes(128, 64, 16, 4, 2)  # up to 16 factors
-WIDE = BlockSizes(128, 128, 32, 8, 3)
+# Not tuned on a GPU: float32 products in full precision run on the plain cores, where reuse of registers
+# counts. For sm_80, sm_86 and sm_90 ptxas takes up to 220 of 255 and spills none; with 128 entries it does.
+BLOCKS = BlockSizes(128, 64, 16, 8, 3)
 # Programs per multiprocessor that keep it busy; fewer rows are searched in as many parts of the codebook.
 PROGRAMS = 4
 
@@ -39,20 +38,15 @@ def installed() -> bool:
     return find_spec("triton") is not None
 
 
-def blocks_for(width: int) -> BlockSizes:
-    """The blocks in which products of so many factors are taken."""
-    return NARROW if width <= 16 else WIDE
-
-
 @cache
-def runs(device: torch.device, blocks: BlockSizes) -> bool:
+def runs(device: torch.device) -> bool:
     """Whether the kernel runs on a device, which is tried once; a warning says why not. It is built where it
     runs, which takes a C compiler, and a card whose shared memory holds the blocks."""
     if not installed():
         return False
-    z = torch.zeros(2, blocks.factors, device=device)
+    z = torch.zeros(2, BLOCKS.factors, device=device)
     try:
-        return launch(z, z, z.new_zeros(2), blocks, 1)[1].tolist() == [0, 0]
+        return launch(z, z, z.new_zeros(2), BLOCKS, 1)[1].tolist() == [0, 0]
     except Exception as error:  # of any type: triton, its compiler and the driver have their own
         text = "the search has no kernel of its own on %s and is slower: %s (it takes a C compiler, as gcc)"
         logger.warning(text, device, " ".join(str(error).split())[:500] or type(error).__name__)
@@ -63,7 +57,7 @@ def propose(z: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tensor,
     """As `tiles.propose`, of float32, contiguous. Memory is O(M)."""
     processors = torch.cuda.get_device_properties(z.device).multi_processor_count if z.is_cuda else 1
     with torch.cuda.device(z.device):
-        return launch(z, entries, offset, blocks_for(z.shape[1]), PROGRAMS * processors)
+        return launch(z, entries, offset, BLOCKS, PROGRAMS * processors)
 
 
 def launch(

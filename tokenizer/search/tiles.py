@@ -25,11 +25,7 @@ def propose(z: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tensor,
     """Of the products of each row of z (M, D) with all entries (N, D), the entry's offset (N,) added: the
     least (M,), its index (M,) int64, and the least of all others (M,), which is infinite if there are none.
     """
-    if (
-        z.is_cuda
-        and z.dtype == torch.float32
-        and search_cuda.runs(z.device, search_cuda.blocks_for(z.shape[1]))
-    ):
+    if z.is_cuda and z.dtype == torch.float32 and search_cuda.runs(z.device):
         return search_cuda.propose(z, entries, offset)
     size = len(entries)
     compiled = z.device.type == "cpu" and z.dtype == torch.float32

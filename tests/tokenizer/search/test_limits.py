@@ -171,24 +171,25 @@ import json, sys, torch
 from tokenizer.search import cuda as search_cuda
 from tokenizer.search import tiles as search_tiles
 wrong = []
-for m, n, k, programs in json.loads(sys.argv[1]):
+for m, n, k, programs, small in json.loads(sys.argv[1]):
     generator = torch.Generator().manual_seed(m)
     z, entries = torch.randn(m, k, generator=generator), torch.randn(n, k, generator=generator)
     entries[n // 2] = entries[0]
     offset = torch.randn(n, generator=generator)
     offset[n // 2] = offset[0]
     expected = search_tiles.propose(z, entries, offset)
-    found = search_cuda.launch(z, entries, offset, search_cuda.BlockSizes(32, 64, 16, 4, 2), programs)
+    blocks = search_cuda.BlockSizes(32, 64, 16, 4, 2) if small else search_cuda.BLOCKS
+    found = search_cuda.launch(z, entries, offset, blocks, programs)
     close = all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, expected))
     if not close or [x.dtype for x in found] != [x.dtype for x in expected]:
-        wrong.append([m, n, k, programs])
+        wrong.append([m, n, k, programs, small])
 print(json.dumps(wrong))
 """
 
 
 @pytest.mark.skipif(not search_cuda.installed(), reason="triton is not installed")
 def test_the_kernel_for_gpus_proposes_as_the_tiles_do() -> None:
-    shapes = [
+    small = [
         (37, 50, 9, 1),
         (5, 300, 2, 8),
         (40, 129, 40, 1),
@@ -196,6 +197,8 @@ def test_the_kernel_for_gpus_proposes_as_the_tiles_do() -> None:
         (1, 1, 2, 1),
         (16, 320, 65, 3),
     ]
+    as_used = [(1, 1, 1, 1), (17, 4096, 24, 2), (4096, 17, 8, 300), (300, 130, 33, 4)]
+    shapes = [*((*shape, True) for shape in small), *((*shape, False) for shape in as_used)]
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED, json.dumps(shapes)],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
@@ -228,25 +231,58 @@ def test_a_kernel_that_cannot_be_built_is_done_without_and_named_once(
     monkeypatch.setattr(search_cuda, "launch", no_compiler)
     device = torch.device("cpu")
     for _ in range(3):
-        assert not search_cuda.runs(device, search_cuda.NARROW)
+        assert not search_cuda.runs(device)
     (record,) = caplog.records
     assert "C compiler" in record.getMessage() and "gcc" in record.getMessage()
     # One that gives something else is not used either.
     monkeypatch.setattr(search_cuda, "launch", lambda z, *_: (z, torch.ones(2), z))
-    assert not search_cuda.runs(device, search_cuda.WIDE)
+    assert not search_cuda.runs(torch.device("meta"))
     search_cuda.runs.cache_clear()
     monkeypatch.setattr(search_cuda, "launch", lambda z, *_: (z, torch.zeros(2), z))
-    assert search_cuda.runs(device, search_cuda.NARROW)
+    assert search_cuda.runs(device)
     search_cuda.runs.cache_clear()
 
 
 def test_on_a_gpu_the_kernel_is_used_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[object]()
-    monkeypatch.setattr(search_cuda, "runs", lambda *given: asked.append(given) or len(asked) == 1)
     monkeypatch.setattr(search_cuda, "propose", lambda *_: "kernel")
     monkeypatch.setattr(Tensor, "is_cuda", True)
-    for width, blocks in ((16, search_cuda.NARROW), (17, search_cuda.WIDE)):
-        z, entries = normal(4, width), normal(6, width, seed=1)
-        found = search_tiles.propose(z, entries, entries[:, 0] * 0)
-        assert asked[-1] == (z.device, blocks)
-        assert found == "kernel" if width == 16 else torch.equal(found[1], (z @ entries.T).argmin(1))
+    z, entries, offset = normal(4, 3), normal(6, 3, seed=1), normal(6, seed=2)
+    for runs in (True, False):
+        monkeypatch.setattr(search_cuda, "runs", lambda device, runs=runs: device == z.device and runs)
+        found = search_tiles.propose(z, entries, offset)
+        assert found == "kernel" if runs else torch.equal(found[1], (z @ entries.T + offset).argmin(1))
+
+
+# Of cards by their compute capability, bytes of shared memory that a program can have (CUDA C++ Programming
+# Guide, compute capabilities).
+SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10}
+
+
+@pytest.mark.skipif(not search_cuda.installed(), reason="triton is not installed")
+@pytest.mark.parametrize(("card", "width"), [(80, 64), (86, 64), (90, 8), (90, 64), (90, 256)])
+def test_the_kernel_compiles_for_cards_without_spills(
+    card: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    blocks, kernel = search_cuda.BLOCKS, search_cuda.search_kernel()
+    constants = dict(zip(("ROWS", "ENTRIES", "FACTORS"), blocks, strict=False)) | {"WIDTH": width}
+    types = {"codes": "*i32", "size": "i32", "total": "i32", "part": "i32"}
+    types |= dict.fromkeys(("z", "entries", "offset", "least", "second"), "*fp32")
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    made = triton.compile(
+        ASTSource(fn=kernel, signature=signature, constexprs=constants),
+        target=GPUTarget("cuda", card, 32),
+        options={"num_warps": blocks.warps, "num_stages": blocks.stages},
+    )
+    assert made.metadata.shared <= SHARED_MEMORY[card]
+    assert "tf32" not in made.asm["ptx"] and "fma.rn.f32" in made.asm["ptx"]
+    (tmp_path / "kernel.ptx").write_text(made.asm["ptx"])
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    named = f"--gpu-name=sm_{card}{'a' * (card >= 90)}"
+    command = [ptxas, "-v", named, tmp_path / "kernel.ptx", "-o", tmp_path / "kernel.cubin"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "0 bytes spill stores, 0 bytes spill loads" in said, said
