@@ -24,9 +24,12 @@ class WeightAverage:
         """After optimizer step `step`. Early on the average is short, so that it forgets the initial
         weights."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, p in model.named_parameters():
-            if name in self.shadow:
-                self.shadow[name].lerp_(p, 1 - decay)
+        if self.shadow:
+            weights = dict(model.named_parameters())
+            # All in one call: on a GPU some launches, not one for each of them.
+            torch._foreach_lerp_(
+                [*self.shadow.values()], [weights[name].detach() for name in self.shadow], 1 - decay
+            )
 
     @torch.no_grad()
     def load(self, shadow: Mapping[str, Tensor]) -> None:
