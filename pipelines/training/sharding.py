@@ -96,6 +96,8 @@ def prepare(
         parts = accelerator.num_processes * options.gradient_accumulation
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
             bf16={"enabled": False},
+            # Its own, as it switches off any other on CUDA. Gradients are summed in float32.
+            torch_autocast={"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
             train_batch_size=options.batch_size,
             train_micro_batch_size_per_gpu=options.batch_size // parts,
             gradient_accumulation_steps=options.gradient_accumulation,

@@ -21,10 +21,14 @@ from tests.helpers.whole_runs import rows_of
 
 SEVERAL = """
 import shutil
+import torch
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 
 form, runs = sys.argv[1], json.loads(sys.argv[2])
 PartialState(cpu=True)
+is_enabled = torch.is_autocast_enabled
+# Asked of no device it answers for CUDA, which DeepSpeed asks; here as if the CPU were one.
+torch.is_autocast_enabled = lambda *device: is_enabled(*(device or ("cpu",)))
 finish = train_prior.finish
 
 def finish_and_tell(options, accelerator, info, splits, prior, course):
