@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from signal import Signals
+from types import TracebackType
 from typing import Protocol, Self, TypedDict
 
 import torch
@@ -25,6 +26,7 @@ from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.log import MetricsLog
 from pipelines.training.options import TrainingOptions
 from pipelines.training.setup import (
+    deterministic,
     put_back,
     rate_scale,
     require_finite_terms,
@@ -171,14 +173,17 @@ class Course:
         self.clock = time.monotonic()
         self.model.train()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(deterministic(options.deterministic))
             stack.enter_context(self.requests)
             self.bar = progress(options.max_steps, self.name, self.start, main)
             stack.callback(self.bar.close)
             self.stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stack.__exit__(kind, error, trace)
 
     def share(self) -> Share:
         """The batches from the first step of this course to its last one."""

@@ -31,6 +31,9 @@ class TrainingOptions:
     """Examples per optimizer step, over all processes and accumulation steps."""
     seed: int = 0
     """Decides initial weights, the order of examples and all noise."""
+    deterministic: bool = False
+    """On a GPU, use only operations that give the same bits every time, as CPUs do: slower, and refused with
+    the operation that has no such form."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = 2

@@ -6,7 +6,9 @@ Left out: the loop (`loop.py`), the run's folder and checkpoints.
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -145,3 +147,27 @@ def start_trackers(accelerator: Accelerator, options: TrainingOptions) -> None:
     """Open the tracker that the options name; TensorBoard's files lie in the run's folder, under logs/."""
     if options.tracker != "none":
         accelerator.init_trackers("logs")
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Only operations that give the same bits every time, if `wanted`; `ValueError` that names one which has
+    no such form. As before afterwards."""
+    if not wanted:
+        yield
+        return
+    # For cuBLAS, which reads it when it is first used (CUDA's cuBLAS guide, results reproducibility).
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        operation, said, _ = str(error).partition(" does not have a deterministic implementation")
+        if not said:
+            raise
+        raise ValueError(f"--deterministic: {operation} has no deterministic form; leave it out") from error
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark

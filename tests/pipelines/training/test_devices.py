@@ -3,16 +3,21 @@
 Left out: checkpoints themselves (test_checkpoints.py).
 """
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pipelines import train_tokenizer
 from pipelines.training.averaging import WeightAverage
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.setup import seed_layers
+from pipelines.training.setup import deterministic, seed_layers
+from tests.helpers.running import TINY_TOKENIZER, Script, assert_refused
 from tests.helpers.warm import run_ranks
 
 
@@ -120,3 +125,42 @@ def test_sharded_tensors_are_gathered_one_at_a_time_and_kept_by_one_process() ->
     main, other = run_ranks(2, "-c", GATHERED)
     assert main.out.strip() == "['plain', 'w0', 'w1', 'w2', 'w3', 'w4'] True 5", main
     assert other.out.strip() == "{} 0", other
+
+
+def flags() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+
+
+def test_a_deterministic_run_takes_operations_of_that_form_alone(
+    script: Script, no_plots: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # which is undone
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen, losses_of = list[tuple[bool, bool]](), train_tokenizer.losses_of
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        seen.append(flags())
+        return losses_of(*arguments, **options)
+
+    monkeypatch.setattr(train_tokenizer, "losses_of", noted)
+    words = ("emoji", *TINY_TOKENIZER, "--max-steps", 1, "--tracker", "none", "--deterministic")
+    script("train_tokenizer", *words, "--output", tmp_path / "run")
+    assert seen == [(True, False)] and flags() == (False, True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_an_operation_without_a_deterministic_form_is_named(
+    script: Script, no_plots: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses_of(*_: Any, **__: Any) -> Any:
+        pooled, places = F.max_pool2d(torch.rand(1, 1, 4, 4), 2, return_indices=True)
+        return F.max_unpool2d(pooled, places, 2)
+
+    monkeypatch.setattr(train_tokenizer, "losses_of", losses_of)
+    words = ("emoji", *TINY_TOKENIZER, "--max-steps", 1, "--tracker", "none", "--deterministic")
+    finished = script("train_tokenizer", *words, "--output", tmp_path / "run", code=2)
+    assert_refused(finished, "--deterministic: max_unpooling2d", "leave it out")
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="other"), deterministic(True):
+        raise RuntimeError("other")
