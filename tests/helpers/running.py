@@ -207,6 +207,13 @@ def without_plots() -> Iterator[None]:
         yield
 
 
+def draw_nothing() -> None:
+    """The same for the rest of this process, which is not that of the tests, and scripts that it runs."""
+    for name, shipped in DRAWN.items():
+        for module in (name.rpartition(".")[0], shipped.__module__):
+            setattr(importlib.import_module(module), shipped.__name__, lambda *_: None)
+
+
 @contextlib.contextmanager
 def as_shipped() -> Iterator[None]:
     """Training with its pictures, also within `without_plots`."""

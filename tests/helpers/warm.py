@@ -1,5 +1,6 @@
 """Processes that are forked from one that has imported what scripts import, which takes longer than most of
-them: `run_words` for one, `run_each` for several, `run_ranks` for several that are connected.
+them: `run_words` for one, `run_each` for several, `run_ranks` for several that are connected. Trainings draw
+no pictures in them unless the variable DRAW is set.
 
 Left out: accelerate's launcher (launching.py), and processes that these start, which are not forked. The
 first process has computed nothing, so that no thread of OpenMP is missing in the others. What is read while
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 
 from tests.helpers.ports import held_port
-from tests.helpers.running import ROOT, Finished, environment
+from tests.helpers.running import ROOT, Finished, draw_nothing, environment
 
 PRELOAD = (
     *("pipelines.encode_dataset", "pipelines.evaluate", "pipelines.sample"),
@@ -177,6 +178,8 @@ def _become(words: list[str], variables: dict[str, str], out: int, err: int) -> 
     os.environ.clear()
     os.environ.update(variables)
     torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+    if "DRAW" not in variables:
+        draw_nothing()
     try:
         _run_main(*words)
     except SystemExit as stop:

@@ -30,10 +30,10 @@ def in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "count", "bound"),
-    [("pictures in files", 2000, 1.0), ("pictures in Parquet", 2000, 1.0), ("sound in files", 30, 2.0)],
+    [("pictures in files", 1200, 1.0), ("pictures in Parquet", 1200, 1.0), ("sound in files", 16, 2.0)],
 )
 def test_memory_does_not_grow_with_what_is_read(kind: str, count: int, bound: float) -> None:
-    """The second epoch reads 6 MB of pictures and 19 MB of sound, decoded, and `bound` MiB stay at most."""
+    """The second epoch reads 3.6 MB of pictures and 10 MB of sound, decoded, and `bound` MiB stay at most."""
     values = loading_memory(kind, count, workers=0)
     places, memory = map(np.array, values["samples"])
     after_one = memory[places >= values["items"]][0]
@@ -43,7 +43,7 @@ def test_memory_does_not_grow_with_what_is_read(kind: str, count: int, bound: fl
 
 
 def test_loader_processes_are_measured_too() -> None:
-    values = loading_memory("pictures in files", 1000, workers=1)
+    values = loading_memory("pictures in files", 600, workers=1)
     assert values["largest"] > values["before"] + 4 * MIB  # an interpreter's own pages
     assert values["largest"] < values["before"] + 200 * MIB  # but those it shares count once
 

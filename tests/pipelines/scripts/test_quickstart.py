@@ -109,7 +109,7 @@ def run_step(command: list[str], env: dict[str, str]) -> subprocess.CompletedPro
     if step.script in ("train_tokenizer", "encode_dataset", "evaluate"):
         command = [*command, "--data.limit", str(LIMIT)]
         step = read_command(["python", *command[1:]])
-    launch = step.launch
+    launch, env = step.launch, {**env, "DRAW": "1"}
     if launch is not None and step.script != "encode_dataset":
         threads = {"OMP_NUM_THREADS": str(launch.num_cpu_threads_per_process)}
         words = ("-m", launch.training_script, *launch.training_script_args)

@@ -19,6 +19,9 @@ from prior.sampling.decoder_cuda import StaticDecoder, static_decoder
 from prior.sampling.weights import PreparedWeights
 from tests.helpers.decoders import CONFIG, DEPTH, random_prior
 
+# Tracing takes long.
+SMALL = dataclasses.replace(CONFIG, depth=1, grid=(2, 3))
+
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[StaticDecoder]:
@@ -46,7 +49,7 @@ def sample(prior: Prior, batch_size: int, **options: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("config", "sizes", "rooms"),
     [
-        (CONFIG, [*range(1, 10), 3, 9, 1], [1, 2, 4, 4, 8, 8, 8, 8, 16, 4, 16, 1]),
+        (SMALL, [*range(1, 10), 3, 9, 1], [1, 2, 4, 4, 8, 8, 8, 8, 16, 4, 16, 1]),
         (DEPTH, [3, 1, 4], [4, 1, 4]),
     ],
 )
@@ -67,12 +70,12 @@ def test_any_numbers_of_sequences_in_any_order(
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 def test_more_priors_than_torch_compiles_one_code_for(kept: list[StaticDecoder]) -> None:
     for width in range(1, torch._dynamo.config.recompile_limit + 2):  # without torch.compiler.reset()
-        sample(random_prior(dataclasses.replace(CONFIG, depth=1, grid=(2, width))).for_sampling(), 1)
+        sample(random_prior(dataclasses.replace(SMALL, grid=(2, width))).for_sampling(), 1)
     assert len({id(decoder) for decoder in kept}) == len(kept)
 
 
 def test_other_threads_are_refused(kept: list[StaticDecoder]) -> None:
-    ready = random_prior().for_sampling()
+    ready = random_prior(SMALL).for_sampling()
     expected = sample(ready, 2)
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(ValueError, match=r"another thread.*for_sampling\(compile=True\)"):
