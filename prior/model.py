@@ -190,9 +190,10 @@ class Prior(PriorNetwork):
 
         With `compile` a float32 prior's steps are compiled loops on a CPU, and codes do not depend on how
         many are drawn at once, to the bit (but for the pattern `depth`); on a GPU steps are CUDA graphs
-        (torch.compile). The first call compiles them. Without, codes from `full` weights depend on how many
-        are drawn by rounding only; those from others do depend on it, as torch computes few and many in other
-        ways, with `int8` many in bfloat16. Raises `ValueError` for what cannot be had here.
+        (torch.compile), for one thread. The first call compiles them. Without, codes from `full` weights
+        depend on how many are drawn by rounding only; those from others do depend on it, as torch computes
+        few and many in other ways, with `int8` many in bfloat16. Raises `ValueError` for what cannot be had
+        here.
         """
         ready = copy.copy(self)
         ready.prepared = PreparedWeights(self, weights, compile)

@@ -191,8 +191,8 @@ class PreparedWeights:
     rounded to `int8` (products of many rows then take bfloat16 as well).
 
     With `compiled` the steps are compiled loops on a CPU (`sampling/cpu/decoder.py`) and CUDA graphs on a GPU
-    (`decoder_cuda.py`). Raises `ValueError` for int8 or compiling on a device that has it not, and for
-    compiled loops without numba.
+    (`decoder_cuda.py`). Raises `ValueError` for int8 or compiling on a device that has it not, for compiled
+    loops without numba, and for CUDA graphs without a C compiler.
     """
 
     def __init__(self, prior: PriorNetwork, weights: Weights = "full", compiled: bool = False) -> None:

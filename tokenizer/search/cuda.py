@@ -46,7 +46,8 @@ def runs(device: torch.device) -> bool:
         return False
     z = torch.zeros(2, BLOCKS.factors, device=device)
     try:
-        return launch(z, z, z.new_zeros(2), BLOCKS, 1)[1].tolist() == [0, 0]
+        with torch.cuda.device_of(z):  # triton launches on the current one
+            return launch(z, z, z.new_zeros(2), BLOCKS, 1)[1].tolist() == [0, 0]
     except Exception as error:  # of any type: triton, its compiler and the driver have their own
         text = "the search has no kernel of its own on %s and is slower: %s (it takes a C compiler, as gcc)"
         logger.warning(text, device, " ".join(str(error).split())[:500] or type(error).__name__)

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,9 @@ def test_a_kernel_that_cannot_be_built_is_done_without_and_named_once(
     assert not search_cuda.runs(torch.device("meta"))
     search_cuda.runs.cache_clear()
     monkeypatch.setattr(search_cuda, "launch", lambda z, *_: (z, torch.zeros(2), z))
-    assert search_cuda.runs(device)
+    entered = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "device_of", lambda z: entered.append(z.device) or nullcontext())
+    assert search_cuda.runs(device) and entered == [device]  # in which triton launches
     search_cuda.runs.cache_clear()
 
 
