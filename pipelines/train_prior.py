@@ -42,6 +42,7 @@ from prior import Prior, PriorConfig
 from prior.checks import UNCONDITIONAL
 from prior.model import PriorOutput
 from prior.patterns import IN_TURN
+from tokenizer.devices import send
 from tokenizer.distributed import Step
 from tokenizer.hub.model import CardInfo, HubModel
 
@@ -157,7 +158,7 @@ def drop_labels(labels: Tensor, share: float, step: Step) -> Tensor:
     """labels (b,) with a random `share` hidden, so that one model learns both p(codes | class) and
     p(codes)."""
     hidden = step.uniform(len(labels), "labels") < share
-    return torch.where(hidden.to(labels.device), UNCONDITIONAL, labels)
+    return torch.where(send(hidden, labels.device), UNCONDITIONAL, labels)
 
 
 def train(
@@ -189,8 +190,7 @@ def train(
 
     with course:
         for batch in token_batches(splits["train"], **course.share()):
-            codes = batch.codes.to(accelerator.device, non_blocking=True)
-            labels = batch.labels.to(accelerator.device)
+            codes, labels = (send(part, accelerator.device) for part in (batch.codes, batch.labels))
             forward = partial(losses_of, codes=codes, labels=labels, label_dropout=options.label_dropout)
             if course.learn(batch, forward, [f"training item {i}" for i in batch.index]):
                 course.close_step(batch.step + 1, evaluate)

@@ -37,6 +37,7 @@ from pipelines.training.run_folder import (
 )
 from pipelines.training.setup import short_run, start_accelerator
 from tokenizer import Tokenizer
+from tokenizer.devices import send
 from tokenizer.distributed import Step
 from tokenizer.hub.model import CardInfo, HubModel
 from tokenizer.model import TokenizerOutput
@@ -99,7 +100,7 @@ def train(
         for batch in batches(
             splits.train, workers=options.data.workers, augment=options.augment, **course.share()
         ):
-            x = to_float(batch.x.to(accelerator.device, non_blocking=True))
+            x = to_float(send(batch.x, accelerator.device))
             forward = partial(losses_of, x=x, perceptual=perceptual, weight=options.perceptual_weight)
             if course.learn(batch, forward, [splits.train.id(int(i)) for i in batch.index]):
                 course.close_step(batch.step + 1, evaluate)

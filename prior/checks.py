@@ -35,14 +35,17 @@ def _are_integers(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def check_codes(codes: Tensor, codebook_size: int, shape: tuple[int, ...], name: str = "codes") -> None:
-    """Raise `ValueError` unless `codes` are (B, *shape) int64 in [0, codebook_size)."""
+def check_codes(
+    codes: Tensor, codebook_size: int, shape: tuple[int, ...], name: str = "codes", look: bool = True
+) -> None:
+    """Raise `ValueError` unless `codes` are (B, *shape) int64 in [0, codebook_size); without a `look` at the
+    values, for which a GPU stands still, they may be out of range."""
     if tuple(codes.shape[1:]) != shape or codes.dtype != torch.int64:
         wanted = ", ".join(map(str, shape))
         raise ValueError(
             f"{name}: expected int64 of shape (B, {wanted}), got {codes.dtype} of shape {tuple(codes.shape)}"
         )
-    if bool(((codes < 0) | (codes >= codebook_size)).any()):
+    if look and bool(((codes < 0) | (codes >= codebook_size)).any()):
         raise ValueError(
             f"{name}: expected 0 to {codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}; "
             "are they codes of another tokenizer?"
@@ -108,8 +111,11 @@ def label_index(label: int | str, class_names: Sequence[str]) -> int:
     return index
 
 
-def label_rows(label: Label, batch_size: int, class_names: Sequence[str], device: torch.device) -> Tensor:
-    """A label of any form → (batch_size,) int64 on `device`, -1 for the unconditional class.
+def label_rows(
+    label: Label, batch_size: int, class_names: Sequence[str], device: torch.device, look: bool = True
+) -> Tensor:
+    """A label of any form → (batch_size,) int64 on `device`, -1 for the unconditional class; `look` as in
+    `check_codes`.
 
     Raises `ValueError` for an unknown class, a wrong number of labels or a tensor that is not of integers.
     """
@@ -121,11 +127,11 @@ def label_rows(label: Label, batch_size: int, class_names: Sequence[str], device
                 f"label: expected int64 of shape ({batch_size},), got {label.dtype} of {tuple(label.shape)}"
             )
         rows = label.to(device, torch.int64)
-        if bool(((rows < UNCONDITIONAL) | (rows >= len(class_names))).any()):
+        if look and bool(((rows < UNCONDITIONAL) | (rows >= len(class_names))).any()):
             found = f"{int(rows.min())} to {int(rows.max())}"
             raise ValueError(f"label: expected {_range(class_names)}, got {found}")
     elif label is None:
-        rows = torch.tensor(UNCONDITIONAL, device=device)
+        rows = torch.full((), UNCONDITIONAL, device=device)
     elif isinstance(label, str) or not isinstance(label, Sequence):
         rows = torch.tensor(label_index(label, class_names), device=device)
     else:

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from prior.layers import at_least_float32
 
-# Logits that are held at once: 16 MiB in float32.
-MOST_LOGITS = 1 << 22
+# Logits that are held at once: 16 MiB in float32 on a CPU, whose caches they fit, and 256 MiB on a GPU, to
+# which many small products would be a call each.
+MOST_LOGITS, MOST_ON_GPU = 1 << 22, 1 << 26
 
 # Hidden layers (K, M, width), heads (K, N, width), targets (K, M) → values (V, K, M).
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,14 +40,15 @@ def nats_and_entropy(hidden: Tensor, heads: Tensor, targets: Tensor) -> Tensor:
 
 
 def in_parts(score: Score, hidden: Tensor, heads: Tensor, targets: Tensor) -> Tensor:
-    """`score` in parts of one codebook and so many rows as MOST_LOGITS allow; at once if it allows all.
+    """`score` in parts of one codebook and so many rows as may be held at once; all at once if they may.
 
     With gradients the logits of a part are computed once more in the backward pass.
     """
     books, rows, size = len(heads), hidden.shape[1], heads.shape[1]
-    if books * rows * size <= MOST_LOGITS:
+    most = MOST_LOGITS if hidden.device.type == "cpu" else MOST_ON_GPU
+    if books * rows * size <= most:
         return score(hidden, heads, targets)
-    count = max(1, MOST_LOGITS // size)
+    count = max(1, most // size)
     cuts = tuple(range(count, rows, count))
     run = partial(checkpoint, score, use_reentrant=False) if torch.is_grad_enabled() else score
     # Split, not sliced: the gradients of all parts are then joined once.

@@ -62,7 +62,8 @@ class Prior(PriorNetwork):
     def forward(self, codes: Tensor, label: Tensor | None = None) -> PriorOutput:
         """codes (B, K, *grid) int64, label (B,) int64 (-1 or None: unconditional) → losses, stats and nats.
 
-        Dropout acts in training mode. Raises `ValueError` for codes or labels of wrong shape, dtype or range.
+        Dropout acts in training mode. Raises `ValueError` for codes or labels of wrong shape, dtype or range;
+        in training on a GPU their range is not looked at, for which it would stand still.
         """
         codes = self._checked(codes)
         if not len(codes):
@@ -281,8 +282,13 @@ class Prior(PriorNetwork):
     def _checked(self, codes: Array) -> Tensor:
         """Codes (B, K, *grid) as int64; `ValueError` or `TypeError` for what is none."""
         codes = as_codes(codes, self.head.device)
-        check_codes(codes, self.config.codebook_size, (self.config.num_codebooks, *self.config.grid))
+        shape = (self.config.num_codebooks, *self.config.grid)
+        check_codes(codes, self.config.codebook_size, shape, look=self._looks())
         return codes
+
+    def _looks(self) -> bool:
+        """Whether values are checked: not in a step of training on a GPU."""
+        return not (self.training and torch.is_grad_enabled()) or self.head.device.type == "cpu"
 
     def _nats(self, codes: Tensor, label: Label, dropout: float) -> Tensor:
         """Nats per example, (B,), of codes (B, K, *grid)."""
@@ -297,7 +303,8 @@ class Prior(PriorNetwork):
         return in_parts(score, hidden, self.head, rearrange(codes, "b k ... -> k (b ...)"))
 
     def _classes(self, label: Label, batch_size: int) -> Tensor:
-        return label_rows(label, batch_size, self.config.class_names, self.head.device)
+        names, device = self.config.class_names, self.head.device
+        return label_rows(label, batch_size, names, device, look=self._looks())
 
     def _begin_long(self, prefix: Array | None, batch_size: int) -> Tensor:
         """The codes (batch_size, K, n, *grid[1:]) before the first window, n 0 without a prefix."""

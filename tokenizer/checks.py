@@ -171,10 +171,12 @@ class NotFinite(ValueError):
 def require_finite(x: Tensor, name: str, step: Step | None = None) -> None:
     """`NotFinite` that names the tensor, and the optimizer step of training, if x holds NaN or infinity.
 
-    Not checked while torch.compile traces: a look at a value would break its graph, and the search looks
-    itself.
+    Not looked at where a look would cost more than it tells: while torch.compile traces, whose graph it would
+    break, and in a step of training on a GPU, which would stand still meanwhile; there losses and gradients
+    come to hold them, which who trains looks at. The search looks itself.
     """
-    if torch.compiler.is_compiling() or all_finite(x):
+    waits = step is not None and x.device.type != "cpu"
+    if waits or torch.compiler.is_compiling() or all_finite(x):
         return
     where = "" if step is None else f" at step {step.index + 1}"
     raise NotFinite(f"{name} {tuple(x.shape)} holds NaN or infinity{where}; nothing was learnt from it")

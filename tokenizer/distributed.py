@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tokenizer.devices import send
+
 
 @dataclass(frozen=True)
 class Step:
@@ -40,7 +42,7 @@ class Step:
         global batch, so that the noise of an example does not depend on the number of processes."""
         rows = (self.total, *like.shape[1:])
         table = torch.randn(rows, generator=self.generator(purpose), dtype=torch.float32)
-        return table[self.offset : self.offset + like.shape[0]].to(like)
+        return send(table[self.offset : self.offset + like.shape[0]].to(like.dtype), like.device)
 
     def uniform(self, count: int, purpose: str) -> Tensor:
         """Uniform noise in [0, 1) for this pass's `count` rows, cut from one table like `normal`."""

@@ -20,7 +20,6 @@ from tokenizer.card import describe
 from tokenizer.checks import (
     Array,
     Size,
-    all_finite,
     as_integers,
     checked_lengths,
     checked_size,
@@ -83,9 +82,10 @@ class Tokenizer(TokenizerNetwork, HubModel):
         z_e = self._latents(self.prepared(x))
         # Other processes wait for this one in the bottleneck and in the backward pass, so it goes on without
         # these values, and NaN reaches all processes with the gradient.
-        given_up = self.training and step is not None and step.optional and not all_finite(z_e)
-        if given_up:
-            z_e = torch.where(torch.isfinite(z_e), z_e, 0)
+        optional = self.training and step is not None and step.optional
+        if optional:
+            finite = torch.isfinite(z_e)
+            z_e = torch.where(finite, z_e, 0)
         z_q, codes, losses, stats = self.bottleneck(z_e, step)
         x_hat = self._crop(self._decoded(z_q), x.shape[2:])
         # Reconstruction losses are means over the elements of x; sums over an example are brought to that
@@ -95,8 +95,9 @@ class Tokenizer(TokenizerNetwork, HubModel):
         terms = reconstruction_losses(x_hat, x, self.config.losses, self.modality.sample_rate)
         losses |= {k: self.config.losses[k] * v for k, v in terms.items()}
         stats |= {k: v.detach() for k, v in terms.items()}
-        if given_up:
-            losses = {k: v * torch.nan for k, v in losses.items()}
+        if optional:
+            # Without a look at the values, for which a GPU would stand still: as they are, or NaN.
+            losses = {k: v * torch.where(finite.all(), 1.0, torch.nan) for k, v in losses.items()}
         return TokenizerOutput(x_hat, codes, z_e, z_q, losses, stats)
 
     @torch.no_grad()

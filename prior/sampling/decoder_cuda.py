@@ -72,7 +72,14 @@ class StaticDecoder(Decoder):
         self.numbers = torch.arange(steps, device=self.cache.device)
         self.turns = torch.view_as_real(self.rotary[:, 0, 0]).contiguous()
         # A graph reads these where they are; other tensors it would copy before every step.
-        kept = [self.cache, *self.both, self.position, self.numbers, self.turns, *prepared.tensors(rows)]
+        kept = [
+            self.cache,
+            *self.both,
+            self.position,
+            self.numbers,
+            self.turns,
+            *prepared.tensors(prior, rows),
+        ]
         for tensor in kept if self.target is None else [*kept, self.target]:
             torch._dynamo.mark_static_address(tensor)
         # Code of its own: torch counts, and limits, how often a function's code was compiled.

@@ -14,6 +14,7 @@ from tokenizer.bottlenecks import MAX_PARTS, BottleneckConfig, Bottlenecked
 from tokenizer.bottlenecks.parts.estimators import straight_through
 from tokenizer.bottlenecks.parts.several import Several
 from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.devices import send
 from tokenizer.distributed import Step
 from tokenizer.variants import require, training_only
 
@@ -140,7 +141,7 @@ class RVQ(Several):
                 max=self.num_codebooks - 1
             )
             count = torch.where(u < self.config.dropout, fewer, count)
-        return count.to(z.device).view(-1, *(1,) * (z.ndim - 1))
+        return send(count, z.device).view(-1, *(1,) * (z.ndim - 1))
 
     def compared(self, z: Tensor) -> Tensor | None:
         residual, seen = z.to(torch.promote_types(z.dtype, torch.float32)), []

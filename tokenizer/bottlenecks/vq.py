@@ -130,7 +130,7 @@ class VQ(Projected):
             # average, or for the codebook loss (equation 3).
             commitment = F.mse_loss(z_e, e.detach())
             z_q, weight = e, 1.0
-            if self.training and not bool(self.codebook.started):
+            if self.training and not self.codebook.has_started:
                 z_q, weight = z_e, 0.0  # no codebook yet: encoder and decoder learn without it
             elif self.training or needs_gradient(z_e):
                 z_q = self.estimate(z_e, e.detach())
@@ -163,7 +163,7 @@ class VQ(Projected):
 
     @property
     def ready(self) -> bool:
-        return bool(self.codebook.started)
+        return self.codebook.has_started
 
     def codebook_vectors(self) -> Tensor:
         return self.codebook.vectors.detach().cpu()

@@ -119,34 +119,48 @@ class CentredCodebook:
             return torch.zeros(0, dtype=torch.int64, device=z.device)
         centred = z - self.centre
         lengths = self.at_most(torch.linalg.vector_norm(centred, dim=1))
-        of_z, of_entries = torch.stack([lengths.amax(), self.longest]).tolist()
-        if z.dtype != torch.float64 and not (of_z <= FAR and NEAR <= of_entries <= FAR):
+        bounds = [lengths.amax(), self.longest]
+        # Loops for CPUs must not meet NaN. On a GPU nothing breaks by it, and each look would wait for it, so
+        # there is one for all.
+        if z.device.type == "cpu" and not self._serves(z.dtype, *torch.stack(bounds).tolist()):
             return CentredCodebook(self.codebook.double()).search(z.double())
-        if not of_entries <= FAR_IN_FLOAT64:
-            raise not_finite("the codebook")
-        if not of_z <= FAR_IN_FLOAT64:
-            raise not_finite("z")
         least, codes, second = propose(centred, self.entries, self.offset)
         # The nearest entry is at most `least` away, but for rounding; so it is no longer than `reach`, and
         # the product puts it at most `within` away.
         nearest_at_most = least + self.error(lengths, self.lengths[codes])
         reach = self.at_most(lengths + (lengths.square() + 2 * nearest_at_most).clamp(min=0).sqrt())
         within = nearest_at_most + self.error(lengths, torch.minimum(reach, self.longest))
-        rows = (second <= within).nonzero()[:, 0]
+        unsure = second <= within
+        of_z, of_entries, count = torch.stack([*(b.double() for b in bounds), unsure.sum()]).tolist()
+        if not self._serves(z.dtype, of_z, of_entries):
+            return CentredCodebook(self.codebook.double()).search(z.double())
+        rows = places(unsure, int(count))[:, 0]
         crowded = []
-        for part in torch.split(rows, max(1, TILE // len(self.entries))):
+        for part in torch.split(rows, max(1, TILE // len(self.entries))) if count else ():
             products = torch.addmm(self.offset, centred[part], self.entries.T)
-            row, code = (products <= within[part, None]).nonzero(as_tuple=True)
-            if len(row) > CROWDED * len(part) and not self.final:
+            near = products <= within[part, None]
+            pairs = int(near.sum())
+            if pairs > CROWDED * len(part) and not self.final:
                 crowded.append(part)
             else:
-                codes[part] = self.decide(z[part], row, code)
+                codes[part] = self.decide(z[part], *places(near, pairs).unbind(1))
         if crowded:
             rows = torch.cat(crowded)
             distinct = first_of_equal(self.codebook)
             table = CentredCodebook(self.codebook[distinct].double(), final=True)
             codes[rows] = distinct[table.search(z[rows].double())]
         return codes
+
+    def _serves(self, dtype: torch.dtype, of_z: float, of_entries: float) -> bool:
+        """Whether the range of `dtype` does for vectors up to `of_z` and entries up to `of_entries` long;
+        float64 can do all, and where it cannot this raises `NotFinite`."""
+        if dtype != torch.float64:
+            return of_z <= FAR and NEAR <= of_entries <= FAR
+        if not of_entries <= FAR_IN_FLOAT64:
+            raise not_finite("the codebook")
+        if not of_z <= FAR_IN_FLOAT64:
+            raise not_finite("z")
+        return True
 
     def at_most(self, lengths: Tensor) -> Tensor:
         """What vectors with these rounded lengths may at most be long."""
@@ -163,10 +177,16 @@ class CentredCodebook:
         for part in torch.split(torch.arange(len(row), device=z.device), max(1, PAIRS // z.shape[1])):
             exact[part] = squared_distances(z[row[part]], self.codebook[code[part]])
         best: Tensor = exact.new_full((len(z),), torch.inf).scatter_reduce_(0, row, exact, "amin")
-        is_best = exact == best[row]
-        decided: Tensor = code.new_full((len(z),), len(self.codebook))
-        decided.scatter_reduce_(0, row[is_best], code[is_best], "amin")
+        beyond = len(self.codebook)
+        decided: Tensor = code.new_full((len(z),), beyond)
+        decided.scatter_reduce_(0, row, torch.where(exact == best[row], code, beyond), "amin")
         return decided
+
+
+def places(mask: Tensor, count: int) -> Tensor:
+    """Where `mask` holds, which it does `count` times: (count, axes of mask), in order. Unlike nonzero this
+    need not look for how often."""
+    return torch.nonzero_static(mask, size=count)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

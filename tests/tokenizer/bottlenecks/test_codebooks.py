@@ -165,6 +165,25 @@ def test_simvq_starts_from_kmeans_with_a_whitened_basis() -> None:
     assert [e.text for e in codebook.events()] == ["k-means placed a basis of 200 entries among 8000 vectors"]
 
 
+@pytest.mark.parametrize("shortest", [1.0, 1e-3, 0.0])
+def test_simvq_moves_entries_to_where_they_belong(shortest: float) -> None:
+    """Or, if its map has lost a direction, to the nearest place that it reaches; never to NaN."""
+    numbers = torch.Generator().manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(3, 3, generator=numbers))
+    codebook = SimVQCodebook(8, 3, 0.99, 1, 0.0).requires_grad_(False)
+    codebook.map.copy_(left * torch.tensor([2.0, 1.0, shortest]) @ right)
+    wanted, index = torch.randn(4, 3, generator=numbers), torch.tensor([6, 0, 3, 1])
+    dead = torch.tensor([True, True, False, True])
+    before = codebook.vectors.clone()
+    codebook._move(index, dead, wanted)
+    reached = wanted if shortest else wanted @ (right[:2].T @ right[:2])
+    expected = before.index_copy(0, index[dead], reached[dead])
+    torch.testing.assert_close(codebook.vectors, expected, rtol=1e-3, atol=1e-4)
+    codebook.map.zero_()
+    codebook._move(index, dead, wanted)
+    assert torch.isfinite(codebook.basis).all()
+
+
 def test_a_gradient_of_one_entry_moves_all_of_simvq() -> None:
     bottleneck = vq(3, update="simvq", revive_below=0.0)
     before = bottleneck.codebook.vectors.detach().clone()

@@ -50,6 +50,18 @@ def test_kmeans_starts_after_its_steps_and_finds_the_clusters() -> None:
     assert out.losses["commitment"] < 0.25 * 0.01
 
 
+def test_whether_it_has_started_is_loaded_with_the_weights() -> None:
+    fresh, begun = vq(kmeans_steps=2), vq(kmeans_steps=2)
+    for index, z in enumerate(clusters(2)[1]):
+        begun(z, Step(0, index, 0, 16))
+    states = {ready: bottleneck.state_dict() for ready, bottleneck in ((False, fresh), (True, begun))}
+    states = {ready: {k: v.clone() for k, v in state.items()} for ready, state in states.items()}
+    for bottleneck in (fresh, begun):
+        for ready, state in states.items():
+            bottleneck.load_state_dict(state)
+            assert bottleneck.ready == ready
+
+
 def test_counts_after_kmeans_are_those_of_one_global_batch() -> None:
     """Else every entry of a small codebook is called dead right after the start."""
     bottleneck = vq(codebook_size=4, kmeans_steps=4, revive_below=0.1)

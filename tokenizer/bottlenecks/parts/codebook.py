@@ -6,15 +6,16 @@ and the way to and from the layout of pictures (the bottlenecks).
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks import Event
-from tokenizer.bottlenecks.parts.health import Health
+from tokenizer.bottlenecks.parts.health import Health, counts_of
 from tokenizer.checks import require_finite
+from tokenizer.devices import send
 from tokenizer.distributed import Step, all_reduce_sum, broadcast
 
 # Vectors of the global batch kept per step for revival; at most so many entries are revived in one step.
@@ -64,6 +65,8 @@ class Codebook(nn.Module):
         self.revive_below = self.least_use if revive_below is None else revive_below
         self.register_buffer("ema_count", torch.ones(size))
         self.register_buffer("started", torch.tensor(kmeans_steps == 0))
+        # The same for who must know it at once: a look at a tensor waits for a GPU.
+        self.has_started = kmeans_steps == 0
         self.health = Health(size, ADVICE)
         self._picked: Tensor | None = None
         self._reservoir: list[Tensor] = []
@@ -77,7 +80,8 @@ class Codebook(nn.Module):
         self.register_buffer("pending_sums", torch.zeros(self.size, self.dim * self.sums), persistent=False)
         self.register_buffer("pending_counts", torch.zeros(self.size), persistent=False)
         # Entries revived since the last report, but for the latest step; and in that.
-        self._revived, self._revived_last = torch.zeros(2, dtype=torch.int64).unbind()
+        self._revived: Tensor | int = 0
+        self._revived_last: Tensor | int = 0
 
     def _make(self) -> None:
         """Add random entries, or what they are made of."""
@@ -115,7 +119,7 @@ class Codebook(nn.Module):
         self._pick(z_e, examples, step)
         if self.sums:
             self.pending_sums.index_add_(0, codes, z_e.to(self.pending_sums.dtype))
-        self.pending_counts += torch.bincount(codes, minlength=self.size)
+        self.pending_counts += counts_of(codes, self.size)
         if not step.last:
             return
         # One tensor for one collective.
@@ -124,7 +128,7 @@ class Codebook(nn.Module):
         picked = all_reduce_sum(self._picked)
         self._drop_pending()
         rows_of_step = step.total * z_e.shape[0] / examples
-        if bool(self.started):
+        if self.has_started:
             share = 1 - self.decay_for(rows_of_step)
             self.ema_count.lerp_(total[:, -1], share)
             self._learn(total, share)
@@ -145,12 +149,12 @@ class Codebook(nn.Module):
         """
         positions = z_e.shape[0] // examples
         rows, first = step.total * positions, step.offset * positions
-        if bool(self.started):
+        if self.has_started:
             picks = torch.randint(rows, (min(CANDIDATES, self.size),), generator=step.generator("revive"))
         else:
             wanted = min(rows, math.ceil(RESERVOIR_PER_ENTRY * self.size / self.kmeans_steps))
             picks = torch.randperm(rows, generator=step.generator("reservoir"))[:wanted]
-        picks = picks.to(z_e.device) - first
+        picks = send(picks, z_e.device) - first
         here = (picks >= 0) & (picks < z_e.shape[0])
         mine = torch.where(here[:, None], z_e[picks.clamp(0, z_e.shape[0] - 1)], z_e.new_zeros(()))
         self._picked = mine.to(self.ema_count.dtype) + (0 if self._picked is None else self._picked)
@@ -163,7 +167,7 @@ class Codebook(nn.Module):
         dead = least < self.revive_below * uniform
         self.ema_count[index] = torch.where(dead, uniform / 2, least)
         self._move(index, dead, picked)
-        self._revived = self._revived.to(dead.device) + self._revived_last.to(dead.device)
+        self._revived = self._revived + self._revived_last
         self._revived_last = dead.sum()
 
     def _start(self, step: Step, rows: float) -> str:
@@ -173,14 +177,16 @@ class Codebook(nn.Module):
         generator = step.generator("kmeans")
         missing = self.size - reservoir.shape[0]
         if missing > 0:
-            again = torch.randint(reservoir.shape[0], (missing,), generator=generator).to(reservoir.device)
-            jitter = torch.randn(missing, reservoir.shape[1], generator=generator).to(reservoir)
+            again = torch.randint(reservoir.shape[0], (missing,), generator=generator)
+            jitter = torch.randn(missing, reservoir.shape[1], generator=generator).to(reservoir.dtype)
+            again, jitter = send(again, reservoir.device), send(jitter, reservoir.device)
             scale = reservoir.std(0, correction=0).clamp(min=1e-3) * 0.01
             reservoir = self.on_sphere(torch.cat([reservoir, reservoir[again] + scale * jitter]))
         counts, done = self._begin(reservoir, generator)
         # Counts in units of one global batch, as the moving average keeps them.
         self.ema_count.copy_(broadcast(counts * (rows / reservoir.shape[0])))
         self.started.fill_(True)
+        self.has_started = True
         topped_up = f", {missing} of them jittered copies" if missing > 0 else ""
         self._reservoir = []
         return f"{done} {len(reservoir)} vectors{topped_up}"
@@ -188,6 +194,10 @@ class Codebook(nn.Module):
     def on_sphere(self, vectors: Tensor) -> Tensor:
         """The vectors (M, D), scaled to length 1 if the codebook is `spherical`."""
         return F.normalize(vectors) if self.spherical else vectors
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        super()._load_from_state_dict(*arguments, **named)
+        self.has_started = bool(self.started)
 
     def training_state(self) -> dict[str, Tensor]:
         """The reservoir while it fills, and the health; everything else that counts is in the state_dict."""
@@ -206,8 +216,8 @@ class Codebook(nn.Module):
             # A copy: what is read from a file may still be mapped from it, and goes when it is overwritten.
             self._reservoir = list(reservoir.clone())
         # What the latest step did may be undone by this, so there is nothing of it to report.
-        self._revived_last.zero_()
-        if not self.started:
+        self._revived_last = 0
+        if not self.has_started:
             self._events = []
         self.health.load_training_state(state)
         self._drop_pending()
@@ -228,6 +238,5 @@ class Codebook(nn.Module):
                     f"{self.revive_below:g} of uniform use: moved to vectors of the batch{usual}"
                 )
             )
-            self._revived.zero_()
-            self._revived_last.zero_()
+            self._revived = self._revived_last = 0
         return events + self.health.events()

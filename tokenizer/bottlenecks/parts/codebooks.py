@@ -10,8 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks.parts.codebook import Codebook
+from tokenizer.bottlenecks.parts.health import counts_of
+from tokenizer.devices import send
 from tokenizer.distributed import Step, broadcast
 from tokenizer.search.exact import nearest
+
+# Of the largest squared length of a row of SimVQ's map, what is added to all when it is inverted: more than
+# float64 rounds them by, and less than a map in float32 can tell from 0.
+RIDGE = 1e-12
 
 
 class GradientCodebook(Codebook):
@@ -68,7 +74,7 @@ class SimVQCodebook(Codebook):
         covariance = (reservoir - mean).T @ (reservoir - mean) / len(reservoir)
         variances, axes = torch.linalg.eigh(covariance)
         # No direction starts flat: the map must be able to grow, and to be inverted.
-        scales = variances.clamp(min=1e-6 * float(variances.amax().clamp(min=1e-12))).sqrt()
+        scales = torch.maximum(variances, 1e-6 * variances.amax().clamp(min=1e-12)).sqrt()
         self.map.copy_(broadcast(scales[:, None] * axes.T))
         self.shift.copy_(broadcast(mean))
         entries, counts = kmeans(reservoir, self.size, generator, self.spherical)
@@ -76,8 +82,18 @@ class SimVQCodebook(Codebook):
         return counts, f"k-means placed a basis of {self.size} entries among"
 
     def _move(self, index: Tensor, dead: Tensor, vectors: Tensor) -> None:
-        rows = (vectors - self.shift) @ torch.linalg.pinv(self.map)
+        rows = broadcast(self._unmapped(vectors))  # solved alike nowhere but on equal processors
         self.basis[index] = torch.where(dead[:, None], rows, self.basis[index])
+
+    def _unmapped(self, vectors: Tensor) -> Tensor:
+        """Rows of the basis (P, D) whose entries are the vectors (P, D), or as near as a map that has lost a
+        direction gets. By the normal equations in float64, which unlike a pseudoinverse take no decisions
+        that a GPU would have to be waited for."""
+        table, wanted = self.map.double(), (vectors - self.shift).double()
+        gram = table @ table.T
+        gram.diagonal().add_(RIDGE * gram.diagonal().amax().clamp(min=1e-30))
+        factor, _ = torch.linalg.cholesky_ex(gram)
+        return torch.cholesky_solve(table @ wanted.T, factor).T.to(vectors.dtype)
 
 
 KMEANS_ITERATIONS = 10
@@ -132,13 +148,13 @@ def kmeans(
     A centre that loses all its rows moves to a random row; ten rounds suffice for a start that training
     refines. `spherical`: x lies on the unit sphere, and so do the centres.
     """
-    centres = x[torch.randperm(x.shape[0], generator=generator)[:size].to(x.device)].clone()
+    centres = x[send(torch.randperm(x.shape[0], generator=generator)[:size], x.device)].clone()
     counts = x.new_zeros(size)
     for _ in range(KMEANS_ITERATIONS):
         codes = nearest(x, centres)
-        counts = torch.bincount(codes, minlength=size).to(x.dtype)
+        counts = counts_of(codes, size).to(x.dtype)
         sums = torch.zeros_like(centres).index_add_(0, codes, x)
         means = F.normalize(sums) if spherical else sums / counts.clamp(min=1)[:, None]
-        random_rows = x[torch.randint(x.shape[0], (size,), generator=generator).to(x.device)]
+        random_rows = x[send(torch.randint(x.shape[0], (size,), generator=generator), x.device)]
         centres = torch.where(counts[:, None] > 0, means, random_rows)
     return centres, counts

@@ -52,7 +52,7 @@ class Health(nn.Module):
     def count(self, codes: Tensor, step: Step | None) -> None:
         """Take in the codes (any shape) of a training pass. On the last accumulation pass all processes' are
         added, so every process must call this on every pass."""
-        self.pending += torch.bincount(codes.flatten(), minlength=self.size)
+        self.pending += counts_of(codes, self.size)
         if step is None or step.last:
             self.observe(all_reduce_sum(self.pending.clone()))
             self.pending.zero_()
@@ -119,7 +119,14 @@ def perplexity(counts: Tensor) -> Tensor:
     return entropy.exp()
 
 
+def counts_of(codes: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes is among `codes` (any shape): (size,) int64. Unlike bincount, this does
+    not look for the largest one, for which a GPU would stand still."""
+    rows = codes.flatten()
+    return rows.new_zeros(size).scatter_add_(0, rows, torch.ones_like(rows))
+
+
 def batch_stats(codes: Tensor, size: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """usage and perplexity of these codes (any shape) alone, for eval mode."""
-    counts = torch.bincount(codes.flatten(), minlength=size).to(dtype)
+    counts = counts_of(codes, size).to(dtype)
     return {"usage": (counts > 0).to(dtype).mean(), "perplexity": perplexity(counts)}
