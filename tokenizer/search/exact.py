@@ -134,16 +134,16 @@ class CentredCodebook:
         of_z, of_entries, count = torch.stack([*(b.double() for b in bounds), unsure.sum()]).tolist()
         if not self._serves(z.dtype, of_z, of_entries):
             return CentredCodebook(self.codebook.double()).search(z.double())
-        rows = places(unsure, int(count))[:, 0]
+        # Unlike nonzero this need not look for how many there are.
+        rows = torch.nonzero_static(unsure, size=int(count))[:, 0]
         crowded = []
         for part in torch.split(rows, max(1, TILE // len(self.entries))) if count else ():
             products = torch.addmm(self.offset, centred[part], self.entries.T)
-            near = products <= within[part, None]
-            pairs = int(near.sum())
-            if pairs > CROWDED * len(part) and not self.final:
+            row, code = (products <= within[part, None]).nonzero(as_tuple=True)
+            if len(row) > CROWDED * len(part) and not self.final:
                 crowded.append(part)
             else:
-                codes[part] = self.decide(z[part], *places(near, pairs).unbind(1))
+                codes[part] = self.decide(z[part], row, code)
         if crowded:
             rows = torch.cat(crowded)
             distinct = first_of_equal(self.codebook)
@@ -181,12 +181,6 @@ class CentredCodebook:
         decided: Tensor = code.new_full((len(z),), beyond)
         decided.scatter_reduce_(0, row, torch.where(exact == best[row], code, beyond), "amin")
         return decided
-
-
-def places(mask: Tensor, count: int) -> Tensor:
-    """Where `mask` holds, which it does `count` times: (count, axes of mask), in order. Unlike nonzero this
-    need not look for how often."""
-    return torch.nonzero_static(mask, size=count)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
