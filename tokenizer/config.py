@@ -3,13 +3,31 @@
 Left out: the configs of single modalities and bottlenecks, which stand in their files.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.losses import default_weights, describe_losses, validate_weights
 from tokenizer.modalities import ModalityConfig
 from tokenizer.modalities.image import ImageConfig
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Where a decoder is not the mirror of its encoder. No code depends on it."""
+
+    widths: tuple[int, ...] = ()
+    """Channels per level, from the finest; left out, those of the encoder."""
+    blocks: tuple[int, ...] = ()
+    """Residual blocks per level, from the finest; left out, those of the encoder."""
+
+    def applied(self, modality: ModalityConfig) -> ModalityConfig:
+        """The config of a modality whose mirror is this decoder. `ValueError` for one that cannot be."""
+        changes = {f.name: value for f in fields(self) if (value := getattr(self, f.name))}
+        try:
+            return replace(modality, **changes) if changes else modality
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"decoder: {error}") from error
 
 
 def _default_losses() -> dict[str, float]:
@@ -30,7 +48,10 @@ class TokenizerConfig:
     """Between encoder and decoder: a quantizer, or the Gaussian posterior of a VAE."""
     losses: dict[str, float] = field(default_factory=_default_losses, metadata={"help": _losses_help()})
     """Weights of the reconstruction losses, by name."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The decoder, where it differs from the encoder."""
 
     def __post_init__(self) -> None:
         validate_weights(self.losses, self.modality.kind)
+        self.decoder.applied(self.modality)
         self.modality.check_losses({name for name, weight in self.losses.items() if weight > 0})

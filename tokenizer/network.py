@@ -25,7 +25,8 @@ class TokenizerNetwork(nn.Module):
         self.modality = config.modality.build()
         self.bottleneck = config.bottleneck.build()
         self.encoder = self.modality.build_encoder(self.bottleneck.in_dim)
-        self.decoder = self.modality.build_decoder(self.bottleneck.out_dim)
+        mirrored = config.decoder.applied(config.modality).build()
+        self.decoder = mirrored.build_decoder(self.bottleneck.out_dim)
         # Whether `encode` and streams may use TF32 on a GPU, faster: codes then depend on the batch.
         self.tf32 = False
 

@@ -2,9 +2,9 @@
 without touching others.
 """
 
-from pipelines.presets.registry import PRIORS, TOKENIZERS
+from pipelines.presets.registry import DECODERS, PRIORS, TOKENIZERS
 from tokenizer.variants import import_modules
 
 import_modules(__name__)
 
-__all__ = ["PRIORS", "TOKENIZERS"]
+__all__ = ["DECODERS", "PRIORS", "TOKENIZERS"]

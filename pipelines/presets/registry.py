@@ -10,6 +10,7 @@ from pipelines.run.command_line import Preset
 
 TOKENIZERS: dict[str, Preset] = {}
 PRIORS: dict[str, Preset] = {}
+DECODERS: dict[str, Preset] = {}
 
 T = TypeVar("T")
 

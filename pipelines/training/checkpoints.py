@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from accelerate import Accelerator
@@ -91,9 +92,11 @@ class Checkpoints:
         optimizers: list[Optimizer],
         keep: int,
         seed: int,
+        others: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
+        """`others`: what trains beside the model, by the names of its files."""
         self.accelerator, self.model, self.average, self.optimizers = accelerator, model, average, optimizers
-        self.folder, self.keep, self.seed = folder / CHECKPOINTS, keep, seed
+        self.folder, self.keep, self.seed, self.others = folder / CHECKPOINTS, keep, seed, others
 
     def save(self, step: int, skipped: int = 0, skipped_in_a_row: int = 0) -> None:
         """Write the state after `step` optimizer steps, of which so many were skipped, then delete the oldest
@@ -108,6 +111,7 @@ class Checkpoints:
             "average": whole_tensors(self.average.shadow, main),
             "optimizers": whole_tensors(optimizer_tensors(self.optimizers), main),
             "training_state": whole_tensors(_training_state(self.model), main),
+            **{name: whole_tensors(other.state_dict(), main) for name, other in self.others.items()},
             "rng": {f"{rank}.{name}": t for rank, states in enumerate(rng) for name, t in states.items()},
         }
         if main:
@@ -181,9 +185,10 @@ class Checkpoints:
             state = read_state(path / STATE)
             if (named := re.fullmatch(r"step-(\d+)(\.left-\d+)?", path.name)) and int(named[1]) != state.step:
                 raise ValueError(f"{STATE} is of step {state.step}")
-            current = self.model.state_dict()
-            held = load_tensors(path / "model.safetensors", current)
-            self.model.load_state_dict({k: sharded_like(v, current[k]) for k, v in held.items()}, strict=True)
+            for name, module in {"model": self.model, **self.others}.items():
+                current = module.state_dict()
+                held = load_tensors(path / f"{name}.safetensors", current)
+                module.load_state_dict({k: sharded_like(v, current[k]) for k, v in held.items()}, strict=True)
             self.average.load(load_tensors(path / "average.safetensors", self.average.shadow))
             load_optimizers(self.optimizers, path / "optimizers.safetensors")
             _load_training_state(self.model, load_file(path / "training_state.safetensors"))

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from pipelines.run.processes import gather_objects, mean_over_processes, meet
 from pipelines.run.progress import progress
 from pipelines.run.signals import Stopped, StopRequests
+from pipelines.training.adversary import Adversary
 from pipelines.training.averaging import WeightAverage
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.log import MetricsLog
@@ -118,8 +119,10 @@ class Share(TypedDict):
 class Course:
     """From the step that a run begins or resumes at to its last one; a context, in which it can be stopped.
 
-    `net` is the model unwrapped, for evaluation and saving only; what trains is made of it here. `headline`
-    is the value that the progress bar shows, `events` what happened since the last call, to be logged.
+    `net` is the model unwrapped, for evaluation and saving only; what trains is made of it here, or of
+    `trained`, a module around it. `headline` is the value that the progress bar shows, `events` what happened
+    since the last call, to be logged. An `adversary` learns in the same steps, from what the forward passes
+    leave with it.
     """
 
     def __init__(
@@ -131,15 +134,24 @@ class Course:
         name: str,
         headline: str = "loss",
         events: Callable[[], list[Event]] = list,
+        trained: nn.Module | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         self.accelerator, self.options, self.net = accelerator, options, net
         self.name, self.headline, self.events = name, headline, events
-        prepared = prepare(accelerator, options, net, optimizers)
+        self.trained, self.adversary = trained or net, adversary
+        prepared = prepare(accelerator, options, self.trained, optimizers)
         self.model, self.optimizers, self.precision = prepared.model, prepared.optimizers, prepared.precision
+        # All that trains, by the beginnings of the names of its gradient's norm.
+        self.learners: dict[str, nn.Module] = {"": net}
+        if adversary is not None:
+            self.optimizers = [*self.optimizers, adversary.optimizer]
+            self.learners["discriminator_"] = adversary.net
         self.average = WeightAverage(net, options.ema_decay)
         self.checkpoints = Checkpoints(
             *(accelerator, options.output, net, self.average, self.optimizers),
             *(options.keep_checkpoints, options.seed),
+            others={} if adversary is None else {"discriminator": adversary.net},
         )
         seed_layers(options.seed, 0, accelerator.process_index)
         state = self.checkpoints.resume(options.resume) if options.resume else None
@@ -161,8 +173,9 @@ class Course:
         self.put_back: Callable[[], None] | None = None
         # Losses and statistics of the step, as means over its passes.
         self.terms: Mapping[str, Tensor] = {}
-        # The gradient's norm in the latest step, before it was brought down; None where DeepSpeed keeps it.
-        self.norm: Tensor | float | None = None
+        # Norms of the gradients in the latest step, before they were brought down; none where DeepSpeed keeps
+        # them.
+        self.norms: dict[str, Tensor | float] = {}
         # Step and time of the latest log line; what evaluations and checkpoints take is added to the time.
         self.logged, self.clock = self.start, time.monotonic()
 
@@ -212,7 +225,8 @@ class Course:
             self.passes = []
             self.put_back = put_back(self.net) if optional else None
         self.passes.append((forward, names))
-        with accelerator.accumulate(self.model):
+        rivals = [] if self.adversary is None else [self.adversary.model]
+        with accelerator.accumulate(self.model, *rivals):
             try:
                 with self.precision():
                     losses, stats = forward(self.model, slice(None), where)
@@ -220,8 +234,10 @@ class Course:
                 raise ValueError(self._diagnosis(str(error), self._offending())) from error
             loss = torch.stack(list(losses.values())).sum()
             terms = {"loss": loss, **{f"loss_{name}": value for name, value in losses.items()}, **stats}
-            self.terms = self._mean_with({k: v.detach() for k, v in terms.items()})
             accelerator.backward(loss)
+            if self.adversary is not None:
+                terms |= self.adversary.learn(where)
+            self.terms = self._mean_with({k: v.detach() for k, v in terms.items()})
             usable = not accelerator.sync_gradients or self._gradients(batch.step + 1)
             for optimizer in self.optimizers:
                 if usable:
@@ -244,9 +260,12 @@ class Course:
         """Bring the gradients to the norm that is allowed; whether they are finite. They are alike on every
         process, and so is the answer."""
         most = self.options.clip_norm or math.inf
-        self.norm = norm = self.accelerator.clip_grad_norm_(self.net.parameters(), most)
+        for name, learner in self.learners.items():
+            norm = self.accelerator.clip_grad_norm_(learner.parameters(), most)
+            if norm is not None:
+                self.norms[f"{name}gradient_norm"] = norm
         # In fp16 the scaler finds gradients too large and leaves the step out by itself.
-        if self.accelerator.scaler is not None or norm is None or math.isfinite(norm):
+        if self.accelerator.scaler is not None or all(map(math.isfinite, self.norms.values())):
             self.skipped_in_a_row = 0
             return True
         self.skipped_in_a_row += 1
@@ -265,7 +284,7 @@ class Course:
     def _offending(self) -> list[str]:
         """`offending`, of this process's passes. Sharded, a pass needs all processes, and with DeepSpeed the
         weights from before the step are gone."""
-        return [] if is_sharded(self.accelerator) else offending(self.net, self.passes)
+        return [] if is_sharded(self.accelerator) else offending(self.trained, self.passes)
 
     def _blame(self, examples: list[str]) -> str:
         if is_sharded(self.accelerator):
@@ -310,7 +329,8 @@ class Course:
     def _log_events(self, step: int) -> None:
         """What happened since the last log line, with the step that it is of, or else this one. Every process
         must call it."""
-        for event in self.events():
+        of_rivals = [] if self.adversary is None else self.adversary.events()
+        for event in [*self.events(), *of_rivals]:
             logger.info("step %d: %s", step if event.step is None else event.step, event.text)
 
     def _pace(self, step: int) -> dict[str, float]:
@@ -319,8 +339,7 @@ class Course:
         options, now = self.options, time.monotonic()
         scale = rate_scale(step - 1, options.warmup_steps, options.max_steps)
         pace = {"learning_rate": options.learning_rate * scale}
-        if self.norm is not None:
-            pace["gradient_norm"] = float(self.norm)
+        pace |= {name: float(norm) for name, norm in self.norms.items()}
         items = (step - self.logged) * options.batch_size
         pace["items_per_second"] = items / max(now - self.clock, 1e-9)
         self.logged, self.clock = step, now

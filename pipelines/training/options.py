@@ -16,6 +16,7 @@ from pipelines.data.augment import Augment
 from pipelines.data.config import DataConfig
 from prior.patterns import PATTERNS
 from tokenizer import TokenizerConfig
+from tokenizer.config import DecoderConfig
 from tokenizer.variants import require
 
 
@@ -105,7 +106,7 @@ MAY_CHANGE = frozenset(
     {
         *("output", "resume", "max_steps", "checkpoint_every", "keep_checkpoints", "log_every", "eval_every"),
         *("tracker", "license", "push_to_hub", "push_private", "data.workers", "skip_non_finite"),
-        "tokenizer_id",
+        *("tokenizer_id", "tokenizer", "discriminator", "push_discriminator"),
     }
 )
 
@@ -136,6 +137,88 @@ class TokenizerTraining(TrainingOptions):
         require(
             self.optimizer != "muon" or not getattr(self.model.modality, "weight_norm", False),
             "weight normalisation hides the matrices that Muon needs; use --optimizer adamw",
+        )
+
+
+@dataclass(frozen=True)
+class AdversarialOptions:
+    """Discriminators, and what the decoder pays to them."""
+
+    names: tuple[str, ...] = ()
+    """Discriminators by name: patch for pictures, stft and period for sound. Left out: all for the data."""
+    width: int | None = None
+    """Channels of their first layers; left out, what each has by itself."""
+    loss: Literal["hinge", "least_squares"] = "hinge"
+    """Hinge (arXiv 1705.02894), or least squares (arXiv 1611.04076)."""
+    weight: float = 0.1
+    """Weight of the adversarial loss. 0: none, and no discriminators."""
+    feature_weight: float = 0.0
+    """Weight of matching the discriminators' activations (arXiv 2210.13438, section 3.4)."""
+    start: int = 200
+    """Steps in which discriminators learn before the decoder pays anything to them."""
+    learning_rate: float = 2e-4
+    """Peak rate of their AdamW, on the schedule of all rates."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Decays of their AdamW."""
+    augment: bool = True
+    """Pictures: show them data and the decoder's work in random views (arXiv 2006.10738), as small sets need.
+    """
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "feature_weight", "learning_rate"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"adversarial.{name} is {value}, expected 0 or more")
+        require(self.start >= 0, f"adversarial.start is {self.start}, expected 0 or more")
+        require(
+            self.feature_weight == 0 or self.weight > 0,
+            "adversarial.feature_weight needs discriminators, but adversarial.weight is 0",
+        )
+        require(
+            all(0 <= b < 1 for b in self.betas), f"adversarial.betas are {self.betas}, expected 0 to below 1"
+        )
+
+
+@dataclass(frozen=True)
+class DecoderTraining(TrainingOptions):
+    """Options of train_decoder.py."""
+
+    output: Path = Path("runs/decoder")
+    """Folder of the run, and at its end the Hub-ready folder of the tokenizer."""
+    tokenizer: str = ""
+    """The tokenizer whose codes stay: a folder, or user/name on the Hub."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where pictures or sound come from."""
+    augment: Augment = field(default_factory=Augment)
+    """Random views of training pictures."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Another decoder than the tokenizer's own, which then begins untrained."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Weights of the reconstruction losses by name, in place of the tokenizer's own."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decays of the decoder's AdamW; a lower first one follows discriminators more quickly."""
+    perceptual: str = ""
+    """Feature network of a perceptual loss, e.g. torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty:
+    none.
+    """
+    perceptual_weight: float = 0.1
+    """Weight of the perceptual loss, if there is one."""
+    perceptual_download: bool = False
+    """Allow the feature network's weights to be downloaded."""
+    adversarial: AdversarialOptions = field(default_factory=AdversarialOptions)
+    """Discriminators."""
+    discriminator: str = ""
+    """Folder of discriminators to go on from, such as the discriminator/ of an earlier run; in place of
+    --adversarial.names and --adversarial.width."""
+    push_discriminator: bool = False
+    """Push discriminator/ with the model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start, weight = self.adversarial.start, self.adversarial.weight
+        require(
+            weight == 0 or start < self.max_steps,
+            f"--adversarial.start is {start}, but there are only --max-steps {self.max_steps}: the decoder "
+            "would never learn from the discriminators",
         )
 
 

@@ -7,6 +7,7 @@ others.
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from tokenizer.distributed import Step
@@ -73,6 +74,12 @@ class Bottleneck(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """codes: (B, K, *grid) int64 → z_q: (B, out_dim, *grid)."""
         raise TypeError(f"{type(self).__name__} has no codes; use posterior(x) and decode_latents(z)")
+
+    @torch.no_grad()
+    def frozen(self, z: Tensor, step: Step | None = None) -> Tensor:
+        """z: (B, in_dim, *grid) → what a decoder is given of it that learns while all codes stay as they are:
+        (B, out_dim, *grid), with no gradient, and nothing counted or moved. `step` keys what is random."""
+        return self.decode(self.encode(z))
 
     @property
     def ready(self) -> bool:

@@ -98,6 +98,12 @@ class Gaussian(Bottleneck):
         losses = {"kl": self.config.kl_weight * self._warmup(step) * kl}
         return Bottlenecked(latent, None, losses, {"kl": kl.detach(), "posterior_std": std.detach()})
 
+    @torch.no_grad()
+    def frozen(self, z: Tensor, step: Step | None = None) -> Tensor:
+        """A sample of the posterior, as in training."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self._sample(self.posterior(z, step), step)
+
     def _sample(self, posterior: Posterior, step: Step | None) -> Tensor:
         if step is None:
             return posterior.sample()

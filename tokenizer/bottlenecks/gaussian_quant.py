@@ -143,6 +143,11 @@ class GaussianQuant(Gaussian):
         with torch.autocast(z.device.type, enabled=False):
             return self._codes(self.posterior(z))
 
+    @torch.no_grad()
+    def frozen(self, z: Tensor, step: Step | None = None) -> Tensor:
+        """The entries of the codes, which are what is decoded later."""
+        return self.decode(self.encode(z))
+
     def decode(self, codes: Tensor) -> Tensor:
         # (B, K, *grid, m)
         entries = F.embedding(codes, self.codebook)

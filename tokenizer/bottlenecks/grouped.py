@@ -86,6 +86,10 @@ class Grouped(Several):
         parts = rearrange(codes, "b (g k) ... -> g b k ...", g=self.config.groups)
         return torch.cat([member.decode(c) for member, c in zip(self.each(), parts, strict=True)], dim=1)
 
+    @torch.no_grad()
+    def frozen(self, z: Tensor, step: Step | None = None) -> Tensor:
+        return torch.cat([member.frozen(part, step) for member, part in self._parts(z)], dim=1)
+
     def compared(self, z: Tensor) -> Tensor | None:
         seen = [member.compared(part) for member, part in self._parts(z)]
         known = [s for s in seen if s is not None]

@@ -82,7 +82,7 @@ class RVQ(Several):
 
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         residual = z.to(torch.promote_types(z.dtype, torch.float32))
-        used = self._stages_used(z, step)
+        used = self._stages_used(z, step, vary=self.training)
         # Stages that weigh or bend z learn to through the residuals of all that follow (Kumar et al. 2023).
         # Others give q(r) the gradient of r, so the residuals would have none: the commitment of later stages
         # reaches z only if the q before them count as constants.
@@ -127,10 +127,20 @@ class RVQ(Several):
         z_q: Tensor = sum(stage.decode(c) for stage, c in stages)  # type: ignore[assignment]
         return z_q
 
-    def _stages_used(self, z: Tensor, step: Step | None) -> Tensor:
+    @torch.no_grad()
+    def frozen(self, z: Tensor, step: Step | None = None) -> Tensor:
+        """With quantizer dropout as in training, so that the decoder learns to serve every bitrate."""
+        used = self._stages_used(z, step, vary=True)
+        parts = zip(self.each(), torch.split(self.encode(z), 1, dim=1), strict=True)
+        z_q: Tensor = sum(  # type: ignore[assignment]
+            torch.where(used > k, stage.decode(codes), 0.0) for k, (stage, codes) in enumerate(parts)
+        )
+        return z_q
+
+    def _stages_used(self, z: Tensor, step: Step | None, vary: bool) -> Tensor:
         """How many stages each example uses, (B, 1, ...): all but where quantizer dropout takes some away."""
         count = torch.full((len(z),), self.num_codebooks)
-        if self.training and self.config.dropout > 0:
+        if vary and self.config.dropout > 0:
             u = (
                 torch.rand(len(z), dtype=torch.float64)
                 if step is None

@@ -1,0 +1,47 @@
+"""The presets of the second stage, in which a decoder learns to be sharp while all codes stay.
+
+Left out: the options themselves (`training/options.py`).
+"""
+
+from pipelines.data.augment import Augment
+from pipelines.data.config import DataConfig
+from pipelines.presets.registry import DECODERS, preset
+from pipelines.training.options import AdversarialOptions, DecoderTraining
+
+
+@preset(
+    DECODERS,
+    "pictures",
+    "Small pictures, such as those of the preset emoji.",
+    "About 8 minutes on 2 CPU cores for 32 × 32 pixels.",
+)
+def _pictures() -> DecoderTraining:
+    return DecoderTraining(
+        max_steps=1500,
+        learning_rate=1e-3,
+        muon_learning_rate=0.01,
+        betas=(0.5, 0.99),
+        data=DataConfig(path="embedded:emoji"),
+        augment=Augment(flip=True, shift=1),
+        adversarial=AdversarialOptions(weight=0.1, width=32, start=200),
+    )
+
+
+@preset(
+    DECODERS,
+    "speech",
+    "Speech of 16 kHz, such as that of the preset audio-small.",
+    "About 15 minutes on 2 CPU cores.",
+)
+def _speech() -> DecoderTraining:
+    return DecoderTraining(
+        max_steps=1000,
+        batch_size=16,
+        optimizer="adamw",
+        learning_rate=5e-4,
+        betas=(0.8, 0.99),
+        data=DataConfig(path="embedded:speech"),
+        adversarial=AdversarialOptions(
+            width=16, loss="least_squares", weight=1.0, feature_weight=2.0, start=100, betas=(0.8, 0.99)
+        ),
+    )
