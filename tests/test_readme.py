@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from pipelines.presets import TOKENIZERS
+from pipelines.presets import DECODERS, TOKENIZERS
 from pipelines.quickstart import QuickstartOptions, commands
 from pipelines.run.command_line import options_to_dict
 from tests.helpers.running import ROOT, Script, read_command, without_plots
@@ -104,7 +104,7 @@ def test_commands_fit_their_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 text = json.dumps(options_to_dict(command.options))
                 (command.options.output / "run.json").write_text(text)
     scripts = {"quickstart", "train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate"}
-    assert seen >= scripts | {"quantize_vae"}
+    assert seen >= scripts | {"train_decoder", "quantize_vae"}
 
 
 def test_the_first_block_is_the_two_commands_that_set_up() -> None:
@@ -116,7 +116,7 @@ def test_the_first_block_is_the_two_commands_that_set_up() -> None:
 
 def test_every_preset_is_named() -> None:
     text = pages()["README.md"]
-    assert [name for name in TOKENIZERS if f"`{name}`" not in text] == []
+    assert [name for name in {**TOKENIZERS, **DECODERS} if f"`{name}`" not in text] == []
 
 
 def test_links_lead_to_files_and_headings_and_every_page_is_linked() -> None:

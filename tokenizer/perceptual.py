@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokenizer.anti_aliased import STLPIPS, STLPIPS_LAYERS, stlpips_network
 from tokenizer.installation import install_extra
 
 # The layers of torchvision's networks that Zhang et al. compare: the last ReLU of each block.
@@ -111,12 +112,15 @@ def _unit(f: Tensor) -> Tensor:
 
 
 def load_perceptual(spec: str, download: bool = False) -> Perceptual:
-    """A `Perceptual` from `spec`, "torchvision:NETWORK" or "torchvision:NETWORK:FILE".
+    """A `Perceptual` from `spec`: "stlpips:vgg16", "torchvision:NETWORK" or "torchvision:NETWORK:FILE".
 
-    NETWORK is vgg16 or alexnet, FILE its weights as .safetensors or .pth. Without FILE, weights come from
-    torch's hub cache; only `download=True` may fetch them into it. Loading is strict and runs no code.
-    `ValueError` for an unknown spec, torchvision not installed, weights missing or not fitting.
+    Weights of stlpips come with its package, so nothing is downloaded. torchvision's NETWORK is vgg16 or
+    alexnet, FILE its weights as .safetensors or .pth; without FILE, weights come from torch's hub cache, and
+    only `download=True` may fetch them into it. Loading is strict and runs no code. `ValueError` for an
+    unknown spec, a package that is not installed, weights missing or not fitting.
     """
+    if spec.startswith("stlpips:"):
+        return Perceptual(stlpips_network(spec), STLPIPS_LAYERS)
     network = torchvision_network(spec, tuple(TORCHVISION_LAYERS), download, part="features")
     return Perceptual(network, TORCHVISION_LAYERS[spec.split(":")[1]])
 
@@ -130,7 +134,9 @@ def torchvision_network(
     name, _, file = rest.partition(":")
     if library != "torchvision" or name not in known:
         names = ", ".join(f"torchvision:{n}" for n in known)
-        raise ValueError(f"unknown network {spec!r}; known: {names}, each optionally with :FILE")
+        raise ValueError(
+            f"unknown network {spec!r}; known: {names}, each optionally with :FILE; as a loss also {STLPIPS}"
+        )
     try:
         from torchvision import models
     # The last two: a torchvision built for another torch.

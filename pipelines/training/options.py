@@ -124,9 +124,8 @@ class TokenizerTraining(TrainingOptions):
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The tokenizer."""
     perceptual: str = ""
-    """Feature network of a perceptual loss, e.g. torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty:
-    none.
-    """
+    """Feature network of a perceptual loss: stlpips:vgg16, whose weights come with its package, or e.g.
+    torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty: none."""
     perceptual_weight: float = 0.1
     """Weight of the perceptual loss, if there is one."""
     perceptual_download: bool = False
@@ -197,9 +196,8 @@ class DecoderTraining(TrainingOptions):
     betas: tuple[float, float] = (0.9, 0.99)
     """Decays of the decoder's AdamW; a lower first one follows discriminators more quickly."""
     perceptual: str = ""
-    """Feature network of a perceptual loss, e.g. torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty:
-    none.
-    """
+    """Feature network of a perceptual loss: stlpips:vgg16, whose weights come with its package, or e.g.
+    torchvision:vgg16 or torchvision:vgg16:WEIGHTS. Empty: none."""
     perceptual_weight: float = 0.1
     """Weight of the perceptual loss, if there is one."""
     perceptual_download: bool = False

@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from tokenizer import anti_aliased
+from tokenizer.anti_aliased import Blur
 from tokenizer.installation import install_extra
 from tokenizer.perceptual import Perceptual, load_perceptual
 
@@ -138,3 +141,49 @@ def test_load_perceptual_without_torchvision(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ValueError, match=re.escape(install_extra("perceptual"))):
         load_perceptual("torchvision:vgg16")
+
+
+def test_the_network_that_comes_with_a_package_sees_what_people_see() -> None:
+    """Of pictures equally far off by the squared error, those that look alike are nearer."""
+    x = F.interpolate(pictures(4, 3, 8, 8), 48, mode="bicubic")
+    perceptual = load_perceptual("stlpips:vgg16")
+    shifted = x.roll(1, 3)
+    error = (shifted - x).square().mean().sqrt()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    noisy, brighter = x + error * noise, x + error
+    far = perceptual(pictures(4, 3, 48, 48, seed=9), x)
+    assert perceptual(x, x) == 0
+    assert perceptual(brighter, x) < perceptual(noisy, x) < far
+    assert perceptual(shifted, x) < perceptual(noisy, x)
+    grey = x.mean(1, keepdim=True)
+    assert perceptual(grey + 0.1, grey) > 0
+
+
+def test_its_pools_are_a_maximum_and_a_blur() -> None:
+    x = pictures(1, 2, 6, 6)
+    found = nn.Sequential(nn.MaxPool2d(2, stride=1), Blur(2))(x)
+    most = x.unfold(2, 2, 1).unfold(3, 2, 1).amax((4, 5))
+    line = torch.tensor([0.25, 0.5, 0.25])
+    centre = (most[:, :, 1:4, 1:4] * line[:, None] * line).sum((2, 3))
+    assert found.shape == (1, 2, 3, 3)
+    torch.testing.assert_close(found[:, :, 1, 1], centre)
+    assert Blur(1)(torch.ones(1, 1, 1, 1)).item() == 1
+
+
+def test_another_file_of_the_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(path: Path | None) -> None:
+        spec = None if path is None else types.SimpleNamespace(submodule_search_locations=[str(path)])
+        monkeypatch.setattr(anti_aliased, "find_spec", lambda _: spec)
+
+    found(None)
+    with pytest.raises(ValueError, match=re.escape(install_extra("perceptual"))):
+        load_perceptual("stlpips:vgg16")
+    found(tmp_path)
+    for write in (False, True):
+        if write:
+            (tmp_path / anti_aliased.FILE).parent.mkdir(parents=True)
+            (tmp_path / anti_aliased.FILE).write_bytes(b"another")
+        with pytest.raises(ValueError, match=r"stlpips_pytorch 0\.0\.2.*pip install"):
+            load_perceptual("stlpips:vgg16")
+    with pytest.raises(ValueError, match="stlpips:vgg16"):
+        load_perceptual("stlpips:alex")
