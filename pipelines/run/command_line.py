@@ -89,12 +89,11 @@ VERSION_HELP = "--version prints the versions of tokenloom and torch."
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of options; `cost` says what it takes, for --help. `timed`: of a prior, whether it is for
-    tokens with an axis of time."""
+    """A named set of options; `about` says what it is and what it takes, for --help. `timed`: of a prior,
+    whether it is for tokens with an axis of time."""
 
     build: Callable[[], Any]
     about: str
-    cost: str
     timed: bool = False
 
 
@@ -240,8 +239,7 @@ def _preset_help(presets: Mapping[str, Preset], default_preset: str) -> str:
     if not presets:
         return f"\n\n--config FILE reads options from a JSON file (under the flags). {VERSION_HELP}"
     lines = [
-        f"  {name}{' (default)' if name == default_preset else ''}: {p.about} {p.cost}"
-        for name, p in presets.items()
+        f"  {name}{' (default)' if name == default_preset else ''}: {p.about}" for name, p in presets.items()
     ]
     return (
         "\n\nThe first word chooses a preset:\n"
