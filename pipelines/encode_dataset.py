@@ -39,7 +39,7 @@ from pipelines.tokens.plan import (
 )
 from pipelines.tokens.shards import write_shard
 from tokenizer import Tokenizer
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ class EncodeOptions:
     """Let a GPU use TF32, faster: codes then depend on --batch-size and the GPU."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        at_least(self, 1, "batch_size")
+        at_least(self, 0, "seed")
         require(1 <= self.views <= MAX_VIEWS, f"views is {self.views}, expected 1 to {MAX_VIEWS}")
-        require(0 <= self.seed < 2**63, f"seed is {self.seed}, expected 0 or more")
 
 
 def main() -> None:

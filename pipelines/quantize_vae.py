@@ -33,7 +33,7 @@ from pipelines.run.processes import load_alike, meet, on_main, sum_over_processe
 from pipelines.run.publishing import check_push, push
 from tokenizer import Tokenizer
 from tokenizer.hub.model import CardInfo
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,8 @@ class QuantizeOptions:
     """Make that repository private, if it is not there yet."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
-        require(self.group_dim >= 1, f"group_dim is {self.group_dim}, expected 1 or more")
-        require(0 <= self.margin < float("inf"), f"margin is {self.margin}, expected 0 or more")
+        at_least(self, 1, "batch_size", "group_dim")
+        at_least(self, 0, "margin")
         size = self.codebook_size
         require(size is None or size >= 2, f"codebook_size is {size}, expected 2 or more")
 

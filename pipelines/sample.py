@@ -29,7 +29,7 @@ from prior.sampling.choice import Choice, SamplingOptions
 from prior.sampling.weights import Weights
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 # Samples from one class to another, both included.
 BETWEEN = 9
@@ -85,8 +85,7 @@ class SampleOptions:
     """Samples drawn at once."""
 
     def __post_init__(self) -> None:
-        require(self.num >= 1, f"num is {self.num}, expected 1 or more")
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        at_least(self, 1, "num", "batch_size")
         Choice(**self.choice)  # checks itself
         between = self.interpolate
         require(len(between) in (0, 2), f"interpolate is {between}, expected two classes or nothing")

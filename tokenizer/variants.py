@@ -58,6 +58,13 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def at_least(config: Any, least: int, *names: str) -> None:
+    """`ValueError` unless these numbers of a config are `least` or more, and below 2^63."""
+    for name in names:
+        value = getattr(config, name)
+        require(least <= value < 2**63, f"{name} is {value}, expected {least} or more")
+
+
 def training_only(default: Any) -> Any:
     """A field with a default that only training reads: of two models that differ in it alone, codes mean the
     same."""

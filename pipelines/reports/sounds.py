@@ -3,7 +3,6 @@
 Left out: drawing and writing them (`listening.py`), and measuring (`pipelines.evaluation`).
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipelines.reports.rate_distortion import (
 )
 from pipelines.reports.spectrograms import mel_sheet
 from tokenizer import Tokenizer
-from tokenizer.hub.files import remove_unfinished, write_atomically
+from tokenizer.hub.files import remove_unfinished, write_json
 from tokenizer.sound_metrics import INSTALL, available
 
 logger = logging.getLogger(__name__)
@@ -133,8 +132,7 @@ def write_reconstructions(
     )
     if counts is not None and rates:
         codebook_plot(counts, folder / "codebook.png", tok.bottleneck.codebook_vectors(), outputs(tok, rows))
-        text = json.dumps(rate_distortion_rows(rates), indent=2) + "\n"
-        write_atomically(folder / "rate_distortion.json", lambda p: p.write_text(text, encoding="utf-8"))
+        write_json(folder / "rate_distortion.json", rate_distortion_rows(rates))
         rate_distortion_plot({k: curve(row) for k, row in rates.items()}, folder / "rate_distortion.png")
     return rows
 

@@ -159,6 +159,16 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(left)
 
 
+def write_json(path: Path, values: Any, allow_nan: bool = True) -> None:
+    """Write plain values as JSON, whole or not at all; `ValueError` for NaN and infinity unless allowed."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=allow_nan) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all."""
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a path in a folder beside `path`, flush it to the disk, then rename it to `path`."""
     folder = folder_beside(path)

@@ -26,7 +26,7 @@ from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.training.options import TokenizerTraining
 from pipelines.training.setup import start_accelerator
 from tokenizer import Tokenizer
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 # Where our loader finds the data: decoded when the run began, or still encoded, to be decoded on access, as
 # data are that do not fit into memory.
@@ -80,17 +80,14 @@ class DataBenchmark:
             not self.path or len(self.presets) == 1,
             f"--data.path is for one preset, got {len(self.presets)}; add --presets NAME",
         )
-        for name in ("steps", "batches", "turns"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
-        require(self.warm_up >= 0, f"warm_up is {self.warm_up}, expected 0 or more")
+        at_least(self, 1, "steps", "batches", "turns")
+        at_least(self, 0, "warm_up")
         for name in ("workers", "memory_workers"):
             counts = getattr(self, name)
             require(
                 bool(counts) and min(counts) >= 0, f"{name} is {counts}, expected one or more, each 0 or up"
             )
-        require(
-            self.memory_pictures >= 1000, f"memory_pictures is {self.memory_pictures}, expected 1000 or more"
-        )
+        at_least(self, 1000, "memory_pictures")
         require(self.memory_hours >= 0.05, f"memory_hours is {self.memory_hours}, expected 0.05 or more")
 
 
