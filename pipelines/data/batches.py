@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import DataConfig, FoundData, Source
 from pipelines.data.folders import find_sources
-from pipelines.data.kinds import Items, Kind, Looked, Split, kind_of
+from pipelines.data.kinds import Items, Kind, Split, kind_of
 from pipelines.data.scan import held_out_mask
 from pipelines.run.signals import ignore_requests
 from tokenizer.distributed import keyed_generator
@@ -90,14 +90,13 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
     """
     kind = kind_of(modality)
 
-    def look(source: Source) -> Looked:
+    def look(source: Source) -> Split:
         # Or the name of embedded data, or of the Hub's.
         place = os.path.abspath(config.place) if config.place.exists() else config.path
         place += "" if source is found.train else " (held out)"
         return kind.scan(source, modality, config, cache_bytes, place)
 
     found = find_sources(config, kind)
-    by_content = found.held_out is None and config.valid_fraction > 0
     train = look(found.train)
     if found.held_out is not None:
         if config.given("valid_fraction"):
@@ -108,14 +107,13 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
                 f"{config.path}: held-out {kind.many} are {held_out.shape} (C, *size), the others "
                 f"{train.shape}; give all of them one size and number of channels"
             )
-        splits = Splits(found.name, train.examples(), held_out.examples(), found.class_names)
-        logger.info("%s", summary(kind, found, splits))
-        return splits
-    mask = held_out_mask(train.digests, config.valid_fraction)
-    if by_content and not mask.any():
-        which = f"all {kind.many} are equal" if len(train.rows) > 1 else f"there is one {kind.one}"
-        logger.warning("%s: %s, so none is held out", config.path, which)
-    splits = Splits(found.name, train.examples(~mask), train.examples(mask), found.class_names)
+    else:
+        mask = held_out_mask(train.digests, config.valid_fraction)
+        if config.valid_fraction > 0 and not mask.any():
+            which = f"all {kind.many} are equal" if len(train) > 1 else f"there is one {kind.one}"
+            logger.warning("%s: %s, so none is held out", config.path, which)
+        train, held_out = train.pick(~mask), train.pick(mask)
+    splits = Splits(found.name, train, held_out, found.class_names)
     logger.info("%s", summary(kind, found, splits))
     return splits
 

@@ -6,11 +6,8 @@ Left out: what they are of and how they are opened (sounds.py, series.py), a loo
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from types import TracebackType
-from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -23,6 +20,7 @@ from pipelines.data.kinds import CodeLayout, Encoded, Kind, Skip
 from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
+from tokenizer.modalities.signals import Signal, SignalModality
 
 logger = logging.getLogger(__name__)
 
@@ -31,46 +29,32 @@ logger = logging.getLogger(__name__)
 BLOCK, PIECE_SECONDS = 1 << 18, 30
 
 
-class Signal(Protocol):
-    """An opened clip: `length` samples, of which `peak` is the largest magnitude that its file holds, as far
-    as it was read. What cannot be read is a `ValueError` or `OSError`."""
-
-    @property
-    def length(self) -> int: ...
-    @property
-    def peak(self) -> float: ...
-    def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
-        """Samples (C, count) in [-1, 1]."""
-        ...
-
-    def blocks(self, size: int) -> Iterator[NDArray[np.float32]]:
-        """All samples in turn, (C, size), the last block shorter."""
-        ...
-
-    def check(self, whole: bool = False) -> None:
-        """Decode its begin and end, or all of it."""
-        ...
-
-    def close(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-# From the bytes or the path of a clip, and its name. Loader processes get it, so it can be pickled.
-OpenClip = Callable[[bytes | str, str], Signal]
-
-
 class Clips(Readable):
     """A `Split` of clips by number: `x(i)` (C, T) float32. No file stays open, so that loader processes can
     share clips."""
 
-    def __init__(self, scan: "ClipScan", rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
-        super().__init__(scan.kind, scan.source, rows, digests, scan.skipped)
-        self.sample_rate, self.channels, self.crop = scan.sample_rate, scan.channels, scan.crop
-        self._open, self._cache = scan.open, scan.cache
-        self._lengths, self._starts = scan.lengths, scan.starts
+    def __init__(
+        self,
+        kind: Kind,
+        source: Source,
+        rows: NDArray[np.int64],
+        digests: NDArray[np.uint64],
+        skipped: Sequence[Skip],
+        modality: SignalModality,
+        lengths: NDArray[np.int64],
+        cache: Tensor | None,
+    ) -> None:
+        """As a `Readable`, opened by `modality`. Of every row of the source, `lengths` in samples, and, if
+        there is a `cache`, all samples in it, end to end."""
+        super().__init__(kind, source, rows, digests, skipped)
+        self.sample_rate, self.channels, self.crop = modality.sample_rate, modality.channels, modality.size[0]
+        self._modality, self._cache, self._lengths = modality, cache, lengths
+        self._starts = starts_of(lengths, self.channels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes that all clips share."""
+        return (self.channels,)
 
     @property
     def amount(self) -> str:
@@ -190,7 +174,7 @@ class Clips(Readable):
             return torch.from_numpy(sound.read(start, count))
 
     def _opened(self, i: int) -> Signal:
-        sound = self._open(self.raw(i), self.id(i))
+        sound = self._modality.open(self.raw(i), self.id(i), report=False)
         if sound.length != self.samples(i):
             sound.close()
             raise ValueError(
@@ -239,36 +223,10 @@ def _uniform(count: int, seed: int, epoch: int) -> Tensor:
     return torch.rand(count, dtype=torch.float64, generator=keyed_generator(seed, epoch, "crop"))
 
 
-@dataclass(frozen=True)
-class ClipScan:
-    """A source looked through: readable `rows` (n,) and their `digests` (n,) uint64.
-
-    For every row of the source: its length in samples, and where it starts in the flat `cache`, if there is
-    one.
-    """
-
-    kind: Kind
-    open: OpenClip
-    source: Source
-    sample_rate: int
-    channels: int
-    crop: int
-    lengths: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    cache: Tensor | None
-    rows: NDArray[np.int64]
-    digests: NDArray[np.uint64]
-    skipped: tuple[Skip, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Axes that all clips share."""
-        return (self.channels,)
-
-    def examples(self, mask: NDArray[np.bool_] | None = None) -> Clips:
-        """The readable clips, or those of them that `mask` (n,) picks."""
-        every = slice(None) if mask is None else mask
-        return Clips(self, self.rows[every], self.digests[every])
+def starts_of(lengths: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
+    """Where clips of these `lengths` (n,) begin, end to end."""
+    starts: NDArray[np.int64] = np.cumsum(lengths * channels) - lengths * channels
+    return starts
 
 
 def in_time(seconds: float) -> str:

@@ -4,7 +4,7 @@ Left out: where they come from (folders.py, tables.py), a look at all of them (p
 and batches (batches.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,9 +29,22 @@ OpenPicture: TypeAlias = Callable[[bytes | str, str], Image.Image]
 class Examples(Readable):
     """A `Split` of pictures by number: `x(i)` (C, H, W) uint8."""
 
-    def __init__(self, scan: "PictureScan", rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
-        super().__init__(scan.kind, scan.source, rows, digests, scan.skipped)
-        self.shape, self._cache, self._fit, self._open = scan.shape, scan.cache, scan.fit, scan.open
+    def __init__(
+        self,
+        kind: Kind,
+        source: Source,
+        rows: NDArray[np.int64],
+        digests: NDArray[np.uint64],
+        skipped: Sequence[Skip],
+        open_: OpenPicture,
+        fit: Fit,
+        shape: tuple[int, ...],
+        cache: Tensor | None,
+    ) -> None:
+        """As a `Readable`; `fit` gives what `open_` opens the `shape`. `cache` (N, C, H, W) uint8, if there
+        is one, has the pixels of every row of the source."""
+        super().__init__(kind, source, rows, digests, skipped)
+        self.shape, self._cache, self._fit, self._open = shape, cache, fit, open_
 
     @property
     def amount(self) -> str:
@@ -142,28 +155,6 @@ class Views:
         """As `Examples.take`, in the views of their `epochs` (b,)."""
         x, labels, index = self.examples.take(wanted)
         return self.augment.view(x, wanted, epochs, len(self), seed), labels, index
-
-
-@dataclass(frozen=True)
-class PictureScan:
-    """A source looked through: its readable `rows` (n,) and their `digests` (n,) uint64; of every row of the
-    source the pixels (N, C, H, W) uint8 in the `cache`, if there is one.
-    """
-
-    kind: Kind
-    open: OpenPicture
-    source: Source
-    fit: Fit
-    shape: tuple[int, ...]
-    cache: Tensor | None
-    rows: NDArray[np.int64]
-    digests: NDArray[np.uint64]
-    skipped: tuple[Skip, ...]
-
-    def examples(self, mask: NDArray[np.bool_] | None = None) -> Examples:
-        """The readable examples, or those of them that `mask` (n,) picks."""
-        every = slice(None) if mask is None else mask
-        return Examples(self, self.rows[every], self.digests[every])
 
 
 def fitted(fit: Fit, image: Image.Image, shape: tuple[int, ...], name: str) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ file is found without touching others.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,11 @@ class Split(Protocol):
     digests: NDArray[np.uint64]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes that all of them share."""
+        ...
+
+    @property
     def skipped(self) -> tuple[Skip, ...]: ...
 
     @property
@@ -77,6 +82,10 @@ class Split(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    def pick(self, mask: NDArray[np.bool_]) -> Self:
+        """Those for which `mask` (len,) holds."""
+        ...
 
     def id(self, i: int) -> str:
         """The file's path below its folder, or the split and number of its row."""
@@ -122,29 +131,14 @@ class Split(Protocol):
         ...
 
 
-class Looked(Protocol):
-    """A source looked through: the `rows` (n,) that can be read, the `digests` (n,) of their content, and the
-    `shape` that all share."""
-
-    @property
-    def rows(self) -> NDArray[np.int64]: ...
-    @property
-    def digests(self) -> NDArray[np.uint64]: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def examples(self, mask: NDArray[np.bool_] | None = None) -> Split:
-        """The readable examples, or those of them that `mask` (n,) picks."""
-        ...
-
-
 class Looks(Protocol):
-    """Looks at every example of a source before anything is learnt; `cache_bytes` is what may be kept
-    decoded, `place` where the data lie, for what the next start finds again (`cache.py`)."""
+    """Looks at every example of a source before anything is learnt, and gives those that can be read;
+    `cache_bytes` is what may be kept decoded, `place` where the data lie, for what the next start finds again
+    (`cache.py`)."""
 
     def __call__(
         self, source: Source, modality: Any, config: DataConfig, cache_bytes: int, place: str
-    ) -> Looked: ...
+    ) -> Split: ...
 
 
 @dataclass(eq=False)
