@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tokenizer.perceptual import Perceptual as Perceptual
-from tokenizer.perceptual import load_perceptual as load_perceptual
 from tokenizer.spectral import mel_distance, stft_distance
 
 LossFunction = Callable[..., Tensor]
