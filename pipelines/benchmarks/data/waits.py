@@ -25,8 +25,8 @@ from pipelines.train_prior import losses_of as prior_losses
 from pipelines.train_prior import prior_config
 from pipelines.train_tokenizer import losses_of as tokenizer_losses
 from pipelines.training.loop import Course
-from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import PriorTraining, TokenizerTraining
+from pipelines.training.setup import optimizers_of
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
@@ -84,10 +84,7 @@ def tokenizer_run(
     options: TokenizerTraining, accelerator: Accelerator, tok: Tokenizer
 ) -> Callable[[Splits], Run]:
     """What makes runs over splits; all of them train one model, with the steps of `train_tokenizer.train`."""
-    optimizers = build_optimizers(
-        tok, options.optimizer, options.learning_rate, options.muon_learning_rate, options.weight_decay
-    )
-    course = Course(accelerator, options, tok, optimizers, "tokenizer")
+    course = Course(accelerator, options, tok, optimizers_of(tok, options), "tokenizer")
     course.model.train()
 
     def over(splits: Splits) -> Run:
@@ -108,10 +105,7 @@ def tokenizer_run(
 def prior_run(options: PriorTraining, accelerator: Accelerator, info: TokenInfo, rows: TokenRows) -> Run:
     """A run with the steps of `train_prior.train`, which loads tokens in its own process."""
     prior = Prior(prior_config(options, info)).to(accelerator.device)
-    optimizers = build_optimizers(
-        prior, options.optimizer, options.learning_rate, options.muon_learning_rate, options.weight_decay
-    )
-    course = Course(accelerator, options, prior, optimizers, "prior")
+    course = Course(accelerator, options, prior, optimizers_of(prior, options), "prior")
     course.model.train()
 
     def load(workers: int, start: int, stop: int) -> Iterator[TokenBatch]:
