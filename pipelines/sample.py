@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before anything imports torch
 
     prepare_environment()
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,9 +16,8 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 
-from pipelines.reports.kinds import Drawn
+from pipelines.reports.kinds import Drawn, report_of
 from pipelines.reports.neighbours import training_items, write_neighbours
-from pipelines.reports.samples import SHEET, write_samples
 from pipelines.run.accelerator import quiet_logging
 from pipelines.run.command_line import NOTHING, parse, run
 from pipelines.run.folder import require_writable
@@ -31,6 +31,10 @@ from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
 from tokenizer.variants import at_least, require
 
+logger = logging.getLogger(__name__)
+
+# Of every modality: what is written last.
+SHEET = "samples.png"
 # Samples from one class to another, both included.
 BETWEEN = 9
 
@@ -135,7 +139,9 @@ def main() -> None:
     else:
         generator = Generator(prior.for_sampling(options.weights, options.compile), tok)
         rows = (interpolate if options.interpolate else sample_prior)(options, generator)
-    write_samples(options.output, tok, rows)
+    options.output.mkdir(parents=True, exist_ok=True)
+    first = report_of(tok.modality).samples(tok, rows, options.output)
+    logger.info("%d samples in %s; look at %s", sum(len(row.x) for row in rows), options.output, first)
     if items is not None:
         write_neighbours(options.output, tok, rows, items)
 
