@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.data.kinds import Split, kind_of
+from pipelines.data.kinds import KINDS, FixedViews, Split
 from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import claimed_folder, require_writable
@@ -124,7 +124,7 @@ def main() -> None:
 
 def check_views(options: EncodeOptions, tok: Tokenizer) -> None:
     """`ValueError` if views would be equal; says which options have no effect."""
-    kind = kind_of(tok.modality)
+    kind = KINDS.of(tok.modality)
     if options.augment != NO_VIEWS and not kind.augmented:
         logger.warning("--augment.* has no effect on %s: their views begin at other samples", kind.many)
     elif options.augment != NO_VIEWS and options.views == 1:
@@ -185,9 +185,9 @@ def encode_block(
     done: Callable[[int], object],
 ) -> None:
     """Encode the items of a block into its shard; `done` is told how many were looked at, as they are."""
-    views = (block.views, options.augment, options.seed)
+    views = FixedViews(block.views, options.augment, options.seed)
     codes, labels, ids = list[Tensor](), list[int](), list[str]()
-    for part in examples.codes(tok, block.items, options.batch_size, *views):
+    for part in examples.codes(tok, block.items, options.batch_size, views):
         codes += part.codes
         labels += part.labels
         ids += part.ids

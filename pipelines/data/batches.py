@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import DataConfig, FoundData, Source
 from pipelines.data.folders import find_sources
-from pipelines.data.kinds import Items, Kind, Split, kind_of
+from pipelines.data.kinds import KINDS, Items, Kind, Split
 from pipelines.data.scan import held_out_mask
 from pipelines.run.signals import ignore_requests
 from tokenizer.distributed import keyed_generator
@@ -88,7 +88,7 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
     `config.valid_fraction` by content. What cannot be read is skipped and reported, and one line of the log
     says what was found. Raises `ValueError` with the fix for data that cannot be found or used.
     """
-    kind = kind_of(modality)
+    kind = KINDS.of(modality)
 
     def look(source: Source) -> Split:
         # Or the name of embedded data, or of the Hub's.

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipelines.data.cache import Decoded, keys_of
 from pipelines.data.clips import Clips, starts_of
 from pipelines.data.config import DataConfig, Source, warn_ignored
-from pipelines.data.kinds import Kind, kind_of
+from pipelines.data.kinds import KINDS, Kind
 from pipelines.data.scan import digest, listed, look_at_all, reason
 from tokenizer.modalities.signals import SignalModality
 
@@ -32,7 +32,7 @@ def scan_clips(
 
     Raises `ValueError` if not one clip is readable.
     """
-    kind = kind_of(modality)
+    kind = KINDS.of(modality)
     warn_ignored(config, kind.one, "max_megapixels")
     rules = f"{version(modality.reader)} {type(modality).__qualname__} {modality.preprocessor_config()}"
     keys = keys_of(source, f"looking for {kind.many}")

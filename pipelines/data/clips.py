@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import Source
-from pipelines.data.kinds import CodeLayout, Encoded, Kind, Skip
+from pipelines.data.kinds import PLAIN, CodeLayout, Encoded, FixedViews, Kind, Skip
 from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
@@ -136,13 +136,7 @@ class Clips(Readable):
         return CodeLayout((), (self.channels,), rate / tok.stride, rate, tok.stride)
 
     def codes(
-        self,
-        tok: Tokenizer,
-        which: range,
-        batch_size: int,
-        views: int = 1,
-        augment: Augment = NO_VIEWS,
-        seed: int = 0,
+        self, tok: Tokenizer, which: range, batch_size: int, views: FixedViews = PLAIN
     ) -> Iterator[Encoded]:
         """Codes of clip after clip, each alone and in chunks, so that they depend on nothing else and a clip
         may be longer than memory.
@@ -153,8 +147,8 @@ class Clips(Readable):
         for i in which:
             codes = []
             try:
-                for view in range(views):
-                    skip = skipped_samples(min(tok.stride, self.samples(i)), view, i, seed)
+                for view in range(views.number):
+                    skip = skipped_samples(min(tok.stride, self.samples(i)), view, i, views.seed)
                     blocks = (
                         block[None].to(tok.device) for block in without_first(self.blocks(i, BLOCK), skip)
                     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import Source
-from pipelines.data.kinds import CodeLayout, Encoded, Kind, Skip, to_float
+from pipelines.data.kinds import PLAIN, CodeLayout, Encoded, FixedViews, Kind, Skip, to_float
 from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 
@@ -87,13 +87,7 @@ class Examples(Readable):
         return CodeLayout(tuple(tok.encode(to_float(any_picture)).shape[2:]), self.shape)
 
     def codes(
-        self,
-        tok: Tokenizer,
-        which: range,
-        batch_size: int,
-        views: int = 1,
-        augment: Augment = NO_VIEWS,
-        seed: int = 0,
+        self, tok: Tokenizer, which: range, batch_size: int, views: FixedViews = PLAIN
     ) -> Iterator[Encoded]:
         """Codes of batches of pictures, the views of a picture one after the other, the plain one first. One
         that can no longer be read is left out, and named in the log."""
@@ -104,8 +98,8 @@ class Examples(Readable):
                 yield Encoded([], [], [], len(wanted))
                 continue
             seen = []
-            for view in range(views):
-                y = augment.fixed_view(x, index.numpy(), view, len(self), seed)
+            for view in range(views.number):
+                y = views.augment.fixed_view(x, index.numpy(), view, len(self), views.seed)
                 seen.append(tok.encode(to_float(y.to(tok.device))).cpu())
             codes = rearrange(seen, "v b ... -> (b v) ...")
             yield Encoded([codes], label.tolist(), [self.id(i) for i in index.tolist()], len(wanted))

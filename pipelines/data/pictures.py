@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines.data.cache import NO_KEY, Decoded, Verdicts, keys_of, verdicts_of
 from pipelines.data.config import DataConfig, Source
 from pipelines.data.examples import Examples, Fit, OpenPicture, fitted
-from pipelines.data.kinds import Kind, enter
+from pipelines.data.kinds import KINDS, Kind
 from pipelines.data.scan import digest, listed, look_at_all, reason
 from tokenizer.modalities import Modality
 from tokenizer.modalities.files.pictures import (
@@ -195,8 +195,7 @@ def named_warnings(open_picture: OpenPicture) -> Iterator[OpenPicture]:
         logger.warning("%s%s: %s", first, f" and {len(names) - 1} more" if len(names) > 1 else "", message)
 
 
-PICTURES = enter(
-    "image",
+PICTURES = KINDS.enter("image")(
     Kind(
         one="picture",
         many="pictures",
@@ -207,5 +206,5 @@ PICTURES = enter(
         scan=scan_pictures,
         block=4096,
         augmented=True,
-    ),
+    )
 )

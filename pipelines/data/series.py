@@ -4,11 +4,10 @@ Left out: clips by number (clips.py), and reading (tokenizer.modalities.files.se
 """
 
 from pipelines.data.clip_scan import scan_clips
-from pipelines.data.kinds import Kind, enter
+from pipelines.data.kinds import KINDS, Kind
 from tokenizer.modalities.files.series import SERIES_SUFFIXES, SERIES_UNREADABLE
 
-SERIES = enter(
-    "series",
+SERIES = KINDS.enter("series")(
     Kind(
         one="series",
         many="series",
@@ -18,5 +17,5 @@ SERIES = enter(
         columns=("series",),
         scan=scan_clips,
         block=36_000,
-    ),
+    )
 )

@@ -4,11 +4,10 @@ Left out: clips by number (clips.py), and decoding (tokenizer.modalities.files.s
 """
 
 from pipelines.data.clip_scan import scan_clips
-from pipelines.data.kinds import Kind, enter
+from pipelines.data.kinds import KINDS, Kind
 from tokenizer.modalities.files.sound_suffixes import SOUND_SUFFIXES, SOUND_UNREADABLE
 
-SOUND = enter(
-    "audio",
+SOUND = KINDS.enter("audio")(
     Kind(
         one="sound",
         many="sound files",
@@ -18,5 +17,5 @@ SOUND = enter(
         columns=("audio", "speech", "sound", "file"),
         scan=scan_clips,
         block=3600,
-    ),
+    )
 )

@@ -5,12 +5,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.data.clips import Clips
-from pipelines.evaluation.clips import Means, evaluate_clips
-from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured, measures
+from pipelines.evaluation.clips import evaluate_clips
+from pipelines.evaluation.tokenizers import EVAL_BATCH, MEASURES, Means, Measured
 from tokenizer import Tokenizer
 
 
-@measures("series")
+@MEASURES.enter("series")
 def evaluate_series(
     tok: Tokenizer,
     clips: Clips,

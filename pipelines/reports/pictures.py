@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelines.data.examples import Examples
 from pipelines.data.kinds import to_float
 from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured
-from pipelines.reports.kinds import Drawn, Report, report
+from pipelines.reports.kinds import REPORTS, Drawn, Report
 from pipelines.reports.plots import codebook_plot
 from pipelines.reports.sheets import reconstruction_sheet, sample_sheet
 from tokenizer import Tokenizer
@@ -26,7 +26,7 @@ SHEET, CLOUD = 24, 64
 COLUMNS = 12
 
 
-@report("image")
+@REPORTS.enter("image")
 class PictureReport(Report):
     """Sheets of pictures, and every sample as a PNG."""
 

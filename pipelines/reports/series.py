@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.tokenizers import Measured
-from pipelines.reports.kinds import Drawn, Report, report
+from pipelines.reports.kinds import REPORTS, Drawn, Report
 from pipelines.reports.plots import BLUE, ORANGE, codebook_plot, panel_figure, save_figure
 from tokenizer import Tokenizer
 from tokenizer.hub.files import write_atomically
@@ -24,7 +24,7 @@ SHOWN, SECONDS, CHANNELS = 6, 20, 4
 STYLES = ((BLUE, "-"), (ORANGE, "--"))
 
 
-@report("series")
+@REPORTS.enter("series")
 class SeriesReport(Report):
     """Curves of channels over seconds."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.tokenizers import Measured
-from pipelines.reports.kinds import Drawn, Report, numbered, report
+from pipelines.reports.kinds import REPORTS, Drawn, Report, numbered
 from pipelines.reports.listening import listening_page, write_wav, write_wavs
 from pipelines.reports.plots import codebook_plot
 from pipelines.reports.rate_distortion import (
@@ -38,7 +38,7 @@ HEARD, HEARD_SECONDS = 24, 20
 Reconstructions = list[tuple[str, dict[str, Tensor]]]
 
 
-@report("audio")
+@REPORTS.enter("audio")
 class SoundReport(Report):
     """Pages to listen to, spectrograms, and every sample as a WAV file."""
 
