@@ -23,10 +23,9 @@ from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.kinds import KINDS, FixedViews, Split
-from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import claimed_folder, require_writable
-from pipelines.run.processes import load_alike, meet, on_main
+from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator
 from pipelines.run.progress import progress
 from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
 from pipelines.tokens.plan import (

@@ -30,11 +30,10 @@ from pipelines.reports.kinds import report_of
 from pipelines.reports.priors import write_positions
 from pipelines.reports.rate_distortion import quantity
 from pipelines.reports.tokenizers import write_results
-from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import RUN_FILE, require_writable
 from pipelines.run.models import load_models
-from pipelines.run.processes import load_alike, meet, on_main
+from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import TokenRows, TokenSplit

@@ -26,10 +26,9 @@ from pipelines.data.config import DataConfig
 from pipelines.data.kinds import Split
 from pipelines.evaluation.tokenizers import Measured, measure_tokenizer
 from pipelines.reports.tokenizers import write_results
-from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
-from pipelines.run.processes import load_alike, meet, on_main, sum_over_processes
+from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator, sum_over_processes
 from pipelines.run.publishing import check_push, push
 from tokenizer import Tokenizer
 from tokenizer.hub.model import CardInfo

@@ -18,11 +18,11 @@ from accelerate import Accelerator
 
 from pipelines.reports.kinds import Drawn, report_of
 from pipelines.reports.neighbours import training_items, write_neighbours
-from pipelines.run.accelerator import quiet_logging
 from pipelines.run.command_line import NOTHING, parse, run
 from pipelines.run.folder import require_writable
 from pipelines.run.generator import Generator
 from pipelines.run.models import load_models, require_models
+from pipelines.run.processes import quiet_logging
 from pipelines.run.progress import progress
 from prior import Prior
 from prior.sampling.choice import Choice, SamplingOptions

@@ -72,7 +72,7 @@ def training_only(default: Any) -> Any:
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON values (dict, list, str, numbers, bool, None)."""
+    """A config dataclass as plain JSON values (dict, list, str, also for paths, numbers, bool, None)."""
     values = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     return {"kind": config.kind, **values} if isinstance(config, Variant) else values
 
@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:

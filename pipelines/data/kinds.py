@@ -138,14 +138,9 @@ class Split(Protocol):
         ...
 
 
-class Looks(Protocol):
-    """Looks at every example of a source before anything is learnt, and gives those that can be read;
-    `cache_bytes` is what may be kept decoded, `place` where the data lie, for what the next start finds again
-    (`cache.py`)."""
-
-    def __call__(
-        self, source: Source, modality: Any, config: DataConfig, cache_bytes: int, place: str
-    ) -> Split: ...
+# Looks at every example of a source before anything is learnt, and gives those that can be read: (source,
+# modality, config, bytes that may be kept decoded, where the data lie, for what the next start finds again).
+Looks = Callable[[Source, Any, DataConfig, int, str], Split]
 
 
 @dataclass(eq=False)

@@ -13,11 +13,9 @@ from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
 from tokenizer.metrics import kid
-from tokenizer.perceptual import torchvision_network
+from tokenizer.perceptual import MEAN, STD, torchvision_network
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-# ImageNet's statistics, which torchvision's weights expect.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Networks whose last layer is called fc, with the input size they were trained at.
 SIZES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}
 

@@ -1,5 +1,5 @@
 """Command lines: presets, --config and flags merged in that order, and mistakes reported without a
-traceback. Options as plain values: nested as JSON has them, flat by their names, and the flags that set them.
+traceback. Options as plain values, flat by their names, and the flags that set them.
 
 Left out: the options themselves (`training/options.py`, or the script that has them).
 """
@@ -48,19 +48,6 @@ def print_whole(text: str) -> None:
     """
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-def options_to_dict(options: Any) -> dict[str, Any]:
-    """`config_to_dict`, with paths as strings."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {k: plain(v) for k, v in config_to_dict(options).items()}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -204,7 +191,7 @@ def _peek(words: Sequence[str], flag: str) -> str | None:
 def _merge(cls: type[O], default: O, values: Mapping[str, Any], where: str) -> O:
     """`default` with the values of a (perhaps partial) run.json laid over it."""
 
-    return config_from_dict(cls, _overlay(options_to_dict(default), values), where)
+    return config_from_dict(cls, _overlay(config_to_dict(default), values), where)
 
 
 def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

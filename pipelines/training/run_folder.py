@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipelines.data.config import EMBEDDED
-from pipelines.run.command_line import flag_of, flatten, options_to_dict
+from pipelines.run.command_line import flag_of, flatten
 from pipelines.run.folder import (
     COMMAND_FILE,
     DATA_FILE,
@@ -32,7 +32,7 @@ from pipelines.run.signals import is_launched
 from pipelines.training.checkpoints import find_checkpoint
 from pipelines.training.options import MAY_CHANGE, TrainingOptions
 from tokenizer.hub.files import CHECKPOINTS, read_json, write_atomically, write_json, write_text
-from tokenizer.variants import shortened
+from tokenizer.variants import config_to_dict, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _check_run(folder: Path, options: TrainingOptions) -> None:
     path = folder / RUN_FILE
     if options.resume:
         if path.exists():
-            new, defaults = options_to_dict(options), options_to_dict(type(options)())
+            new, defaults = config_to_dict(options), config_to_dict(type(options)())
             _compare(read_json(path), new, defaults, path, MAY_CHANGE | _may_lie_elsewhere(folder))
     elif path.exists() or (folder / "config.json").exists():
         raise ValueError(
@@ -97,7 +97,7 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
             launch += ["--num_cpu_threads_per_process", threads]
         command = shlex.join([*launch, f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         write_atomically(folder / COMMAND_FILE, lambda p: p.write_bytes(os.fsencode(command + "\n")))
-    write_json(path, options_to_dict(options))
+    write_json(path, config_to_dict(options))
 
 
 def write_skipped(folder: Path, skipped: Iterable[tuple[str, str]]) -> None:
@@ -132,7 +132,7 @@ def remembered_place(options: TrainingOptions, option: str) -> Iterator[None]:
         yield
     except ValueError as error:
         path = options.output / RUN_FILE
-        place = flatten(options_to_dict(options))[option]
+        place = flatten(config_to_dict(options))[option]
         if not options.resume or not path.exists() or flatten(read_json(path)).get(option) != place:
             raise
         raise ValueError(

@@ -17,8 +17,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 
-from pipelines.run.accelerator import process_group, quiet_logging
-from pipelines.run.processes import require_same_options
+from pipelines.run.processes import process_group, quiet_logging, require_same_options
 from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import TrainingOptions
 from pipelines.training.sharding import check_sharding

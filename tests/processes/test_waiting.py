@@ -61,7 +61,6 @@ GROUPS = """
 import json, sys
 import torch
 import torch.distributed as dist
-from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import leave_group
 from pipelines.training.options import PriorTraining
 from pipelines.training.setup import start_accelerator

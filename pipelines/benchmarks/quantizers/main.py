@@ -21,7 +21,7 @@ from pipelines.benchmarks.quantizers.training import Recipe, channels, step_seco
 from pipelines.benchmarks.registry import benchmark, machine
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.run.command_line import NOTHING, flatten, options_to_dict
+from pipelines.run.command_line import NOTHING, flatten
 from pipelines.run.progress import progress
 from tokenizer.hub.files import write_text
 from tokenizer.installation import install_extra
@@ -147,7 +147,7 @@ def measure_quantizers(options: QuantizersBenchmark) -> dict[str, Any]:
     recipe = Recipe(options.steps, options.prior_steps, options.batch_size, options.widths)
     splits = load_splits(options.data, recipe.modality().build())
     require(len(splits.held_out) > 0, f"{options.data.path}: nothing is held out, so there is no quality")
-    decisive = {k: v for k, v in options_to_dict(options).items() if k not in MAY_CHANGE}
+    decisive = {k: v for k, v in config_to_dict(options).items() if k not in MAY_CHANGE}
     kept = Kept(options.output, {**decisive, "threads": torch.get_num_threads()})
     trainings = _train_all(entered, recipe, splits, options.seeds, kept)
     results = [
@@ -162,7 +162,7 @@ def measure_quantizers(options: QuantizersBenchmark) -> dict[str, Any]:
         plot(results, options.output / PLOT)
     return {
         **where,
-        "options": {**options_to_dict(options), **decisive},
+        "options": {**config_to_dict(options), **decisive},
         "pictures": {"train": len(splits.train), "held_out": len(splits.held_out)},
         "left_out": left_out,
         "results": results,
