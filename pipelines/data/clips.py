@@ -97,13 +97,9 @@ class Clips(Readable):
 
         return self.next_readable(i, cut)
 
-    def segments(self, size: int | None = None) -> "Segments":
-        """Training items of `size` samples; left out, the crop of the modality."""
-        return Segments(self, self.crop if size is None else size)
-
     def training(self, augment: Augment = NO_VIEWS) -> "Segments":
         """What is trained on: crops. There are no views of them."""
-        return self.segments()
+        return Segments(self, self.crop)
 
     def inputs(
         self, batch_size: int, rank: int = 0, world: int = 1

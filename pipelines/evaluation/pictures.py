@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.kinds import Split
-from pipelines.evaluation.tokenizers import EVAL_BATCH, MEASURES, Means, Measured
+from pipelines.evaluation.tokenizers import MEASURES, Means, Measured
 from pipelines.run.processes import sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.gaussian import GaussianConfig
@@ -23,11 +23,7 @@ from tokenizer.metrics import CodeUsage, bernoulli_elbo, bits_per_dim, gaussian_
 @MEASURES.enter("image")
 @torch.no_grad()
 def evaluate_pictures(
-    tok: Tokenizer,
-    examples: Split,
-    accelerator: Accelerator,
-    batch_size: int = EVAL_BATCH,
-    thorough: bool = False,
+    tok: Tokenizer, examples: Split, accelerator: Accelerator, batch_size: int, thorough: bool
 ) -> Measured:
     """Means over pictures, each counted once over all processes: psnr (dB per picture), ssim, l1 and l2 (data
     in [-1, 1]); with codes also usage, perplexity and bits_per_item; for a VAE negative_elbo_nats (per

@@ -6,17 +6,13 @@ from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.clips import evaluate_clips
-from pipelines.evaluation.tokenizers import EVAL_BATCH, MEASURES, Means, Measured
+from pipelines.evaluation.tokenizers import MEASURES, Means, Measured
 from tokenizer import Tokenizer
 
 
 @MEASURES.enter("series")
 def evaluate_series(
-    tok: Tokenizer,
-    clips: Clips,
-    accelerator: Accelerator,
-    batch_size: int = EVAL_BATCH,
-    thorough: bool = False,
+    tok: Tokenizer, clips: Clips, accelerator: Accelerator, batch_size: int, thorough: bool
 ) -> Measured:
     """`evaluate_clips` of l1, l2 and snr (dB, of what is not constant). `batch_size` has no effect: series go
     one by one."""

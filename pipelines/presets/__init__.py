@@ -1,10 +1,30 @@
-"""Presets: named sets of options that the first word of a command line chooses. A new file here is found
-without touching others.
+"""Presets: named sets of options that the first word of a command line chooses, and their registries.
+
+Left out: the presets themselves, which enter themselves: a new file here is found without touching others.
 """
 
-from pipelines.presets.registry import PRIORS, TOKENIZERS
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipelines.run.command_line import Preset
 from tokenizer.variants import import_modules
 
-import_modules(__name__)
+TOKENIZERS: dict[str, Preset] = {}
+PRIORS: dict[str, Preset] = {}
 
-__all__ = ["PRIORS", "TOKENIZERS"]
+T = TypeVar("T")
+
+
+def preset(
+    registry: dict[str, Preset], name: str, timed: bool = False
+) -> Callable[[Callable[[], T]], Callable[[], T]]:
+    """Enter a function that makes options into a registry under `name`; its docstring is shown by --help."""
+
+    def add(build: Callable[[], T]) -> Callable[[], T]:
+        registry[name] = Preset(build, " ".join((build.__doc__ or "").split()), timed)
+        return build
+
+    return add
+
+
+import_modules(__name__)

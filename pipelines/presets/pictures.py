@@ -5,7 +5,7 @@ Left out: those of other bottlenecks (`quantizers.py`), and the options themselv
 
 from pipelines.data.augment import Augment
 from pipelines.data.config import DataConfig
-from pipelines.presets.registry import TOKENIZERS, preset
+from pipelines.presets import TOKENIZERS, preset
 from pipelines.training.options import TokenizerTraining
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig

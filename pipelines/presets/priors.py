@@ -3,7 +3,7 @@
 Left out: the options themselves (`training/options.py`).
 """
 
-from pipelines.presets.registry import PRIORS, preset
+from pipelines.presets import PRIORS, preset
 from pipelines.training.options import PriorSize, PriorTraining
 
 

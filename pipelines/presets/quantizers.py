@@ -5,7 +5,7 @@ Left out: which of them to choose (`benchmark.py quantizers` measures them), and
 
 import dataclasses
 
-from pipelines.presets.registry import TOKENIZERS, preset
+from pipelines.presets import TOKENIZERS, preset
 from pipelines.training.options import TokenizerTraining
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.bsq import BSQConfig

@@ -4,7 +4,7 @@ Left out: the options themselves (`training/options.py`).
 """
 
 from pipelines.data.config import DataConfig
-from pipelines.presets.registry import PRIORS, TOKENIZERS, preset
+from pipelines.presets import PRIORS, TOKENIZERS, preset
 from pipelines.training.options import PriorSize, PriorTraining, TokenizerTraining
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.rvq import RVQConfig

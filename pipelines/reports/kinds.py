@@ -7,6 +7,7 @@ without touching others.
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pipelines.data.kinds import ByModality
@@ -31,6 +32,12 @@ class Drawn(NamedTuple):
 def numbered(name: str, i: int) -> str:
     """What people read above sample i of a name, counted from 1."""
     return f"{'sample' if name == UNNAMED else name} {i + 1}"
+
+
+def spread_out(count: int, some: int) -> list[int]:
+    """`some` indices, or all, spread evenly over `count`."""
+    picked: list[int] = torch.linspace(0, count - 1, min(some, count)).round().long().tolist()
+    return picked
 
 
 class Report:

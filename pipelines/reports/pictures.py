@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelines.data.examples import Examples
 from pipelines.data.kinds import to_float
 from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured
-from pipelines.reports.kinds import REPORTS, Drawn, Report
+from pipelines.reports.kinds import REPORTS, Drawn, Report, spread_out
 from pipelines.reports.plots import codebook_plot
 from pipelines.reports.sheets import reconstruction_sheet, sample_sheet
 from tokenizer import Tokenizer
@@ -67,12 +67,6 @@ class PictureReport(Report):
         """neighbours.png, pairs of pictures."""
         reconstruction_sheet(samples, nearest, folder / "neighbours.png", names=("sample", "nearest"))
         return folder / "neighbours.png"
-
-
-def spread_out(count: int, some: int) -> list[int]:
-    """`some` indices, or all, spread evenly over `count`."""
-    picked: list[int] = torch.linspace(0, count - 1, min(some, count)).round().long().tolist()
-    return picked
 
 
 def some_pictures(examples: Examples, some: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.tokenizers import Measured
-from pipelines.reports.kinds import REPORTS, Drawn, Report
+from pipelines.reports.kinds import REPORTS, Drawn, Report, spread_out
 from pipelines.reports.plots import BLUE, ORANGE, codebook_plot, panel_figure, save_figure
 from tokenizer import Tokenizer
 from tokenizer.hub.files import write_atomically
@@ -72,9 +72,8 @@ class SeriesReport(Report):
 def reconstructions(tok: Tokenizer, clips: Clips) -> list[tuple[str, dict[str, Tensor]]]:
     """Names of some series, spread over all, with them and what the tokenizer makes of them, (C, T)."""
     tok.eval()
-    picked = torch.linspace(0, len(clips) - 1, min(SHOWN, len(clips))).round().long().tolist()
     rows = []
-    for i in picked:
+    for i in spread_out(len(clips), SHOWN):
         x = next(clips.pieces(i), None)
         if x is not None:
             x = x[:, : SECONDS * clips.sample_rate].to(tok.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.tokenizers import Measured
-from pipelines.reports.kinds import REPORTS, Drawn, Report, numbered
+from pipelines.reports.kinds import REPORTS, Drawn, Report, numbered, spread_out
 from pipelines.reports.listening import listening_page, write_wav, write_wavs
 from pipelines.reports.plots import codebook_plot
 from pipelines.reports.rate_distortion import (
@@ -163,14 +163,11 @@ def reconstructions(tok: Tokenizer, clips: Clips) -> Reconstructions:
     tok.eval()
     by_length = sorted(range(len(clips)), key=clips.samples, reverse=True)
     longer = sorted(by_length[: max(SHOWN, len(clips) // 2)])
-    picked = torch.linspace(0, len(longer) - 1, min(SHOWN, len(longer))).round().long().tolist()
     rows = []
-    for i in picked:
-        x = next(clips.pieces(longer[i]), None)
-        if x is None:
-            continue
-        made = rebuilt_clips(tok, x[:, : SHOWN_SECONDS * tok.modality.sample_rate].to(tok.device))
-        rows.append((clips.id(longer[i]), {k: v.clamp(-1, 1).cpu() for k, v in made.items()}))
+    for i in (longer[place] for place in spread_out(len(longer), SHOWN)):
+        if (x := next(clips.pieces(i), None)) is not None:
+            made = rebuilt_clips(tok, x[:, : SHOWN_SECONDS * tok.modality.sample_rate].to(tok.device))
+            rows.append((clips.id(i), {k: v.clamp(-1, 1).cpu() for k, v in made.items()}))
     if not rows:
         raise ValueError("no clip can be read any more; is the disk still there?")
     return rows

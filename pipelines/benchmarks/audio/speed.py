@@ -159,9 +159,6 @@ def measure_audio(options: AudioBenchmark) -> dict[str, Any]:
     values |= {"seconds": options.seconds, "batch_size": options.batch_size, "turns": options.turns}
     values |= plain(result)
     if options.memory:
-        values["memory"] = {
-            way: encoding_memory(options.preset, options.tokenizer, options.memory_seconds, way)
-            for way in ("encode", "encode_stream")
-        }
+        values["memory"] = encoding_memory(options.preset, options.tokenizer, options.memory_seconds)
         show_memory(values["memory"], options.memory_seconds)
     return values

@@ -48,13 +48,6 @@ def open_sound(
         return sound.read()
 
 
-def check_sound(source: SoundSource, sample_rate: int, channels: int, name: str | None = None) -> int:
-    """The sound's length as `Sound.length`, or the `ValueError` that `Sound.check` raises."""
-    with Sound(source, sample_rate, channels, name) as sound:
-        sound.check()
-        return sound.length
-
-
 class Sound:
     """An opened sound: `length` samples at `sample_rate` in `channels`, of which any span can be read.
 
