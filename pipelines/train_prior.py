@@ -171,10 +171,10 @@ def train(
 
     with course:
         for batch in token_batches(splits["train"], **course.share()):
-            codes = batch.codes.to(accelerator.device, non_blocking=True)
+            codes = batch.x.to(accelerator.device, non_blocking=True)
             labels = batch.labels.to(accelerator.device)
             forward = partial(losses_of, codes=codes, labels=labels, label_dropout=options.label_dropout)
-            if course.learn(batch, forward, [f"training item {i}" for i in batch.index]):
+            if course.learn(batch, forward, [f"training item {i}" for i in batch.index.tolist()]):
                 course.close_step(batch.step + 1, evaluate)
     finish(options, accelerator, info, splits, prior, course)
 

@@ -68,8 +68,8 @@ class Splits:
 class Batch:
     """Rows `offset : offset + b` of the global batch of optimizer step `step`, in its micro-batch `micro`.
 
-    `x` (b, C, H, W) uint8 or (b, C, crop) float32; `labels` (b,) int64, -1 where there is none; `index` (b,)
-    int64: which examples or clips.
+    `x` (b, C, H, W) uint8, (b, C, crop) float32, or codes (b, K, *grid) int64; `labels` (b,) int64, -1 where
+    there is none; `index` (b,) int64: which examples, clips or items of tokens.
     """
 
     x: Tensor
@@ -158,7 +158,7 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class _Plan(Dataset[Batch]):
+class Plan(Dataset[Batch]):
     """This rank's batches by (step, micro), each computed from its place alone."""
 
     items: Items
@@ -218,7 +218,7 @@ def batches(
     items = examples.training(augment)
     if batch_size > len(items):
         logger.warning("a batch of %d repeats examples: there are only %d", batch_size, len(items))
-    plan = _Plan(items, batch_size, micro_batches, rank, world, seed)
+    plan = Plan(items, batch_size, micro_batches, rank, world, seed)
     places = ((s, m) for s in range(start_step, stop_step) for m in range(micro_batches))
     if workers == 0:
         return (plan[place] for place in places)

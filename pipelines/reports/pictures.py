@@ -32,11 +32,14 @@ class PictureReport(Report):
 
     each, pairs = 8, 96
 
+    @torch.no_grad()
     def reconstructions(
         self, tok: Tokenizer, examples: Examples, measured: Measured, folder: Path, name: str, sample: bool
     ) -> None:
-        """reconstructions.png, and codebook.png if there are codes."""
-        write_reconstructions(tok, examples, folder / "reconstructions.png")
+        """reconstructions.png, some pictures, spread over the examples, above what the tokenizer makes of
+        them, and codebook.png if there are codes."""
+        x = some_pictures(examples, SHEET).to(tok.device)
+        reconstruction_sheet(x.cpu(), tok.eval()(x).x_hat.cpu(), folder / "reconstructions.png")
         if tok.bottleneck.num_codebooks:
             write_codebook(tok, examples, folder / "codebook.png")
         if sample:
@@ -72,14 +75,6 @@ class PictureReport(Report):
 def some_pictures(examples: Examples, some: int) -> Tensor:
     """`some` pictures, or all, spread evenly over the examples: (b, C, H, W) in [-1, 1]."""
     return to_float(examples.take_readable(np.array(spread_out(len(examples), some)))[0])
-
-
-@torch.no_grad()
-def write_reconstructions(tok: Tokenizer, examples: Examples, path: Path) -> None:
-    """Some pictures, spread over the examples, above what the tokenizer makes of them."""
-    tok.eval()
-    x = some_pictures(examples, SHEET).to(tok.device)
-    reconstruction_sheet(x.cpu(), tok(x).x_hat.cpu(), path)
 
 
 def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:

@@ -20,7 +20,7 @@ from pipelines.reports.rate_distortion import (
     rate_distortion_rows,
     rate_distortion_table,
 )
-from pipelines.reports.spectrograms import mel_sheet
+from pipelines.reports.spectrograms import Row, mel_sheet
 from tokenizer import Tokenizer
 from tokenizer.hub.files import remove_unfinished, write_json
 from tokenizer.sound_metrics import INSTALL, available
@@ -50,9 +50,25 @@ class SoundReport(Report):
         """reconstructions.html, .png and reconstructions/*.wav of some clips, and, of what was `measured` of
         codes, codebook.png and rate_distortion.json and .png."""
         remove_unfinished(folder / SOUNDS)
-        rows = write_reconstructions(tok, examples, measured, folder, name)
+        _, rates, counts = measured
+        rate, most = tok.modality.sample_rate, tok.bottleneck.num_codebooks
+        rows = reconstructions(tok, examples)
+        pairs = [(clip, {k: x[k] for k in ("original", "rebuilt")}) for clip, x in rows]
+        mel_sheet(pairs, rate, folder / "reconstructions.png")
+        write_wavs(folder / SOUNDS, rows, rate)
+        notes = [f"{len(rows)} of {len(examples)} clips, the first {SHOWN_SECONDS} s of each."]
+        if most > 1 and tok.bottleneck.prefix_decodes:
+            notes.append(f"Rebuilt from all {most} codebooks, and from the first {most // 2} alone.")
+        title = f"Reconstructions of {name}"
+        listening_page(rows, rate, folder / "reconstructions.html", title, notes, rates.get(most))
+        if counts is not None and rates:
+            vectors = tok.bottleneck.codebook_vectors()
+            codebook_plot(counts, folder / "codebook.png", vectors, outputs(tok, rows))
+            write_json(folder / "rate_distortion.json", rate_distortion_rows(rates))
+            curves = {k: curve(row) for k, row in rates.items()}
+            rate_distortion_plot(curves, folder / "rate_distortion.png")
         if sample:
-            write_card_pair(tok, rows, folder)
+            write_card_pair(tok, pairs[0], folder)
 
     def samples(self, tok: Tokenizer, rows: list[Drawn], folder: Path) -> Path:
         """Every sample as a WAV file; samples.html to listen to the first ones, and samples.png, their
@@ -109,34 +125,6 @@ class SoundReport(Report):
         return rate_distortion_table({k: curve(row) for k, row in measured.rates.items()})
 
 
-def write_reconstructions(
-    tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str
-) -> Reconstructions:
-    """reconstructions.html, .png and reconstructions/*.wav of some clips, which are returned, and, of what
-    was `measured` of codes, codebook.png and rate_distortion.json and .png in `folder`."""
-    _, rates, counts = measured
-    rate = tok.modality.sample_rate
-    rows = reconstructions(tok, clips)
-    most = tok.bottleneck.num_codebooks
-    mel_sheet(
-        [(n, {k: c[k] for k in ("original", "rebuilt")}) for n, c in rows],
-        rate,
-        folder / "reconstructions.png",
-    )
-    write_wavs(folder / SOUNDS, rows, rate)
-    notes = [f"{len(rows)} of {len(clips)} clips, the first {SHOWN_SECONDS} s of each."]
-    if most > 1 and tok.bottleneck.prefix_decodes:
-        notes.append(f"Rebuilt from all {most} codebooks, and from the first {most // 2} alone.")
-    listening_page(
-        rows, rate, folder / "reconstructions.html", f"Reconstructions of {name}", notes, rates.get(most)
-    )
-    if counts is not None and rates:
-        codebook_plot(counts, folder / "codebook.png", tok.bottleneck.codebook_vectors(), outputs(tok, rows))
-        write_json(folder / "rate_distortion.json", rate_distortion_rows(rates))
-        rate_distortion_plot({k: curve(row) for k, row in rates.items()}, folder / "rate_distortion.png")
-    return rows
-
-
 @torch.no_grad()
 def outputs(tok: Tokenizer, rows: Reconstructions) -> Tensor | None:
     """What the encoder gives for some clips, as the codebooks see it: (K, M, D), or None."""
@@ -145,15 +133,12 @@ def outputs(tok: Tokenizer, rows: Reconstructions) -> Tensor | None:
     return torch.cat(known, dim=1) if known else None
 
 
-def write_card_pair(tok: Tokenizer, rows: Reconstructions, folder: Path) -> None:
-    """sample.png and sample.wav of the first of `rows` and what the tokenizer keeps of it, for the model's
-    card."""
-    name, row = rows[0]
-    rate = tok.modality.sample_rate
-    pair = {"original": row["original"], "rebuilt": row["rebuilt"]}
-    mel_sheet([(name, pair)], rate, folder / "sample.png")
+def write_card_pair(tok: Tokenizer, pair: Row, folder: Path) -> None:
+    """sample.png and sample.wav of a clip and what the tokenizer keeps of it, for the model's card."""
+    rate, (_, clips) = tok.modality.sample_rate, pair
+    mel_sheet([pair], rate, folder / "sample.png")
     pause = torch.zeros(tok.modality.channels, rate // 2)
-    write_wav(folder / "sample.wav", torch.cat([pair["original"], pause, pair["rebuilt"]], dim=1), rate)
+    write_wav(folder / "sample.wav", torch.cat([clips["original"], pause, clips["rebuilt"]], dim=1), rate)
 
 
 @torch.no_grad()

@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.benchmarks.registry import synchronizer
-from pipelines.data.batches import Splits, batches
+from pipelines.data.batches import Batch, Splits, batches
 from pipelines.data.kinds import to_float
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
-from pipelines.tokens.items import TokenBatch, TokenRows, TokenSplit, token_batches
+from pipelines.tokens.items import TokenRows, TokenSplit, token_batches
 from pipelines.tokens.windows import rows_of, window_info
 from pipelines.train_prior import losses_of as prior_losses
 from pipelines.train_prior import prior_config
@@ -108,14 +108,14 @@ def prior_run(options: PriorTraining, accelerator: Accelerator, info: TokenInfo,
     course = Course(accelerator, options, prior, optimizers_of(prior, options), "prior")
     course.model.train()
 
-    def load(workers: int, start: int, stop: int) -> Iterator[TokenBatch]:
+    def load(workers: int, start: int, stop: int) -> Iterator[Batch]:
         return token_batches(rows, **(course.share() | {"start_step": start, "stop_step": stop}))
 
-    def learn(batch: TokenBatch) -> None:
-        codes = batch.codes.to(accelerator.device, non_blocking=True)
+    def learn(batch: Batch) -> None:
+        codes = batch.x.to(accelerator.device, non_blocking=True)
         labels = batch.labels.to(accelerator.device)
         forward = partial(prior_losses, codes=codes, labels=labels, label_dropout=options.label_dropout)
-        course.learn(batch, forward, [f"training item {i}" for i in batch.index])
+        course.learn(batch, forward, [f"training item {i}" for i in batch.index.tolist()])
 
     return Run(load, learn, accelerator.device)
 

@@ -211,7 +211,7 @@ def prior_nats(
         stop_step=options.max_steps,
     ):
         set_rates(optimizers, rate_scale(batch.step, options.warmup_steps, options.max_steps))
-        loss = descend(prior, optimizers, prior(batch.codes).losses["nll"], options.clip_norm)
+        loss = descend(prior, optimizers, prior(batch.x).losses["nll"], options.clip_norm)
         average.update(prior, batch.step + 1)
         _look(loss, batch.step + 1, options, "the prior")
         bar.update()
