@@ -20,7 +20,8 @@ from pipelines.data.kinds import PLAIN, CodeLayout, Encoded, FixedViews, Kind, S
 from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
-from tokenizer.modalities.signals import Signal, SignalModality
+from tokenizer.modalities.files.spans import Signal
+from tokenizer.modalities.signals import SignalModality
 
 logger = logging.getLogger(__name__)
 

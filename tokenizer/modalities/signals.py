@@ -4,20 +4,17 @@ Left out: what the signals are of, and their way from files and back (`audio.py`
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.checks import Size, checked_list, checked_preprocess_size
 from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample1d
 from tokenizer.modalities import Modality, check_levels
+from tokenizer.modalities.files.spans import Signal
 from tokenizer.variants import require
 
 # Dilations of a level's residual blocks, in turn (Kumar et al. 2023, arXiv 2306.06546, section 3.1).
@@ -62,33 +59,6 @@ class SignalOptions:
             1 <= self.kernel <= 63 and self.kernel % 2 == 1,
             f"kernel is {self.kernel}, expected an odd number from 1 to 63",
         )
-
-
-class Signal(Protocol):
-    """An opened item: `length` samples, of which `peak` is the largest magnitude that its file holds, as far
-    as it was read. What cannot be read is a `ValueError` or `OSError`."""
-
-    @property
-    def length(self) -> int: ...
-    @property
-    def peak(self) -> float: ...
-    def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
-        """Samples (C, count) in [-1, 1]."""
-        ...
-
-    def blocks(self, size: int) -> Iterator[NDArray[np.float32]]:
-        """All samples in turn, (C, size), the last block shorter."""
-        ...
-
-    def check(self, whole: bool = False) -> None:
-        """Decode its begin and end, or all of it."""
-        ...
-
-    def close(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class SignalModality(Modality):

@@ -173,15 +173,15 @@ def of_prior(
 def show(title: str, values: dict[str, Any]) -> None:
     """The tables of training and of loaders on stdout."""
     head = f"{title}, batches of {values['batch_size']}"
+    training, loaders = (
+        [(name, n, row) for name, by_workers in values[part].items() for n, row in by_workers.items()]
+        for part in ("training", "loaders")
+    )
     print_table(
         f"{head}: share of a training step that waits for its batch, median (least..greatest)",
         [
             ("", "loader processes", "of a step", "of all steps", "ms per step"),
-            *(
-                (name, n, row["idle"], f"{row['idle_of_all']:.4f}", row["step_ms"])
-                for name, by_workers in values["training"].items()
-                for n, row in by_workers.items()
-            ),
+            *((name, n, r["idle"], f"{r['idle_of_all']:.4f}", r["step_ms"]) for name, n, r in training),
         ],
     )
     print_table(
@@ -189,11 +189,7 @@ def show(title: str, values: dict[str, Any]) -> None:
         f"({values['used']:.4g}),\nB: time / that of {values['beside']}, above 1 is slower",
         [
             ("", "loader processes", "examples per second", "A", "B"),
-            *(
-                (name, n, row["per_second"], row["headroom"], row["slower"])
-                for name, by_workers in values["loaders"].items()
-                for n, row in by_workers.items()
-            ),
+            *((name, n, r["per_second"], r["headroom"], r["slower"]) for name, n, r in loaders),
         ],
     )
 
