@@ -1,7 +1,7 @@
 """A look at all clips before training: what cannot be decoded to its end is left out, what fits into memory
 kept decoded.
 
-Left out: clips by number (clips.py), and how they are opened (sounds.py, series.py).
+Left out: clips by number (clips.py), and how they are opened, which their modality knows.
 """
 
 import logging

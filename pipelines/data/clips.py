@@ -1,7 +1,7 @@
 """Clips of any length, from memory or read on access: whole, in blocks, as training segments, or as codes.
 
-Left out: what they are of and how they are opened (sounds.py, series.py), a look at all of them
-(clip_scan.py), and their order and batches (batches.py).
+Left out: what they are of (sounds.py, series.py) and how they are opened, which their modality knows, a look
+at all of them (clip_scan.py), and their order and batches (batches.py).
 """
 
 import logging
