@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before anything imports torch
     prepare_environment()
 
 import importlib
-import json
 import pkgutil
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from pipelines import benchmarks
 from pipelines.benchmarks.registry import BENCHMARKS
 from pipelines.run.command_line import parse, print_version, run
-from tokenizer.hub.files import write_atomically
+from tokenizer.hub.files import write_json
 
 for _module in pkgutil.walk_packages(benchmarks.__path__, "pipelines.benchmarks."):
     importlib.import_module(_module.name)  # which enters its benchmark
@@ -42,9 +41,8 @@ def main() -> None:
     values = {"benchmark": name, **BENCHMARKS[name].measure(options)}
     folder: Path | None = options.output
     if folder is not None:
-        text = json.dumps(values, indent=2) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / f"benchmark-{name}.json", lambda p: p.write_text(text, encoding="utf-8"))
+        write_json(folder / f"benchmark-{name}.json", values)
         print(f"written to {folder / f'benchmark-{name}.json'}")
 
 

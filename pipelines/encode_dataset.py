@@ -22,11 +22,10 @@ from torch import Tensor
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.data.kinds import Split, kind_of
-from pipelines.run.accelerator import plain_accelerator
+from pipelines.data.kinds import KINDS, FixedViews, Split
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import claimed_folder, require_writable
-from pipelines.run.processes import load_alike, meet, on_main
+from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator
 from pipelines.run.progress import progress
 from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
 from pipelines.tokens.plan import (
@@ -39,7 +38,7 @@ from pipelines.tokens.plan import (
 )
 from pipelines.tokens.shards import write_shard
 from tokenizer import Tokenizer
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +67,9 @@ class EncodeOptions:
     """Let a GPU use TF32, faster: codes then depend on --batch-size and the GPU."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        at_least(self, 1, "batch_size")
+        at_least(self, 0, "seed")
         require(1 <= self.views <= MAX_VIEWS, f"views is {self.views}, expected 1 to {MAX_VIEWS}")
-        require(0 <= self.seed < 2**63, f"seed is {self.seed}, expected 0 or more")
 
 
 def main() -> None:
@@ -124,7 +123,7 @@ def main() -> None:
 
 def check_views(options: EncodeOptions, tok: Tokenizer) -> None:
     """`ValueError` if views would be equal; says which options have no effect."""
-    kind = kind_of(tok.modality)
+    kind = KINDS.of(tok.modality)
     if options.augment != NO_VIEWS and not kind.augmented:
         logger.warning("--augment.* has no effect on %s: their views begin at other samples", kind.many)
     elif options.augment != NO_VIEWS and options.views == 1:
@@ -185,9 +184,9 @@ def encode_block(
     done: Callable[[int], object],
 ) -> None:
     """Encode the items of a block into its shard; `done` is told how many were looked at, as they are."""
-    views = (block.views, options.augment, options.seed)
+    views = FixedViews(block.views, options.augment, options.seed)
     codes, labels, ids = list[Tensor](), list[int](), list[str]()
-    for part in examples.codes(tok, block.items, options.batch_size, *views):
+    for part in examples.codes(tok, block.items, options.batch_size, views):
         codes += part.codes
         labels += part.labels
         ids += part.ids

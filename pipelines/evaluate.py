@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before anything imports torch
 
     prepare_environment()
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,19 +30,18 @@ from pipelines.reports.kinds import report_of
 from pipelines.reports.priors import write_positions
 from pipelines.reports.rate_distortion import quantity
 from pipelines.reports.tokenizers import write_results
-from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import RUN_FILE, require_writable
 from pipelines.run.models import load_models
-from pipelines.run.processes import load_alike, meet, on_main
+from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import TokenRows, TokenSplit
 from pipelines.tokens.windows import rows_of
 from prior import Prior
 from tokenizer import Tokenizer
-from tokenizer.hub.files import CHECKPOINTS, CONFIG, write_atomically
-from tokenizer.variants import require
+from tokenizer.hub.files import CHECKPOINTS, CONFIG, write_json
+from tokenizer.variants import at_least
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ class EvaluateOptions:
     """Allow the feature network's weights to be downloaded."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        at_least(self, 1, "batch_size")
 
 
 def main() -> None:
@@ -113,8 +111,7 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         for name in RESULTS:  # of an earlier evaluation, perhaps of another model
             (options.output / name).unlink(missing_ok=True)
-        text = json.dumps(metrics, indent=2) + "\n"
-        write_atomically(options.output / "metrics.json", lambda p: p.write_text(text, encoding="utf-8"))
+        write_json(options.output / "metrics.json", metrics)
         write_results(tok, splits, measured, options.output, sample=False)
         if of_prior is not None and of_prior.positions is not None:
             write_positions(of_prior.positions, of_prior.info, options.output)

@@ -26,14 +26,13 @@ from pipelines.data.config import DataConfig
 from pipelines.data.kinds import Split
 from pipelines.evaluation.tokenizers import Measured, measure_tokenizer
 from pipelines.reports.tokenizers import write_results
-from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
-from pipelines.run.processes import load_alike, meet, on_main, sum_over_processes
+from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator, sum_over_processes
 from pipelines.run.publishing import check_push, push
 from tokenizer import Tokenizer
 from tokenizer.hub.model import CardInfo
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +70,8 @@ class QuantizeOptions:
     """Make that repository private, if it is not there yet."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
-        require(self.group_dim >= 1, f"group_dim is {self.group_dim}, expected 1 or more")
-        require(0 <= self.margin < float("inf"), f"margin is {self.margin}, expected 0 or more")
+        at_least(self, 1, "batch_size", "group_dim")
+        at_least(self, 0, "margin")
         size = self.codebook_size
         require(size is None or size >= 2, f"codebook_size is {size}, expected 2 or more")
 

@@ -51,8 +51,6 @@ MODELS = (
 # Drawn anew at each evaluation of the prior.
 FIRST = "prior/sample.png"
 SHOWN = (
-    ("samples/samples.png", "samples.png", "new {} from the prior, a row per class"),
-    ("eval/reconstructions.png", "reconstructions.png", "held-out {} above what is kept of them"),
     ("eval/codebook.png", "codebook.png", "how often each code is used"),
     ("tokenizer/loss.png", "loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
     ("eval/metrics.json", "metrics.json", "all that was measured on held-out data"),
@@ -60,7 +58,13 @@ SHOWN = (
 
 
 def _pictures(name: str) -> tuple[tuple[str, str, str], ...]:
-    return tuple((source, copy, what.format(name)) for source, copy, what in SHOWN)
+    samples = f"new {name} from the prior, a row per class"
+    rebuilt = f"held-out {name} above what is kept of them"
+    return (
+        ("samples/samples.png", "samples.png", samples),
+        ("eval/reconstructions.png", "reconstructions.png", rebuilt),
+        *SHOWN,
+    )
 
 
 TOURS = {
@@ -102,9 +106,7 @@ TOURS = {
             ("eval/reconstructions.html", "reconstructions.html", "held-out speech and what is kept of it"),
             ("eval/reconstructions.png", "reconstructions.png", "their spectrograms"),
             ("eval/rate_distortion.png", "rate_distortion.png", "quality at each number of codebooks"),
-            ("eval/codebook.png", "codebook.png", "how often each code is used"),
-            ("tokenizer/loss.png", "loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
-            ("eval/metrics.json", "metrics.json", "all that was measured on held-out data"),
+            *SHOWN,
         ),
     ),
 }

@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before anything imports torch
 
     prepare_environment()
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,22 +16,25 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 
-from pipelines.reports.kinds import Drawn
+from pipelines.reports.kinds import Drawn, report_of
 from pipelines.reports.neighbours import training_items, write_neighbours
-from pipelines.reports.samples import SHEET, write_samples
-from pipelines.run.accelerator import quiet_logging
 from pipelines.run.command_line import NOTHING, parse, run
 from pipelines.run.folder import require_writable
 from pipelines.run.generator import Generator
 from pipelines.run.models import load_models, require_models
+from pipelines.run.processes import quiet_logging
 from pipelines.run.progress import progress
 from prior import Prior
 from prior.sampling.choice import Choice, SamplingOptions
 from prior.sampling.weights import Weights
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
+logger = logging.getLogger(__name__)
+
+# Of every modality: what is written last.
+SHEET = "samples.png"
 # Samples from one class to another, both included.
 BETWEEN = 9
 
@@ -85,8 +89,7 @@ class SampleOptions:
     """Samples drawn at once."""
 
     def __post_init__(self) -> None:
-        require(self.num >= 1, f"num is {self.num}, expected 1 or more")
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
+        at_least(self, 1, "num", "batch_size")
         Choice(**self.choice)  # checks itself
         between = self.interpolate
         require(len(between) in (0, 2), f"interpolate is {between}, expected two classes or nothing")
@@ -136,7 +139,9 @@ def main() -> None:
     else:
         generator = Generator(prior.for_sampling(options.weights, options.compile), tok)
         rows = (interpolate if options.interpolate else sample_prior)(options, generator)
-    write_samples(options.output, tok, rows)
+    options.output.mkdir(parents=True, exist_ok=True)
+    first = report_of(tok.modality).samples(tok, rows, options.output)
+    logger.info("%d samples in %s; look at %s", sum(len(row.x) for row in rows), options.output, first)
     if items is not None:
         write_neighbours(options.output, tok, rows, items)
 

@@ -31,7 +31,6 @@ from pipelines.run.processes import load_alike, meet, on_main, sum_over_processe
 from pipelines.run.publishing import check_push, push
 from pipelines.training.adversary import Adversary
 from pipelines.training.loop import Course
-from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import DecoderTraining
 from pipelines.training.run_folder import (
     check_run_folder,
@@ -42,7 +41,7 @@ from pipelines.training.run_folder import (
     run_folder,
     write_skipped,
 )
-from pipelines.training.setup import start_accelerator
+from pipelines.training.setup import optimizers_of, start_accelerator
 from pipelines.training.sharding import is_sharded
 from tokenizer import Tokenizer
 from tokenizer.decoder_stage import DecoderOutput, DecoderStage, with_decoder
@@ -175,14 +174,7 @@ def train(
     perceptual: Perceptual | None,
 ) -> None:
     """Train, evaluate and checkpoint; at the end compare the codes and write the Hub-ready folder."""
-    optimizers = build_optimizers(
-        stage.tok,
-        options.optimizer,
-        options.learning_rate,
-        options.muon_learning_rate,
-        options.weight_decay,
-        betas=options.betas,
-    )
+    optimizers = optimizers_of(stage.tok, options, options.betas)
     adversary = None
     if jury is not None:
         adversary = Adversary(accelerator, jury.to(accelerator.device), options.adversarial)

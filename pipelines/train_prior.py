@@ -28,7 +28,6 @@ from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import TokenRows, read_tokens, token_batches
 from pipelines.tokens.windows import rows_of, window_info
 from pipelines.training.loop import Course
-from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import PriorSize, PriorTraining
 from pipelines.training.run_folder import (
     check_run_folder,
@@ -37,7 +36,7 @@ from pipelines.training.run_folder import (
     remembered_place,
     run_folder,
 )
-from pipelines.training.setup import start_accelerator
+from pipelines.training.setup import optimizers_of, start_accelerator
 from prior import Prior, PriorConfig
 from prior.checks import UNCONDITIONAL
 from prior.model import PriorOutput
@@ -132,20 +131,10 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
         grid=info.grid,
         class_names=info.class_names,
         unconditional=options.label_dropout > 0 or not info.class_names,
-        dim=options.model.dim,
-        depth=options.model.depth,
-        heads=options.model.heads,
-        dropout=options.model.dropout,
-        pattern=options.model.pattern or pattern,
-        inner_dim=options.model.inner_dim,
-        inner_depth=options.model.inner_depth,
-        inner_heads=options.model.inner_heads,
         rope_theta=10000.0 if of_time or options.model.rotary == "sequence" else PriorConfig.rope_theta,
-        rotary=options.model.rotary,
-        qk_norm=options.model.qk_norm,
-        target_embedding=options.model.target_embedding,
         tokenizer_id=options.tokenizer_id or public_name(info.tokenizer),
         tokenizer_fingerprint=info.fingerprint,
+        **(vars(options.model) | {"pattern": options.model.pattern or pattern}),
     )
     if not config.in_turn and any(getattr(options.model, n) != getattr(PriorSize, n) for n in INNER):
         logger.warning("--model.inner-* has no effect without --model.pattern depth and several codebooks")
@@ -169,14 +158,7 @@ def train(
     prior: Prior,
 ) -> None:
     """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
-    optimizers = build_optimizers(
-        prior,
-        options.optimizer,
-        options.learning_rate,
-        options.muon_learning_rate,
-        options.weight_decay,
-        betas=(0.9, 0.95),
-    )
+    optimizers = optimizers_of(prior, options, betas=(0.9, 0.95))
     course = Course(accelerator, options, prior, optimizers, "prior", headline="bits_per_code")
     if course.finished:
         return
@@ -190,9 +172,9 @@ def train(
 
     with course:
         for batch in token_batches(splits["train"], **course.share()):
-            codes, labels = (send(part, accelerator.device) for part in (batch.codes, batch.labels))
+            codes, labels = (send(part, accelerator.device) for part in (batch.x, batch.labels))
             forward = partial(losses_of, codes=codes, labels=labels, label_dropout=options.label_dropout)
-            if course.learn(batch, forward, [f"training item {i}" for i in batch.index]):
+            if course.learn(batch, forward, [f"training item {i}" for i in batch.index.tolist()]):
                 course.close_step(batch.step + 1, evaluate)
     finish(options, accelerator, info, splits, prior, course)
 

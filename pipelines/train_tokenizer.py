@@ -24,7 +24,6 @@ from pipelines.run.command_line import chosen_preset, parse, run
 from pipelines.run.processes import load_alike, meet, on_main
 from pipelines.run.publishing import check_push, push
 from pipelines.training.loop import Course
-from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import TokenizerTraining
 from pipelines.training.run_folder import (
     check_run_folder,
@@ -35,7 +34,7 @@ from pipelines.training.run_folder import (
     run_folder,
     write_skipped,
 )
-from pipelines.training.setup import short_run, start_accelerator
+from pipelines.training.setup import optimizers_of, short_run, start_accelerator
 from tokenizer import Tokenizer
 from tokenizer.devices import send
 from tokenizer.distributed import Step
@@ -85,9 +84,7 @@ def train(
     perceptual: Perceptual | None,
 ) -> None:
     """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
-    optimizers = build_optimizers(
-        tok, options.optimizer, options.learning_rate, options.muon_learning_rate, options.weight_decay
-    )
+    optimizers = optimizers_of(tok, options)
     course = Course(accelerator, options, tok, optimizers, "tokenizer", events=tok.bottleneck.events)
     if course.finished:
         return

@@ -16,10 +16,10 @@ from PIL import Image
 
 from pipelines.presets import DECODERS, TOKENIZERS
 from pipelines.quickstart import QuickstartOptions, commands
-from pipelines.run.command_line import options_to_dict
 from tests.helpers.running import ROOT, Script, read_command, without_plots
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.modalities import ModalityConfig
+from tokenizer.variants import config_to_dict
 
 
 def pages() -> dict[str, str]:
@@ -101,7 +101,7 @@ def test_commands_fit_their_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             seen.add(command.script)
             if command.script.startswith("train_"):  # leaves what a later command resumes
                 command.options.output.mkdir(parents=True, exist_ok=True)
-                text = json.dumps(options_to_dict(command.options))
+                text = json.dumps(config_to_dict(command.options))
                 (command.options.output / "run.json").write_text(text)
     scripts = {"quickstart", "train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate"}
     assert seen >= scripts | {"train_decoder", "quantize_vae"}

@@ -181,13 +181,6 @@ class ELU(Layer):
         return F.elu(x)
 
 
-class Tanh(Layer):
-    """Keeps the output in (-1, 1)."""
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        return torch.tanh(x)
-
-
 class Chain(Layer):
     """Layers in a row."""
 

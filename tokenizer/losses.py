@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tokenizer.perceptual import Perceptual as Perceptual
-from tokenizer.perceptual import load_perceptual as load_perceptual
 from tokenizer.spectral import mel_distance, stft_distance
 
 LossFunction = Callable[..., Tensor]
@@ -29,10 +27,6 @@ class Loss:
 
     modality: str | None
     function: LossFunction
-
-    def suits(self, modality: str) -> bool:
-        """Whether the loss is one for data of `modality`."""
-        return self.modality in (None, modality)
 
 
 LOSSES: dict[str, Loss] = {}
@@ -174,7 +168,7 @@ def describe_losses() -> list[str]:
 
 def validate_weights(weights: Mapping[str, float], modality: str) -> None:
     """`ValueError` if a name is no loss of `modality`, a weight is negative or not finite, or all are 0."""
-    known = sorted(name for name, entry in LOSSES.items() if entry.suits(modality))
+    known = sorted(name for name, entry in LOSSES.items() if entry.modality in (None, modality))
     for name, weight in weights.items():
         # A weight of 0 on another modality's loss is what `default_weights` gives.
         if name not in known and not (name in LOSSES and weight == 0):

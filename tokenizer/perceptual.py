@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tokenizer.anti_aliased import STLPIPS, STLPIPS_LAYERS, stlpips_network
 from tokenizer.installation import install_extra
 
+# ImageNet's statistics, which torchvision's weights expect.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The layers of torchvision's networks that Zhang et al. compare: the last ReLU of each block.
 TORCHVISION_LAYERS = {"vgg16": (3, 8, 15, 22, 29), "alexnet": (1, 4, 7, 9, 11)}
 
@@ -37,8 +39,8 @@ class Perceptual(nn.Module):
         self,
         features: nn.Module,
         layers: Sequence[str | int],
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ) -> None:
         super().__init__()
         network = copy.deepcopy(features).eval().requires_grad_(False)

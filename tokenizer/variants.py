@@ -58,6 +58,13 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def at_least(config: Any, least: int, *names: str) -> None:
+    """`ValueError` unless these numbers of a config are `least` or more, and below 2^63."""
+    for name in names:
+        value = getattr(config, name)
+        require(least <= value < 2**63, f"{name} is {value}, expected {least} or more")
+
+
 def training_only(default: Any) -> Any:
     """A field with a default that only training reads: of two models that differ in it alone, codes mean the
     same."""
@@ -65,7 +72,7 @@ def training_only(default: Any) -> Any:
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON values (dict, list, str, numbers, bool, None)."""
+    """A config dataclass as plain JSON values (dict, list, str, also for paths, numbers, bool, None)."""
     values = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     return {"kind": config.kind, **values} if isinstance(config, Variant) else values
 
@@ -91,7 +98,7 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def config_from_dict(cls: type[C], values: object, where: str = "config") -> C:

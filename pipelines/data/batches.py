@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import DataConfig, FoundData, Source
 from pipelines.data.folders import find_sources
-from pipelines.data.kinds import Items, Kind, Looked, Split, kind_of
+from pipelines.data.kinds import KINDS, Items, Kind, Split
 from pipelines.data.scan import held_out_mask
 from pipelines.run.signals import ignore_requests
 from tokenizer.distributed import keyed_generator
@@ -68,8 +68,8 @@ class Splits:
 class Batch:
     """Rows `offset : offset + b` of the global batch of optimizer step `step`, in its micro-batch `micro`.
 
-    `x` (b, C, H, W) uint8 or (b, C, crop) float32; `labels` (b,) int64, -1 where there is none; `index` (b,)
-    int64: which examples or clips.
+    `x` (b, C, H, W) uint8, (b, C, crop) float32, or codes (b, K, *grid) int64; `labels` (b,) int64, -1 where
+    there is none; `index` (b,) int64: which examples, clips or items of tokens.
     """
 
     x: Tensor
@@ -88,16 +88,15 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
     `config.valid_fraction` by content. What cannot be read is skipped and reported, and one line of the log
     says what was found. Raises `ValueError` with the fix for data that cannot be found or used.
     """
-    kind = kind_of(modality)
+    kind = KINDS.of(modality)
 
-    def look(source: Source) -> Looked:
+    def look(source: Source) -> Split:
         # Or the name of embedded data, or of the Hub's.
         place = os.path.abspath(config.place) if config.place.exists() else config.path
         place += "" if source is found.train else " (held out)"
         return kind.scan(source, modality, config, cache_bytes, place)
 
     found = find_sources(config, kind)
-    by_content = found.held_out is None and config.valid_fraction > 0
     train = look(found.train)
     if found.held_out is not None:
         if config.given("valid_fraction"):
@@ -108,14 +107,13 @@ def load_splits(config: DataConfig, modality: Modality, cache_bytes: int = 1 << 
                 f"{config.path}: held-out {kind.many} are {held_out.shape} (C, *size), the others "
                 f"{train.shape}; give all of them one size and number of channels"
             )
-        splits = Splits(found.name, train.examples(), held_out.examples(), found.class_names)
-        logger.info("%s", summary(kind, found, splits))
-        return splits
-    mask = held_out_mask(train.digests, config.valid_fraction)
-    if by_content and not mask.any():
-        which = f"all {kind.many} are equal" if len(train.rows) > 1 else f"there is one {kind.one}"
-        logger.warning("%s: %s, so none is held out", config.path, which)
-    splits = Splits(found.name, train.examples(~mask), train.examples(mask), found.class_names)
+    else:
+        mask = held_out_mask(train.digests, config.valid_fraction)
+        if config.valid_fraction > 0 and not mask.any():
+            which = f"all {kind.many} are equal" if len(train) > 1 else f"there is one {kind.one}"
+            logger.warning("%s: %s, so none is held out", config.path, which)
+        train, held_out = train.pick(~mask), train.pick(mask)
+    splits = Splits(found.name, train, held_out, found.class_names)
     logger.info("%s", summary(kind, found, splits))
     return splits
 
@@ -160,7 +158,7 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class _Plan(Dataset[Batch]):
+class Plan(Dataset[Batch]):
     """This rank's batches by (step, micro), each computed from its place alone."""
 
     items: Items
@@ -220,7 +218,7 @@ def batches(
     items = examples.training(augment)
     if batch_size > len(items):
         logger.warning("a batch of %d repeats examples: there are only %d", batch_size, len(items))
-    plan = _Plan(items, batch_size, micro_batches, rank, world, seed)
+    plan = Plan(items, batch_size, micro_batches, rank, world, seed)
     places = ((s, m) for s in range(start_step, stop_step) for m in range(micro_batches))
     if workers == 0:
         return (plan[place] for place in places)

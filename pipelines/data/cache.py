@@ -96,11 +96,14 @@ class Verdicts:
 
 def verdicts_of(place: str, reader: str) -> Verdicts:
     """Those on the data at `place`, by the rules of `reader`."""
+    return Verdicts(_path_of("pictures", place, reader))
+
+
+def _path_of(kind: str, place: str, rules: str) -> Path | None:
+    """Where something found of the data at `place` by `rules` is kept; None without a cache folder."""
+    name = hashlib.sha256(f"{place}\0{rules}".encode(errors="surrogateescape")).hexdigest()[:16]
     folder = cache_folder()
-    if folder is None:
-        return Verdicts(None)
-    name = hashlib.sha256(f"{place}\0{reader}".encode(errors="surrogateescape")).hexdigest()[:16]
-    return Verdicts(folder / f"pictures-{name}.safetensors")
+    return None if folder is None else folder / f"{kind}-{name}.safetensors"
 
 
 def cache_folder() -> Path | None:
@@ -147,11 +150,8 @@ class Decoded:
     """Tensors decoded from the examples at `place` by `rules`, and why some examples could not be."""
 
     def __init__(self, place: str, rules: str, keys: NDArray[np.uint64]) -> None:
-        self._keys, self._path = keys, None
-        folder = cache_folder()
-        if folder is not None and len(keys) and bool((keys != NO_KEY).all()):
-            name = hashlib.sha256(f"{place}\0{rules}".encode(errors="surrogateescape")).hexdigest()[:16]
-            self._path = folder / f"decoded-{name}.safetensors"
+        known = len(keys) > 0 and bool((keys != NO_KEY).all())
+        self._keys, self._path = keys, _path_of("decoded", place, rules) if known else None
 
     def find(self) -> tuple[dict[str, Tensor], dict[int, str]] | None:
         """What was kept, if it is of these very examples."""

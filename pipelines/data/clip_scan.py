@@ -1,11 +1,12 @@
 """A look at all clips before training: what cannot be decoded to its end is left out, what fits into memory
 kept decoded.
 
-Left out: clips by number (clips.py), and how they are opened (sounds.py, series.py).
+Left out: clips by number (clips.py), and how they are opened, which their modality knows.
 """
 
 import logging
 from collections.abc import Mapping
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -13,65 +14,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.cache import Decoded, keys_of
-from pipelines.data.clips import ClipScan, OpenClip
-from pipelines.data.config import Source
-from pipelines.data.kinds import Kind
+from pipelines.data.clips import Clips, starts_of
+from pipelines.data.config import DataConfig, Source, warn_ignored
+from pipelines.data.kinds import KINDS, Kind
 from pipelines.data.scan import digest, listed, look_at_all, reason
-from tokenizer.modalities import Modality
+from tokenizer.modalities.signals import SignalModality
 
 logger = logging.getLogger(__name__)
 
 
 def scan_clips(
-    source: Source,
-    modality: Modality,
-    kind: Kind,
-    open_: OpenClip,
-    cache_bytes: int,
-    place: str = "",
-    rules: str = "",
-) -> ClipScan:
+    source: Source, modality: SignalModality, config: DataConfig, cache_bytes: int, place: str
+) -> Clips:
     """Decode every clip once, and keep all if they fit into `cache_bytes`: what can be decoded to its end is
     readable, however large the set is. The next start finds what was seen (`cache.py`), by `place`, which
-    says where the data lie, and `rules`, which say how they are decoded.
+    says where the data lie, and by what the modality does to them.
 
-    modality: has the `sample_rate`, the channels and the crop (its size). `open_` opens a clip. Raises
-    `ValueError` if not one clip is readable.
+    Raises `ValueError` if not one clip is readable.
     """
+    kind = KINDS.of(modality)
+    warn_ignored(config, kind.one, "max_megapixels")
+    rules = f"{version(modality.reader)} {type(modality).__qualname__} {modality.preprocessor_config()}"
     keys = keys_of(source, f"looking for {kind.many}")
     before = Decoded(place, f"{cache_bytes} {rules}", keys)
     found = before.find()
-    tables, reasons = found or _look_at(source, modality, kind, open_, cache_bytes)
+    tables, reasons = found or _look_at(source, modality, kind, cache_bytes)
     if found is None:
         before.keep(tables, reasons, always="x" not in tables)
     rows = np.delete(np.arange(len(source)), list(reasons))
     _report(kind, source, rows, reasons, tables["peaks"].numpy(), tables["loudest"].numpy())
     lengths, digests = tables["lengths"].numpy(), tables["digests"].numpy().view(np.uint64)
-    skipped = tuple((source.id(i), reasons[i]) for i in sorted(reasons))
-    return ClipScan(
-        kind,
-        open_,
-        source,
-        modality.sample_rate,
-        modality.channels,
-        crop=modality.size[0],
-        lengths=lengths,
-        starts=_starts(lengths, modality.channels),
-        cache=tables.get("x"),
-        rows=rows,
-        digests=digests[rows],
-        skipped=skipped,
-    )
-
-
-def _starts(lengths: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
-    """Where clips of these `lengths` (n,) begin, end to end."""
-    starts: NDArray[np.int64] = np.cumsum(lengths * channels) - lengths * channels
-    return starts
+    skipped = [(source.id(i), reasons[i]) for i in sorted(reasons)]
+    return Clips(kind, source, rows, digests[rows], skipped, modality, lengths, tables.get("x"))
 
 
 def _look_at(
-    source: Source, modality: Modality, kind: Kind, open_: OpenClip, cache_bytes: int
+    source: Source, modality: SignalModality, kind: Kind, cache_bytes: int
 ) -> tuple[dict[str, Tensor], dict[int, str]]:
     """Of every clip, (n,): `lengths` in samples, `digests`, the `loudest` value of its file, and the peak of
     what was decoded; `x`, all samples end to end, if they fit. And why some cannot be read."""
@@ -84,20 +62,20 @@ def _look_at(
         try:
             raw = source.raw(i)
             digests[i] = digest(raw)
-            with open_(raw, source.id(i)) as sound:
+            with modality.open(raw, source.id(i), report=False) as sound:
                 sound.check()
                 lengths[i], loudest[i] = sound.length, sound.peak
         except (ValueError, OSError) as error:
             reasons[i] = reason(source.id(i), error)
 
     look_at_all(look, range(count), f"looking at {kind.many}")
-    starts, total = _starts(lengths, channels), int(lengths.sum()) * channels
+    starts, total = starts_of(lengths, channels), int(lengths.sum()) * channels
     cache = torch.empty(total) if total * 4 <= cache_bytes else None
 
     def decode(i: int) -> None:
         assert cache is not None
         try:
-            with open_(source.raw(i), source.id(i)) as sound:
+            with modality.open(source.raw(i), source.id(i), report=False) as sound:
                 x = torch.from_numpy(sound.read())
             if x.shape[1] != lengths[i]:
                 raise ValueError("changed while it was looked at; leave the data alone while they are used")
@@ -108,7 +86,7 @@ def _look_at(
 
     def listen(i: int) -> None:
         try:
-            with open_(source.raw(i), source.id(i)) as sound:
+            with modality.open(source.raw(i), source.id(i), report=False) as sound:
                 sound.check(whole=True)
         except (ValueError, OSError) as error:
             reasons[i] = reason(source.id(i), error)

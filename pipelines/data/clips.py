@@ -1,16 +1,13 @@
 """Clips of any length, from memory or read on access: whole, in blocks, as training segments, or as codes.
 
-Left out: what they are of and how they are opened (sounds.py, series.py), a look at all of them
-(clip_scan.py), and their order and batches (batches.py).
+Left out: what they are of (sounds.py, series.py) and how they are opened, which their modality knows, a look
+at all of them (clip_scan.py), and their order and batches (batches.py).
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from types import TracebackType
-from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -19,10 +16,12 @@ from torch import Tensor
 
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import Source
-from pipelines.data.kinds import CodeLayout, Encoded, Kind, Skip
+from pipelines.data.kinds import PLAIN, CodeLayout, Encoded, FixedViews, Kind, Skip
 from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
+from tokenizer.modalities.files.spans import Signal
+from tokenizer.modalities.signals import SignalModality
 
 logger = logging.getLogger(__name__)
 
@@ -31,46 +30,32 @@ logger = logging.getLogger(__name__)
 BLOCK, PIECE_SECONDS = 1 << 18, 30
 
 
-class Signal(Protocol):
-    """An opened clip: `length` samples, of which `peak` is the largest magnitude that its file holds, as far
-    as it was read. What cannot be read is a `ValueError` or `OSError`."""
-
-    @property
-    def length(self) -> int: ...
-    @property
-    def peak(self) -> float: ...
-    def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
-        """Samples (C, count) in [-1, 1]."""
-        ...
-
-    def blocks(self, size: int) -> Iterator[NDArray[np.float32]]:
-        """All samples in turn, (C, size), the last block shorter."""
-        ...
-
-    def check(self, whole: bool = False) -> None:
-        """Decode its begin and end, or all of it."""
-        ...
-
-    def close(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-# From the bytes or the path of a clip, and its name. Loader processes get it, so it can be pickled.
-OpenClip = Callable[[bytes | str, str], Signal]
-
-
 class Clips(Readable):
     """A `Split` of clips by number: `x(i)` (C, T) float32. No file stays open, so that loader processes can
     share clips."""
 
-    def __init__(self, scan: "ClipScan", rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
-        super().__init__(scan.kind, scan.source, rows, digests, scan.skipped)
-        self.sample_rate, self.channels, self.crop = scan.sample_rate, scan.channels, scan.crop
-        self._open, self._cache = scan.open, scan.cache
-        self._lengths, self._starts = scan.lengths, scan.starts
+    def __init__(
+        self,
+        kind: Kind,
+        source: Source,
+        rows: NDArray[np.int64],
+        digests: NDArray[np.uint64],
+        skipped: Sequence[Skip],
+        modality: SignalModality,
+        lengths: NDArray[np.int64],
+        cache: Tensor | None,
+    ) -> None:
+        """As a `Readable`, opened by `modality`. Of every row of the source, `lengths` in samples, and, if
+        there is a `cache`, all samples in it, end to end."""
+        super().__init__(kind, source, rows, digests, skipped)
+        self.sample_rate, self.channels, self.crop = modality.sample_rate, modality.channels, modality.size[0]
+        self._modality, self._cache, self._lengths = modality, cache, lengths
+        self._starts = starts_of(lengths, self.channels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes that all clips share."""
+        return (self.channels,)
 
     @property
     def amount(self) -> str:
@@ -113,13 +98,9 @@ class Clips(Readable):
 
         return self.next_readable(i, cut)
 
-    def segments(self, size: int | None = None) -> "Segments":
-        """Training items of `size` samples; left out, the crop of the modality."""
-        return Segments(self, self.crop if size is None else size)
-
     def training(self, augment: Augment = NO_VIEWS) -> "Segments":
         """What is trained on: crops. There are no views of them."""
-        return self.segments()
+        return Segments(self, self.crop)
 
     def inputs(
         self, batch_size: int, rank: int = 0, world: int = 1
@@ -152,13 +133,7 @@ class Clips(Readable):
         return CodeLayout((), (self.channels,), rate / tok.stride, rate, tok.stride)
 
     def codes(
-        self,
-        tok: Tokenizer,
-        which: range,
-        batch_size: int,
-        views: int = 1,
-        augment: Augment = NO_VIEWS,
-        seed: int = 0,
+        self, tok: Tokenizer, which: range, batch_size: int, views: FixedViews = PLAIN
     ) -> Iterator[Encoded]:
         """Codes of clip after clip, each alone and in chunks, so that they depend on nothing else and a clip
         may be longer than memory.
@@ -169,8 +144,8 @@ class Clips(Readable):
         for i in which:
             codes = []
             try:
-                for view in range(views):
-                    skip = skipped_samples(min(tok.stride, self.samples(i)), view, i, seed)
+                for view in range(views.number):
+                    skip = skipped_samples(min(tok.stride, self.samples(i)), view, i, views.seed)
                     blocks = (
                         block[None].to(tok.device) for block in without_first(self.blocks(i, BLOCK), skip)
                     )
@@ -190,7 +165,7 @@ class Clips(Readable):
             return torch.from_numpy(sound.read(start, count))
 
     def _opened(self, i: int) -> Signal:
-        sound = self._open(self.raw(i), self.id(i))
+        sound = self._modality.open(self.raw(i), self.id(i), report=False)
         if sound.length != self.samples(i):
             sound.close()
             raise ValueError(
@@ -239,36 +214,10 @@ def _uniform(count: int, seed: int, epoch: int) -> Tensor:
     return torch.rand(count, dtype=torch.float64, generator=keyed_generator(seed, epoch, "crop"))
 
 
-@dataclass(frozen=True)
-class ClipScan:
-    """A source looked through: readable `rows` (n,) and their `digests` (n,) uint64.
-
-    For every row of the source: its length in samples, and where it starts in the flat `cache`, if there is
-    one.
-    """
-
-    kind: Kind
-    open: OpenClip
-    source: Source
-    sample_rate: int
-    channels: int
-    crop: int
-    lengths: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    cache: Tensor | None
-    rows: NDArray[np.int64]
-    digests: NDArray[np.uint64]
-    skipped: tuple[Skip, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Axes that all clips share."""
-        return (self.channels,)
-
-    def examples(self, mask: NDArray[np.bool_] | None = None) -> Clips:
-        """The readable clips, or those of them that `mask` (n,) picks."""
-        every = slice(None) if mask is None else mask
-        return Clips(self, self.rows[every], self.digests[every])
+def starts_of(lengths: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
+    """Where clips of these `lengths` (n,) begin, end to end."""
+    starts: NDArray[np.int64] = np.cumsum(lengths * channels) - lengths * channels
+    return starts
 
 
 def in_time(seconds: float) -> str:

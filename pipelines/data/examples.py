@@ -4,7 +4,7 @@ Left out: where they come from (folders.py, tables.py), a look at all of them (p
 and batches (batches.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipelines.data.augment import NO_VIEWS, Augment
 from pipelines.data.config import Source
-from pipelines.data.kinds import CodeLayout, Encoded, Kind, Skip, to_float
+from pipelines.data.kinds import PLAIN, CodeLayout, Encoded, FixedViews, Kind, Skip, to_float
 from pipelines.data.scan import Readable
 from tokenizer import Tokenizer
 
@@ -29,9 +29,22 @@ OpenPicture: TypeAlias = Callable[[bytes | str, str], Image.Image]
 class Examples(Readable):
     """A `Split` of pictures by number: `x(i)` (C, H, W) uint8."""
 
-    def __init__(self, scan: "PictureScan", rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
-        super().__init__(scan.kind, scan.source, rows, digests, scan.skipped)
-        self.shape, self._cache, self._fit, self._open = scan.shape, scan.cache, scan.fit, scan.open
+    def __init__(
+        self,
+        kind: Kind,
+        source: Source,
+        rows: NDArray[np.int64],
+        digests: NDArray[np.uint64],
+        skipped: Sequence[Skip],
+        open_: OpenPicture,
+        fit: Fit,
+        shape: tuple[int, ...],
+        cache: Tensor | None,
+    ) -> None:
+        """As a `Readable`; `fit` gives what `open_` opens the `shape`. `cache` (N, C, H, W) uint8, if there
+        is one, has the pixels of every row of the source."""
+        super().__init__(kind, source, rows, digests, skipped)
+        self.shape, self._cache, self._fit, self._open = shape, cache, fit, open_
 
     @property
     def amount(self) -> str:
@@ -74,13 +87,7 @@ class Examples(Readable):
         return CodeLayout(tuple(tok.encode(to_float(any_picture)).shape[2:]), self.shape)
 
     def codes(
-        self,
-        tok: Tokenizer,
-        which: range,
-        batch_size: int,
-        views: int = 1,
-        augment: Augment = NO_VIEWS,
-        seed: int = 0,
+        self, tok: Tokenizer, which: range, batch_size: int, views: FixedViews = PLAIN
     ) -> Iterator[Encoded]:
         """Codes of batches of pictures, the views of a picture one after the other, the plain one first. One
         that can no longer be read is left out, and named in the log."""
@@ -91,8 +98,8 @@ class Examples(Readable):
                 yield Encoded([], [], [], len(wanted))
                 continue
             seen = []
-            for view in range(views):
-                y = augment.fixed_view(x, index.numpy(), view, len(self), seed)
+            for view in range(views.number):
+                y = views.augment.fixed_view(x, index.numpy(), view, len(self), views.seed)
                 seen.append(tok.encode(to_float(y.to(tok.device))).cpu())
             codes = rearrange(seen, "v b ... -> (b v) ...")
             yield Encoded([codes], label.tolist(), [self.id(i) for i in index.tolist()], len(wanted))
@@ -142,28 +149,6 @@ class Views:
         """As `Examples.take`, in the views of their `epochs` (b,)."""
         x, labels, index = self.examples.take(wanted)
         return self.augment.view(x, wanted, epochs, len(self), seed), labels, index
-
-
-@dataclass(frozen=True)
-class PictureScan:
-    """A source looked through: its readable `rows` (n,) and their `digests` (n,) uint64; of every row of the
-    source the pixels (N, C, H, W) uint8 in the `cache`, if there is one.
-    """
-
-    kind: Kind
-    open: OpenPicture
-    source: Source
-    fit: Fit
-    shape: tuple[int, ...]
-    cache: Tensor | None
-    rows: NDArray[np.int64]
-    digests: NDArray[np.uint64]
-    skipped: tuple[Skip, ...]
-
-    def examples(self, mask: NDArray[np.bool_] | None = None) -> Examples:
-        """The readable examples, or those of them that `mask` (n,) picks."""
-        every = slice(None) if mask is None else mask
-        return Examples(self, self.rows[every], self.digests[every])
 
 
 def fitted(fit: Fit, image: Image.Image, shape: tuple[int, ...], name: str) -> NDArray[np.uint8]:

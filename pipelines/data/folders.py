@@ -29,7 +29,7 @@ from pipelines.data.config import (
     number_labels,
     warn_ignored,
 )
-from pipelines.data.kinds import Kind, kinds, wrong_kind
+from pipelines.data.kinds import KINDS, Kind, wrong_kind
 from pipelines.data.layouts import class_of, layout_of
 from pipelines.data.scan import broken_link
 from pipelines.data.tables import is_saved, read_embedded, read_hub, read_parquet, read_saved
@@ -96,7 +96,7 @@ def find_sources(config: DataConfig, kind: Kind) -> FoundData:
 
 def _refuse_other_kinds(kind: Kind, path: Path, names: Sequence[str]) -> None:
     """`ValueError` for a folder that holds no data of `kind`, but of another."""
-    for other in kinds().values():
+    for other in KINDS.all().values():
         if count := sum(n.lower().endswith(other.suffixes) for n in names):
             raise ValueError(f"{path}: holds {count} {other.many}, {wrong_kind(kind, other)}")
 

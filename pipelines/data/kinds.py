@@ -1,13 +1,13 @@
 """The contract of data of any modality: what a split gives to training, encoding and measuring, and the
-registry of kinds.
+registries of what a room has for each.
 
 Left out: the kinds themselves. Each stands in a file beside this one, under the name of its modality; a new
 file is found without touching others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from pipelines.data.config import DataConfig, Source
 from tokenizer import Tokenizer
 from tokenizer.modalities import Modality
 from tokenizer.variants import import_modules
+
+T = TypeVar("T")
 
 # The name of what was left out, and why.
 Skip: TypeAlias = tuple[str, str]
@@ -33,6 +35,18 @@ class Encoded(NamedTuple):
     labels: list[int]
     ids: list[str]
     items: int
+
+
+class FixedViews(NamedTuple):
+    """In how many views each example is encoded, the plain one first, which they are of a picture, and the
+    seed of what is random in them."""
+
+    number: int = 1
+    augment: Augment = NO_VIEWS
+    seed: int = 0
+
+
+PLAIN = FixedViews()
 
 
 class CodeLayout(NamedTuple):
@@ -69,6 +83,11 @@ class Split(Protocol):
     digests: NDArray[np.uint64]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes that all of them share."""
+        ...
+
+    @property
     def skipped(self) -> tuple[Skip, ...]: ...
 
     @property
@@ -77,6 +96,10 @@ class Split(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    def pick(self, mask: NDArray[np.bool_]) -> Self:
+        """Those for which `mask` (len,) holds."""
+        ...
 
     def id(self, i: int) -> str:
         """The file's path below its folder, or the split and number of its row."""
@@ -107,44 +130,17 @@ class Split(Protocol):
         ...
 
     def codes(
-        self,
-        tok: Tokenizer,
-        which: range,
-        batch_size: int,
-        views: int = 1,
-        augment: Augment = NO_VIEWS,
-        seed: int = 0,
+        self, tok: Tokenizer, which: range, batch_size: int, views: FixedViews = PLAIN
     ) -> Iterator[Encoded]:
-        """Codes of the examples `which`, in so many views of each, the plain one first; they depend on
-        nothing but the example, the view and the seed. What can no longer be read is left out, and named in
-        the log.
+        """Codes of the examples `which`, in `views` of each; they depend on nothing but the example, the view
+        and the seed. What can no longer be read is left out, and named in the log.
         """
         ...
 
 
-class Looked(Protocol):
-    """A source looked through: the `rows` (n,) that can be read, the `digests` (n,) of their content, and the
-    `shape` that all share."""
-
-    @property
-    def rows(self) -> NDArray[np.int64]: ...
-    @property
-    def digests(self) -> NDArray[np.uint64]: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def examples(self, mask: NDArray[np.bool_] | None = None) -> Split:
-        """The readable examples, or those of them that `mask` (n,) picks."""
-        ...
-
-
-class Looks(Protocol):
-    """Looks at every example of a source before anything is learnt; `cache_bytes` is what may be kept
-    decoded, `place` where the data lie, for what the next start finds again (`cache.py`)."""
-
-    def __call__(
-        self, source: Source, modality: Any, config: DataConfig, cache_bytes: int, place: str
-    ) -> Looked: ...
+# Looks at every example of a source before anything is learnt, and gives those that can be read: (source,
+# modality, config, bytes that may be kept decoded, where the data lie, for what the next start finds again).
+Looks = Callable[[Source, Any, DataConfig, int, str], Split]
 
 
 @dataclass(eq=False)
@@ -167,27 +163,35 @@ class Kind:
     augmented: bool = False
 
 
-_KINDS: dict[str, Kind] = {}
+class ByModality(Generic[T]):
+    """What a room has for each modality, which the files in it enter; `what` it is, in words."""
+
+    def __init__(self, room: str, what: str) -> None:
+        self.room, self.what, self.entered = room, what, dict[str, T]()
+
+    def enter(self, modality: str) -> Callable[[T], T]:
+        """Enter what is decorated under the name of a modality."""
+
+        def add(entry: T) -> T:
+            self.entered[modality] = entry
+            return entry
+
+        return add
+
+    def all(self) -> dict[str, T]:
+        """By the names of the modalities."""
+        import_modules(self.room)
+        return self.entered
+
+    def of(self, modality: Modality) -> T:
+        """Of one modality; `ValueError` if there is none."""
+        known, name = self.all(), modality.name
+        if name not in known:
+            raise ValueError(f"there are no {self.what} for modality {name!r}; known: {', '.join(known)}")
+        return known[name]
 
 
-def enter(modality: str, kind: Kind) -> Kind:
-    """Enter what the examples of a modality of this name are."""
-    _KINDS[modality] = kind
-    return kind
-
-
-def kinds() -> dict[str, Kind]:
-    """All kinds by the names of their modalities."""
-    import_modules("pipelines.data")
-    return _KINDS
-
-
-def kind_of(modality: Modality) -> Kind:
-    """What the examples of a modality are; `ValueError` if there are none."""
-    known = kinds()
-    if modality.name not in known:
-        raise ValueError(f"there are no data for modality {modality.name!r}; known: {', '.join(known)}")
-    return known[modality.name]
+KINDS = ByModality[Kind]("pipelines.data", "data")
 
 
 def wrong_kind(kind: Kind, other: Kind) -> str:

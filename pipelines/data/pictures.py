@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pipelines.data.cache import NO_KEY, Decoded, Verdicts, keys_of, verdicts_of
 from pipelines.data.config import DataConfig, Source
-from pipelines.data.examples import Fit, OpenPicture, PictureScan, fitted
-from pipelines.data.kinds import Kind, enter
+from pipelines.data.examples import Examples, Fit, OpenPicture, fitted
+from pipelines.data.kinds import KINDS, Kind
 from pipelines.data.scan import digest, listed, look_at_all, reason
 from tokenizer.modalities import Modality
 from tokenizer.modalities.files.pictures import (
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 def scan_pictures(
     source: Source, modality: Modality, config: DataConfig, cache_bytes: int, place: str
-) -> PictureScan:
+) -> Examples:
     """Decode every picture once, and keep all if they fit into `cache_bytes`: what can be decoded is
     readable, however large the set is.
 
@@ -68,7 +68,7 @@ def scan_pictures(
         logger.warning("%s", listed(skipped, count, PICTURES))
     if not len(rows):
         raise ValueError(f"no picture can be read; {listed(skipped, count, PICTURES)}")
-    return PictureScan(PICTURES, open_, source, fit, shape, cache, rows, digests[rows], skipped)
+    return Examples(PICTURES, source, rows, digests[rows], skipped, open_, fit, shape, cache)
 
 
 def _decoded(
@@ -195,8 +195,7 @@ def named_warnings(open_picture: OpenPicture) -> Iterator[OpenPicture]:
         logger.warning("%s%s: %s", first, f" and {len(names) - 1} more" if len(names) > 1 else "", message)
 
 
-PICTURES = enter(
-    "image",
+PICTURES = KINDS.enter("image")(
     Kind(
         one="picture",
         many="pictures",
@@ -207,5 +206,5 @@ PICTURES = enter(
         scan=scan_pictures,
         block=4096,
         augmented=True,
-    ),
+    )
 )

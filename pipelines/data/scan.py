@@ -4,12 +4,14 @@ what it left, by number.
 Left out: what is looked at (pictures.py for pictures, clip_scan.py for clips).
 """
 
+import copy
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -116,6 +118,13 @@ class Readable:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def pick(self, mask: NDArray[np.bool_]) -> Self:
+        """Those for which `mask` (len,) holds."""
+        some = copy.copy(self)
+        some._rows, some.digests, some._skipped = self._rows[mask], self.digests[mask], {**self._skipped}
+        some.labels = None if self.labels is None else self.labels[mask]
+        return some
 
     @property
     def skipped(self) -> tuple[Skip, ...]:

@@ -31,7 +31,7 @@ from pipelines.data.config import (
     number_labels,
     warn_ignored,
 )
-from pipelines.data.kinds import Kind, kinds, wrong_kind
+from pipelines.data.kinds import KINDS, Kind, wrong_kind
 from tokenizer.variants import shortened
 
 # Ways into archives of the Hub, which `datasets` streams as "zip://a.png::hf://datasets/user/name/a.zip".
@@ -337,7 +337,7 @@ def _data_column(config: DataConfig, kind: Kind, table: pa.Table) -> str:
     typed = [c for c in columns if features.get(c) == kind.feature]
     named = [c for c in columns if c in kind.columns]
     column = config.column or next(iter(typed + sorted(named, key=lambda c: not _is_encoded(table, c))), None)
-    for other in kinds().values():
+    for other in KINDS.all().values():
         others = [c for c in columns if other != kind and features.get(c) == other.feature]
         if others and (column is None or column in others):
             there = f"holds {other.many} (column {others[0]!r})"

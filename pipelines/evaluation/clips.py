@@ -5,57 +5,19 @@ Left out: the measures themselves, which differ from kind to kind (`sounds.py`).
 
 import contextlib
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Protocol, Self
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.data.clips import Clips
-from pipelines.evaluation.tokenizers import Measured
-from pipelines.run.processes import gather_objects
+from pipelines.evaluation.speech import SpeechScores
+from pipelines.evaluation.tokenizers import Means, Measured
 from pipelines.run.progress import progress
 from tokenizer import Tokenizer
 from tokenizer.metrics import CodeUsage
 from tokenizer.sound_metrics import bitrate
-
-
-class Means:
-    """Sums of measures, and how many items each was taken of."""
-
-    def __init__(self) -> None:
-        self.sums: defaultdict[str, float] = defaultdict(float)
-        self.counts: defaultdict[str, float] = defaultdict(float)
-
-    def add(self, name: str, total: float, count: float) -> None:
-        """Take in `count` items whose values add up to `total`."""
-        self.sums[name] += total
-        self.counts[name] += count
-
-    def over_processes(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means of what all processes took in; without those that nothing could be measured of."""
-        parts = gather_objects(accelerator, (dict(self.sums), dict(self.counts)))
-        names = list(dict.fromkeys(name for sums, _ in parts for name in sums))
-        totals = {
-            n: (sum(s.get(n, 0.0) for s, _ in parts), sum(c.get(n, 0.0) for _, c in parts)) for n in names
-        }
-        return {name: total / count for name, (total, count) in totals.items() if count > 0}
-
-
-class ClipScores(Protocol):
-    """Measures that are taken beside the others, as in processes of their own, while the context lasts."""
-
-    def measure(self, add: Callable[[str, float, float], None], x_hat: Tensor, x: Tensor) -> None:
-        """Take the measures of x_hat against x, (1, C, T) both, to `add`; some come at the context's end."""
-        ...
-
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 @torch.no_grad()
@@ -64,7 +26,7 @@ def evaluate_clips(
     clips: Clips,
     accelerator: Accelerator,
     measure: Callable[[Means, Tensor, Tensor, int], None],
-    scores: ClipScores | None = None,
+    scores: SpeechScores | None = None,
     thorough: bool = False,
 ) -> Measured:
     """Means over `clips` by number of codebooks, each clip counted once over all processes: what `measure`

@@ -14,11 +14,9 @@ from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra
 from tokenizer.metrics import kid
-from tokenizer.perceptual import torchvision_network
+from tokenizer.perceptual import MEAN, STD, torchvision_network
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-# ImageNet's statistics, which torchvision's weights expect.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Weights of this one come with its package; it is never a loss (`tokenizer.perceptual`).
 LITE = "efficientnet-lite0"
 # Sides at which it sees pictures: their own, between these; it was trained at the larger one.

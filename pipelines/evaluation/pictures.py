@@ -12,22 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.kinds import Split
-from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured, measures
-from pipelines.run.processes import gather_objects, sum_over_processes
+from pipelines.evaluation.tokenizers import MEASURES, Means, Measured
+from pipelines.run.processes import sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.distributed import keyed_generator
 from tokenizer.metrics import CodeUsage, bernoulli_elbo, bits_per_dim, gaussian_elbo, psnr, ssim
 
 
-@measures("image")
+@MEASURES.enter("image")
 @torch.no_grad()
 def evaluate_pictures(
-    tok: Tokenizer,
-    examples: Split,
-    accelerator: Accelerator,
-    batch_size: int = EVAL_BATCH,
-    thorough: bool = False,
+    tok: Tokenizer, examples: Split, accelerator: Accelerator, batch_size: int, thorough: bool
 ) -> Measured:
     """Means over pictures, each counted once over all processes: psnr (dB per picture), ssim, l1 and l2 (data
     in [-1, 1]); with codes also usage, perplexity and bits_per_item; for a VAE negative_elbo_nats (per
@@ -36,25 +32,29 @@ def evaluate_pictures(
     `thorough` changes nothing.
     """
     tok.eval()
-    sums: dict[str, Tensor] = {}
+    means, seen = Means(), 0
     discrete = tok.bottleneck.num_codebooks > 0
     usage = CodeUsage(tok.num_codebooks, tok.codebook_size, device=accelerator.device) if discrete else None
-    codes_per_item = seen = 0
     for x, index in examples.inputs(batch_size, accelerator.process_index, accelerator.num_processes):
         x = x.to(accelerator.device)
         seen += len(x)
         if usage is not None:
             codes = tok.encode(x)
             usage.update(codes)
-            codes_per_item = codes[0].numel()
+            means.add("codes_per_item", codes.numel(), len(x))
             values = reconstruction_values(tok.decode(codes, size=tuple(x.shape[2:])), x)
         else:
             values = vae_values(tok, x, index)
         for name, value in values.items():
-            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
+            means.add(name, float(value.double().sum()), len(x))
+    metrics = means.over_processes(accelerator)
+    if usage is not None and metrics:
+        usage.reduce()
+        metrics["usage"] = float(usage.usage().mean())
+        metrics["perplexity"] = float(usage.perplexity().mean())
+        metrics["bits_per_item"] = metrics.pop("codes_per_item") * tok.bits_per_code
     count = int(sum_over_processes(accelerator, torch.tensor(seen)))
-    items = {"items": float(count)} if count < len(examples) else {}
-    return Measured(_reduced(sums, count, usage, codes_per_item, accelerator) | items)
+    return Measured(metrics | ({"items": float(count)} if count < len(examples) else {}))
 
 
 def reconstruction_values(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
@@ -96,25 +96,3 @@ def vae_values(tok: Tokenizer, x: Tensor, index: NDArray[np.int64]) -> dict[str,
     else:
         return values  # the objective is no ELBO of any likelihood
     return {**values, "negative_elbo_nats": -elbo, "bits_per_dim": bits}
-
-
-def _reduced(
-    sums: dict[str, Tensor],
-    count: int,
-    usage: CodeUsage | None,
-    codes_per_item: int,
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    """Sums of all processes as means. A process may have had no item, so names come from those that had."""
-    if count == 0:
-        return {}
-    gathered = gather_objects(accelerator, ({k: float(v) for k, v in sums.items()}, codes_per_item))
-    names = max((part for part, _ in gathered), key=len)
-    metrics = {k: sum(part.get(k, 0.0) for part, _ in gathered) / count for k in names}
-    if usage is not None:
-        usage.reduce()
-        bits = math.log2(usage.counts.shape[1])
-        metrics["usage"] = float(usage.usage().mean())
-        metrics["perplexity"] = float(usage.perplexity().mean())
-        metrics["bits_per_item"] = max(n for _, n in gathered) * bits
-    return metrics

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.evaluation.tokenizers import EVAL_BATCH
@@ -53,9 +52,11 @@ def measure_positions(
 def code_batches(
     split: TokenRows, accelerator: Accelerator, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same of codes, with their labels (b,)."""
-    for some in share_of(len(split), accelerator, batch_size):
-        codes, labels = split.rows(some)
+    """This process's share of codes, in batches, with their labels (b,)."""
+    count, rank, world = len(split), accelerator.process_index, accelerator.num_processes
+    mine = np.arange(count * rank // world, count * (rank + 1) // world)
+    for start in range(0, len(mine), batch_size):
+        codes, labels = split.rows(mine[start : start + batch_size])
         yield codes.to(accelerator.device), labels.to(accelerator.device)
 
 
@@ -87,10 +88,3 @@ def evaluate_prior(
     else:
         metrics["bits_per_pixel"] = labelled / math.prod(info.item_shape[1:])
     return metrics
-
-
-def share_of(count: int, accelerator: Accelerator, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """This process's items of `count`, in batches."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    mine = np.arange(count * rank // world, count * (rank + 1) // world)
-    yield from (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))

@@ -5,18 +5,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.data.clips import Clips
-from pipelines.evaluation.clips import Means, evaluate_clips
-from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured, measures
+from pipelines.evaluation.clips import evaluate_clips
+from pipelines.evaluation.tokenizers import MEASURES, Means, Measured
 from tokenizer import Tokenizer
 
 
-@measures("series")
+@MEASURES.enter("series")
 def evaluate_series(
-    tok: Tokenizer,
-    clips: Clips,
-    accelerator: Accelerator,
-    batch_size: int = EVAL_BATCH,
-    thorough: bool = False,
+    tok: Tokenizer, clips: Clips, accelerator: Accelerator, batch_size: int, thorough: bool
 ) -> Measured:
     """`evaluate_clips` of l1, l2 and snr (dB, of what is not constant). `batch_size` has no effect: series go
     one by one."""

@@ -10,21 +10,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.data.clips import Clips
-from pipelines.evaluation.clips import Means, evaluate_clips, measured_codebooks
+from pipelines.evaluation.clips import evaluate_clips, measured_codebooks
 from pipelines.evaluation.speech import SpeechScores, helper_count
-from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured, measures
+from pipelines.evaluation.tokenizers import MEASURES, Means, Measured
 from tokenizer import Tokenizer
 from tokenizer.sound_metrics import available, is_silent, si_sdr
 from tokenizer.spectral import mel_distance, stft_distance
 
 
-@measures("audio")
+@MEASURES.enter("audio")
 def evaluate_sound(
-    tok: Tokenizer,
-    clips: Clips,
-    accelerator: Accelerator,
-    batch_size: int = EVAL_BATCH,
-    thorough: bool = False,
+    tok: Tokenizer, clips: Clips, accelerator: Accelerator, batch_size: int, thorough: bool
 ) -> Measured:
     """`evaluate_clips` of l1, mel_distance, stft_distance and si_sdr (dB, of what is not silent); with
     `thorough` also stoi and pesq, where their packages are installed; those that are not are named in the

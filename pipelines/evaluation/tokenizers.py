@@ -4,16 +4,17 @@ Left out: what is measured, which stands in a file beside this one for each moda
 file is found without touching others.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipelines.data.kinds import Split
+from pipelines.data.kinds import ByModality, Split
+from pipelines.run.processes import gather_objects
 from tokenizer import Tokenizer
-from tokenizer.variants import import_modules
 
 # Items that go through a network at once, in each process.
 EVAL_BATCH = 128
@@ -35,23 +36,33 @@ class Measured(NamedTuple):
         return {k: v for k, v in self.metrics.items() if not k.endswith("_speed")}
 
 
+class Means:
+    """Sums of measures, and how many items each was taken of."""
+
+    def __init__(self) -> None:
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.counts: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, name: str, total: float, count: float) -> None:
+        """Take in `count` items whose values add up to `total`."""
+        self.sums[name] += total
+        self.counts[name] += count
+
+    def over_processes(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means of what all processes took in; without those that nothing could be measured of."""
+        parts = gather_objects(accelerator, (dict(self.sums), dict(self.counts)))
+        names = list(dict.fromkeys(name for sums, _ in parts for name in sums))
+        totals = {
+            n: (sum(s.get(n, 0.0) for s, _ in parts), sum(c.get(n, 0.0) for _, c in parts)) for n in names
+        }
+        return {name: total / count for name, (total, count) in totals.items() if count > 0}
+
+
 # Measures a tokenizer on the examples of its modality, each counted once over all processes: (tokenizer,
 # split, accelerator, batch size, whether what takes long is measured too). No metrics if there are none.
 # Every process must call it, and gets the same.
 Measures = Callable[[Tokenizer, Any, Accelerator, int, bool], Measured]
-M = TypeVar("M", bound=Callable[..., Measured])
-
-_MEASURES: dict[str, Measures] = {}
-
-
-def measures(modality: str) -> Callable[[M], M]:
-    """Enter a function as the measures of a modality."""
-
-    def enter(function: M) -> M:
-        _MEASURES[modality] = function
-        return function
-
-    return enter
+MEASURES = ByModality[Measures]("pipelines.evaluation", "measures")
 
 
 def measure_tokenizer(
@@ -62,11 +73,7 @@ def measure_tokenizer(
     thorough: bool = False,
 ) -> Measured:
     """By the measures of the tokenizer's modality; `ValueError` if it has none."""
-    import_modules("pipelines.evaluation")
-    name = tok.modality.name
-    if name not in _MEASURES:
-        raise ValueError(f"there are no measures for modality {name!r}; known: {', '.join(_MEASURES)}")
-    return _MEASURES[name](tok, examples, accelerator, batch_size, thorough)
+    return MEASURES.of(tok.modality)(tok, examples, accelerator, batch_size, thorough)
 
 
 def evaluate_tokenizer(

@@ -9,13 +9,10 @@ from pipelines.presets.registry import DECODERS, preset
 from pipelines.training.options import AdversarialOptions, DecoderTraining
 
 
-@preset(
-    DECODERS,
-    "pictures",
-    "Small pictures, such as those of the preset emoji.",
-    "About 8 minutes on 2 CPU cores for 32 × 32 pixels.",
-)
+@preset(DECODERS, "pictures")
 def _pictures() -> DecoderTraining:
+    """Small pictures, such as those of the preset emoji. About 8 minutes on 2 CPU cores for 32 × 32
+    pixels."""
     return DecoderTraining(
         max_steps=1500,
         learning_rate=1e-3,
@@ -27,13 +24,9 @@ def _pictures() -> DecoderTraining:
     )
 
 
-@preset(
-    DECODERS,
-    "speech",
-    "Speech of 16 kHz, such as that of the preset audio-small.",
-    "About 15 minutes on 2 CPU cores.",
-)
+@preset(DECODERS, "speech")
 def _speech() -> DecoderTraining:
+    """Speech of 16 kHz, such as that of the preset audio-small. About 15 minutes on 2 CPU cores."""
     return DecoderTraining(
         max_steps=1000,
         batch_size=16,

@@ -14,13 +14,9 @@ from tokenizer.losses import default_weights
 from tokenizer.modalities.image import ImageConfig
 
 
-@preset(
-    TOKENIZERS,
-    "emoji",
-    "32 × 32 colour emoji, 64 codes of 10 bits.",
-    "About 4 minutes on 2 CPU cores; 0.9 M parameters.",
-)
+@preset(TOKENIZERS, "emoji")
 def _emoji() -> TokenizerTraining:
+    """32 × 32 colour emoji, 64 codes of 10 bits. About 4 minutes on 2 CPU cores; 0.9 M parameters."""
     return TokenizerTraining(
         max_steps=1900,
         learning_rate=4e-3,
@@ -34,13 +30,9 @@ def _emoji() -> TokenizerTraining:
     )
 
 
-@preset(
-    TOKENIZERS,
-    "digits",
-    "28 × 28 grey digits, 49 codes of 7 bits.",
-    "About 2 minutes on 2 CPU cores.",
-)
+@preset(TOKENIZERS, "digits")
 def _digits() -> TokenizerTraining:
+    """28 × 28 grey digits, 49 codes of 7 bits. About 2 minutes on 2 CPU cores."""
     return TokenizerTraining(
         max_steps=1000,
         data=DataConfig(path="embedded:digits"),
@@ -51,13 +43,10 @@ def _digits() -> TokenizerTraining:
     )
 
 
-@preset(
-    TOKENIZERS,
-    "digits-small",
-    "28 × 28 grey digits, 16 codes of 9 bits; the quickstart's.",
-    "About 1 minute on 2 CPU cores; 0.4 M parameters.",
-)
+@preset(TOKENIZERS, "digits-small")
 def _digits_small() -> TokenizerTraining:
+    """28 × 28 grey digits, 16 codes of 9 bits; the quickstart's. About 1 minute on 2 CPU cores; 0.4 M
+    parameters."""
     return TokenizerTraining(
         max_steps=400,
         warmup_steps=30,
@@ -72,13 +61,10 @@ def _digits_small() -> TokenizerTraining:
     )
 
 
-@preset(
-    TOKENIZERS,
-    "digits-vae",
-    "28 × 28 grey digits as one Gaussian latent of 32 numbers; sample.py --tokenizer draws new ones.",
-    "About 4 minutes on 2 CPU cores; 1.5 M parameters.",
-)
+@preset(TOKENIZERS, "digits-vae")
 def _digits_vae() -> TokenizerTraining:
+    """28 × 28 grey digits as one Gaussian latent of 32 numbers; sample.py --tokenizer draws new ones. About 4
+    minutes on 2 CPU cores; 1.5 M parameters."""
     return TokenizerTraining(
         max_steps=1500,
         data=DataConfig(path="embedded:digits"),
@@ -97,13 +83,9 @@ def _digits_vae() -> TokenizerTraining:
     )
 
 
-@preset(
-    TOKENIZERS,
-    "image-64",
-    "64 × 64 colour pictures, 256 codes of 10 bits.",
-    "Estimate: some hours on one GPU; 5.6 M parameters.",
-)
+@preset(TOKENIZERS, "image-64")
 def _image_64() -> TokenizerTraining:
+    """64 × 64 colour pictures, 256 codes of 10 bits. Estimate: some hours on one GPU; 5.6 M parameters."""
     return TokenizerTraining(
         max_steps=50_000,
         batch_size=128,
@@ -119,13 +101,10 @@ def _image_64() -> TokenizerTraining:
     )
 
 
-@preset(
-    TOKENIZERS,
-    "image-256",
-    "256 × 256 colour pictures, 1024 codes of 13 bits.",
-    "Estimate: days on several data-centre GPUs for 1 M pictures, in bf16; 43 M parameters.",
-)
+@preset(TOKENIZERS, "image-256")
 def _image_256() -> TokenizerTraining:
+    """256 × 256 colour pictures, 1024 codes of 13 bits. Estimate: days on several data-centre GPUs for 1 M
+    pictures, in bf16; 43 M parameters."""
     return TokenizerTraining(
         max_steps=200_000,
         batch_size=128,

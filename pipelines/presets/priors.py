@@ -7,23 +7,16 @@ from pipelines.presets.registry import PRIORS, preset
 from pipelines.training.options import PriorSize, PriorTraining
 
 
-@preset(
-    PRIORS,
-    "small",
-    "Tokens of small pictures (up to some hundred codes).",
-    "About 2 minutes on 2 CPU cores; 1 M parameters.",
-)
+@preset(PRIORS, "small")
 def _small() -> PriorTraining:
+    """Tokens of small pictures (up to some hundred codes). About 2 minutes on 2 CPU cores; 1 M parameters."""
     return PriorTraining(max_steps=450, weight_decay=0.1, eval_every=150)
 
 
-@preset(
-    PRIORS,
-    "llama",
-    "The preset small as a plain Llama, for `Prior.to_transformers`.",
-    "About 2 minutes on 2 CPU cores; 1 M parameters.",
-)
+@preset(PRIORS, "llama")
 def _llama() -> PriorTraining:
+    """The preset small as a plain Llama, for `Prior.to_transformers`. About 2 minutes on 2 CPU cores; 1 M
+    parameters."""
     return PriorTraining(
         max_steps=450,
         weight_decay=0.1,
@@ -31,13 +24,10 @@ def _llama() -> PriorTraining:
     )
 
 
-@preset(
-    PRIORS,
-    "base",
-    "Tokens of larger sets, 1024 codes per picture.",
-    "Estimate: a day on one data-centre GPU for 1 M pictures; 98 M parameters.",
-)
+@preset(PRIORS, "base")
 def _base() -> PriorTraining:
+    """Tokens of larger sets, 1024 codes per picture. Estimate: a day on one data-centre GPU for 1 M pictures;
+    98 M parameters."""
     return PriorTraining(
         max_steps=200_000,
         batch_size=256,
@@ -53,14 +43,10 @@ def _base() -> PriorTraining:
     )
 
 
-@preset(
-    PRIORS,
-    "speech",
-    "Tokens of sound in windows of 4 seconds, all codebooks of a frame delayed against each other.",
-    "About 3 minutes on 2 CPU cores; 3 M parameters.",
-    timed=True,
-)
+@preset(PRIORS, "speech", timed=True)
 def _speech() -> PriorTraining:
+    """Tokens of sound in windows of 4 seconds, all codebooks of a frame delayed against each other. About 3
+    minutes on 2 CPU cores; 3 M parameters."""
     return PriorTraining(
         # Held-out speech is likeliest there; beyond, the prior learns the 20 minutes by heart.
         max_steps=300,

@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def preset(
-    registry: dict[str, Preset], name: str, about: str, cost: str, timed: bool = False
+    registry: dict[str, Preset], name: str, timed: bool = False
 ) -> Callable[[Callable[[], T]], Callable[[], T]]:
-    """Enter a function that makes options into a registry under `name`."""
+    """Enter a function that makes options into a registry under `name`; its docstring is shown by --help."""
 
     def add(build: Callable[[], T]) -> Callable[[], T]:
-        registry[name] = Preset(build, about, cost, timed)
+        registry[name] = Preset(build, " ".join((build.__doc__ or "").split()), timed)
         return build
 
     return add

@@ -13,13 +13,10 @@ from tokenizer.losses import default_weights
 from tokenizer.modalities.series import SeriesConfig
 
 
-@preset(
-    TOKENIZERS,
-    "series",
-    "3 channels at 100 Hz from .npy files (C, T), 12.5 frames per second of 4 codes of 8 bits.",
-    "Some minutes on 2 CPU cores; 0.7 M parameters.",
-)
+@preset(TOKENIZERS, "series")
 def _series() -> TokenizerTraining:
+    """3 channels at 100 Hz from .npy files (C, T), 12.5 frames per second of 4 codes of 8 bits. Some minutes
+    on 2 CPU cores; 0.7 M parameters."""
     return TokenizerTraining(
         max_steps=1000,
         batch_size=32,
@@ -34,13 +31,10 @@ def _series() -> TokenizerTraining:
     )
 
 
-@preset(
-    PRIORS,
-    "series",
-    "Tokens of series in windows of 8 seconds, all codebooks of a frame delayed against each other.",
-    "About 2 minutes on 2 CPU cores; 1 M parameters.",
-)
+@preset(PRIORS, "series")
 def _series_prior() -> PriorTraining:
+    """Tokens of series in windows of 8 seconds, all codebooks of a frame delayed against each other. About 2
+    minutes on 2 CPU cores; 1 M parameters."""
     return PriorTraining(
         max_steps=450,
         weight_decay=0.1,

@@ -13,13 +13,10 @@ from tokenizer.losses import default_weights
 from tokenizer.modalities.audio import AudioConfig
 
 
-@preset(
-    TOKENIZERS,
-    "audio-small",
-    "16 kHz mono sound, 50 frames per second of 6 codes of 9 bits (2.7 kbit/s).",
-    "About 10 minutes on 2 CPU cores; 4.9 M parameters.",
-)
+@preset(TOKENIZERS, "audio-small")
 def _audio_small() -> TokenizerTraining:
+    """16 kHz mono sound, 50 frames per second of 6 codes of 9 bits (2.7 kbit/s). About 10 minutes on 2 CPU
+    cores; 4.9 M parameters."""
     return TokenizerTraining(
         max_steps=1000,
         batch_size=16,
@@ -62,21 +59,15 @@ def _audio(rate: int, widths: tuple[int, ...], codebooks: int) -> TokenizerTrain
     )
 
 
-@preset(
-    TOKENIZERS,
-    "audio-16k",
-    "16 kHz mono sound, causal, 50 frames per second of 8 codes of 10 bits (4 kbit/s).",
-    "Estimate: a day on one GPU for some hundred hours of sound; 21 M parameters.",
-)
+@preset(TOKENIZERS, "audio-16k")
 def _audio_16k() -> TokenizerTraining:
+    """16 kHz mono sound, causal, 50 frames per second of 8 codes of 10 bits (4 kbit/s). Estimate: a day on
+    one GPU for some hundred hours of sound; 21 M parameters."""
     return _audio(16000, (64, 128, 256, 512), 8)
 
 
-@preset(
-    TOKENIZERS,
-    "audio-24k",
-    "24 kHz mono sound, causal, 75 frames per second of 8 codes of 10 bits (6 kbit/s).",
-    "Estimate: days on one GPU for some hundred hours of sound; 37 M parameters.",
-)
+@preset(TOKENIZERS, "audio-24k")
 def _audio_24k() -> TokenizerTraining:
+    """24 kHz mono sound, causal, 75 frames per second of 8 codes of 10 bits (6 kbit/s). Estimate: days on one
+    GPU for some hundred hours of sound; 37 M parameters."""
     return _audio(24000, (64, 128, 320, 704), 8)

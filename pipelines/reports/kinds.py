@@ -4,16 +4,16 @@ Left out: the reports themselves, which stand in a file beside this one for each
 without touching others.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from pipelines.data.kinds import ByModality
 from pipelines.evaluation.tokenizers import Measured
 from tokenizer import Tokenizer
 from tokenizer.modalities import Modality
-from tokenizer.variants import import_modules
 
 # The name of samples of no class.
 UNNAMED = "samples"
@@ -32,6 +32,12 @@ class Drawn(NamedTuple):
 def numbered(name: str, i: int) -> str:
     """What people read above sample i of a name, counted from 1."""
     return f"{'sample' if name == UNNAMED else name} {i + 1}"
+
+
+def spread_out(count: int, some: int) -> list[int]:
+    """`some` indices, or all, spread evenly over `count`."""
+    picked: list[int] = torch.linspace(0, count - 1, min(some, count)).round().long().tolist()
+    return picked
 
 
 class Report:
@@ -68,25 +74,9 @@ class Report:
         return ""
 
 
-R = TypeVar("R", bound=type[Report])
-
-_REPORTS: dict[str, type[Report]] = {}
-
-
-def report(modality: str) -> Callable[[R], R]:
-    """Enter a class as the report of a modality."""
-
-    def enter(cls: R) -> R:
-        _REPORTS[modality] = cls
-        return cls
-
-    return enter
+REPORTS = ByModality[type[Report]]("pipelines.reports", "reports")
 
 
 def report_of(modality: Modality) -> Report:
     """The report of a modality; `ValueError` if there is none."""
-    import_modules("pipelines.reports")
-    if modality.name not in _REPORTS:
-        known = ", ".join(_REPORTS)
-        raise ValueError(f"there are no reports for modality {modality.name!r}; known: {known}")
-    return _REPORTS[modality.name]()
+    return REPORTS.of(modality)()

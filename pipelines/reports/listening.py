@@ -1,6 +1,6 @@
 """Sound that people listen to: WAV files, and a page of HTML that plays clips beside their spectrograms.
 
-Left out: measuring (`tokenizer.sound_metrics`); sheets and tables live in the modules named at the imports.
+Left out: measuring (`tokenizer.sound_metrics`).
 """
 
 import base64
@@ -14,11 +14,7 @@ from torch import Tensor
 
 from pipelines.reports.plots import save_picture
 from pipelines.reports.rate_distortion import quantity, shown
-from pipelines.reports.rate_distortion import rate_distortion_plot as rate_distortion_plot
-from pipelines.reports.rate_distortion import rate_distortion_rows as rate_distortion_rows
-from pipelines.reports.rate_distortion import rate_distortion_table as rate_distortion_table
 from pipelines.reports.spectrograms import Row, check_rows, spectrogram_pngs
-from pipelines.reports.spectrograms import mel_sheet as mel_sheet
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

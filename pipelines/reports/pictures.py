@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelines.data.examples import Examples
 from pipelines.data.kinds import to_float
 from pipelines.evaluation.tokenizers import EVAL_BATCH, Measured
-from pipelines.reports.kinds import Drawn, Report, report
+from pipelines.reports.kinds import REPORTS, Drawn, Report, spread_out
 from pipelines.reports.plots import codebook_plot
 from pipelines.reports.sheets import reconstruction_sheet, sample_sheet
 from tokenizer import Tokenizer
@@ -26,17 +26,20 @@ SHEET, CLOUD = 24, 64
 COLUMNS = 12
 
 
-@report("image")
+@REPORTS.enter("image")
 class PictureReport(Report):
     """Sheets of pictures, and every sample as a PNG."""
 
     each, pairs = 8, 96
 
+    @torch.no_grad()
     def reconstructions(
         self, tok: Tokenizer, examples: Examples, measured: Measured, folder: Path, name: str, sample: bool
     ) -> None:
-        """reconstructions.png, and codebook.png if there are codes."""
-        write_reconstructions(tok, examples, folder / "reconstructions.png")
+        """reconstructions.png, some pictures, spread over the examples, above what the tokenizer makes of
+        them, and codebook.png if there are codes."""
+        x = some_pictures(examples, SHEET).to(tok.device)
+        reconstruction_sheet(x.cpu(), tok.eval()(x).x_hat.cpu(), folder / "reconstructions.png")
         if tok.bottleneck.num_codebooks:
             write_codebook(tok, examples, folder / "codebook.png")
         if sample:
@@ -69,23 +72,9 @@ class PictureReport(Report):
         return folder / "neighbours.png"
 
 
-def spread_out(count: int, some: int) -> list[int]:
-    """`some` indices, or all, spread evenly over `count`."""
-    picked: list[int] = torch.linspace(0, count - 1, min(some, count)).round().long().tolist()
-    return picked
-
-
 def some_pictures(examples: Examples, some: int) -> Tensor:
     """`some` pictures, or all, spread evenly over the examples: (b, C, H, W) in [-1, 1]."""
     return to_float(examples.take_readable(np.array(spread_out(len(examples), some)))[0])
-
-
-@torch.no_grad()
-def write_reconstructions(tok: Tokenizer, examples: Examples, path: Path) -> None:
-    """Some pictures, spread over the examples, above what the tokenizer makes of them."""
-    tok.eval()
-    x = some_pictures(examples, SHEET).to(tok.device)
-    reconstruction_sheet(x.cpu(), tok(x).x_hat.cpu(), path)
 
 
 def write_codebook(tok: Tokenizer, examples: Examples, path: Path) -> None:

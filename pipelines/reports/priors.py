@@ -16,7 +16,7 @@ from pipelines.tokens.info import TokenInfo
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
-from tokenizer.hub.files import write_atomically
+from tokenizer.hub.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def write_positions(positions: Positions, info: TokenInfo, folder: Path) -> None
     prior-positions.png: maps of a picture, curves over the seconds of a window."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"bits": positions.bits.tolist(), "entropy": positions.entropy.tolist()}) + "\n"
-    write_atomically(folder / f"{NAME}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / f"{NAME}.json", text)
     count = len(positions.bits)
     over_time = positions.bits.ndim == 2
     figure, axes = panel_figure(count if over_time else 2 * count, columns=2)

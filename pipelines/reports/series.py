@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.tokenizers import Measured
-from pipelines.reports.kinds import Drawn, Report, report
+from pipelines.reports.kinds import REPORTS, Drawn, Report, spread_out
 from pipelines.reports.plots import BLUE, ORANGE, codebook_plot, panel_figure, save_figure
 from tokenizer import Tokenizer
 from tokenizer.hub.files import write_atomically
@@ -24,7 +23,7 @@ SHOWN, SECONDS, CHANNELS = 6, 20, 4
 STYLES = ((BLUE, "-"), (ORANGE, "--"))
 
 
-@report("series")
+@REPORTS.enter("series")
 class SeriesReport(Report):
     """Curves of channels over seconds."""
 
@@ -44,11 +43,9 @@ class SeriesReport(Report):
     def samples(self, tok: Tokenizer, rows: list[Drawn], folder: Path) -> Path:
         """Every sample as a file of numpy.save in the units of the data, and samples.png of the first
         ones."""
-        number = 0
-        for row in rows:
-            for series in tok.postprocess(row.x):
-                write_atomically(folder / f"{number:03d}.npy", partial(_save, series=series))
-                number += 1
+        for number, series in enumerate(series for row in rows for series in tok.postprocess(row.x)):
+            save = partial(np.save, arr=series, allow_pickle=False)
+            write_atomically(folder / f"{number:03d}.npy", save)
         each = max(1, SHOWN // len(rows))
         shown = [(f"{row.name} {i + 1}", {"": x}) for row in rows for i, x in enumerate(row.x[:each])]
         write_curves(shown[:SHOWN], tok, folder / "samples.png")
@@ -72,9 +69,8 @@ class SeriesReport(Report):
 def reconstructions(tok: Tokenizer, clips: Clips) -> list[tuple[str, dict[str, Tensor]]]:
     """Names of some series, spread over all, with them and what the tokenizer makes of them, (C, T)."""
     tok.eval()
-    picked = torch.linspace(0, len(clips) - 1, min(SHOWN, len(clips))).round().long().tolist()
     rows = []
-    for i in picked:
+    for i in spread_out(len(clips), SHOWN):
         x = next(clips.pieces(i), None)
         if x is not None:
             x = x[:, : SECONDS * clips.sample_rate].to(tok.device)
@@ -101,8 +97,3 @@ def write_curves(rows: Sequence[tuple[str, Mapping[str, Tensor]]], tok: Tokenize
         if len(series) > 1:
             axes[i * channels].legend(frameon=False)
     save_figure(figure, path)
-
-
-def _save(path: Path, series: NDArray[np.float32]) -> None:
-    with path.open("wb") as file:
-        np.save(file, series, allow_pickle=False)

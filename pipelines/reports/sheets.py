@@ -46,7 +46,6 @@ def reconstruction_sheet(
     x: Tensor,
     x_hat: Tensor,
     path: str | Path,
-    title: str | None = None,
     names: tuple[str, str] = ("original", "rebuilt"),
 ) -> None:
     """Write a PNG of pictures x (N, C, H, W), each above its reconstruction x_hat, with `names` at the left.
@@ -61,10 +60,10 @@ def reconstruction_sheet(
     per_row = math.ceil(len(x) / rows)
     pairs = zip(x.split(per_row), x_hat.split(per_row), strict=True)
     lines = [line for above, below in pairs for line in zip(names, (above, below), strict=True)]
-    _write_sheet(lines, scale, path, title, group=2)
+    _write_sheet(lines, scale, path, group=2)
 
 
-def sample_sheet(rows: Sequence[tuple[str, Tensor]], path: str | Path, title: str | None = None) -> None:
+def sample_sheet(rows: Sequence[tuple[str, Tensor]], path: str | Path) -> None:
     """Write a PNG with a row of pictures (N, C, H, W) for each name, the name at its left, or its number if
     the font has no signs for it.
 
@@ -78,7 +77,7 @@ def sample_sheet(rows: Sequence[tuple[str, Tensor]], path: str | Path, title: st
     height, width = sizes.pop()
     longest = max(len(x) for _, x in lines)
     scale = max(1, min(CELL // max(height, width), 1600 // (longest * width)))
-    _write_sheet(lines, scale, path, title, group=1)
+    _write_sheet(lines, scale, path, group=1)
 
 
 def _to_uint8(x: Tensor, name: str) -> Tensor:
@@ -98,22 +97,18 @@ def _to_uint8(x: Tensor, name: str) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def _write_sheet(
-    lines: Sequence[tuple[str, Tensor]], scale: int, path: str | Path, title: str | None, group: int
-) -> None:
+def _write_sheet(lines: Sequence[tuple[str, Tensor]], scale: int, path: str | Path, group: int) -> None:
     """Write labelled lines of pictures below each other, with more space after every `group` lines."""
-    font, bold = (ImageFont.truetype(_fonts() / f"DejaVuSans{kind}.ttf", TYPE) for kind in ("", "-Bold"))
+    font = ImageFont.truetype(_fonts() / "DejaVuSans.ttf", TYPE)
     names = [_shorten(name, font) for name in _drawable([name for name, _ in lines], font, path)]
     strips = [image_grid(x, len(x), scale) for _, x in lines]
     left = MARGIN + math.ceil(max(font.getlength(name) for name in names)) + MARGIN // 2
     steps = [
         max(strip.height, 2 * TYPE) + (MARGIN if i % group == 0 else GAP) for i, strip in enumerate(strips, 1)
     ]
-    top = MARGIN + (2 * TYPE if title else 0)
-    width = max(left + max(strip.width for strip in strips), MARGIN + math.ceil(bold.getlength(title or "")))
+    top, width = MARGIN, left + max(strip.width for strip in strips)
     sheet = Image.new("RGB", (width + MARGIN, top + sum(steps)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN + TYPE // 2), title or "", INK, bold, anchor="lm")
     for name, strip, step in zip(names, strips, steps, strict=True):
         sheet.paste(strip, (left, top))
         draw.text((left - MARGIN // 2, top + strip.height // 2), name, INK, font, anchor="rm")

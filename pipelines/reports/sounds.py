@@ -3,7 +3,6 @@
 Left out: drawing and writing them (`listening.py`), and measuring (`pipelines.evaluation`).
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.tokenizers import Measured
-from pipelines.reports.kinds import Drawn, Report, numbered, report
+from pipelines.reports.kinds import REPORTS, Drawn, Report, numbered, spread_out
 from pipelines.reports.listening import listening_page, write_wav, write_wavs
 from pipelines.reports.plots import codebook_plot
 from pipelines.reports.rate_distortion import (
@@ -21,9 +20,9 @@ from pipelines.reports.rate_distortion import (
     rate_distortion_rows,
     rate_distortion_table,
 )
-from pipelines.reports.spectrograms import mel_sheet
+from pipelines.reports.spectrograms import Row, mel_sheet
 from tokenizer import Tokenizer
-from tokenizer.hub.files import remove_unfinished, write_atomically
+from tokenizer.hub.files import remove_unfinished, write_json
 from tokenizer.sound_metrics import INSTALL, available
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ HEARD, HEARD_SECONDS = 24, 20
 Reconstructions = list[tuple[str, dict[str, Tensor]]]
 
 
-@report("audio")
+@REPORTS.enter("audio")
 class SoundReport(Report):
     """Pages to listen to, spectrograms, and every sample as a WAV file."""
 
@@ -51,9 +50,25 @@ class SoundReport(Report):
         """reconstructions.html, .png and reconstructions/*.wav of some clips, and, of what was `measured` of
         codes, codebook.png and rate_distortion.json and .png."""
         remove_unfinished(folder / SOUNDS)
-        rows = write_reconstructions(tok, examples, measured, folder, name)
+        _, rates, counts = measured
+        rate, most = tok.modality.sample_rate, tok.bottleneck.num_codebooks
+        rows = reconstructions(tok, examples)
+        pairs = [(clip, {k: x[k] for k in ("original", "rebuilt")}) for clip, x in rows]
+        mel_sheet(pairs, rate, folder / "reconstructions.png")
+        write_wavs(folder / SOUNDS, rows, rate)
+        notes = [f"{len(rows)} of {len(examples)} clips, the first {SHOWN_SECONDS} s of each."]
+        if most > 1 and tok.bottleneck.prefix_decodes:
+            notes.append(f"Rebuilt from all {most} codebooks, and from the first {most // 2} alone.")
+        title = f"Reconstructions of {name}"
+        listening_page(rows, rate, folder / "reconstructions.html", title, notes, rates.get(most))
+        if counts is not None and rates:
+            vectors = tok.bottleneck.codebook_vectors()
+            codebook_plot(counts, folder / "codebook.png", vectors, outputs(tok, rows))
+            write_json(folder / "rate_distortion.json", rate_distortion_rows(rates))
+            curves = {k: curve(row) for k, row in rates.items()}
+            rate_distortion_plot(curves, folder / "rate_distortion.png")
         if sample:
-            write_card_pair(tok, rows, folder)
+            write_card_pair(tok, pairs[0], folder)
 
     def samples(self, tok: Tokenizer, rows: list[Drawn], folder: Path) -> Path:
         """Every sample as a WAV file; samples.html to listen to the first ones, and samples.png, their
@@ -110,35 +125,6 @@ class SoundReport(Report):
         return rate_distortion_table({k: curve(row) for k, row in measured.rates.items()})
 
 
-def write_reconstructions(
-    tok: Tokenizer, clips: Clips, measured: Measured, folder: Path, name: str
-) -> Reconstructions:
-    """reconstructions.html, .png and reconstructions/*.wav of some clips, which are returned, and, of what
-    was `measured` of codes, codebook.png and rate_distortion.json and .png in `folder`."""
-    _, rates, counts = measured
-    rate = tok.modality.sample_rate
-    rows = reconstructions(tok, clips)
-    most = tok.bottleneck.num_codebooks
-    mel_sheet(
-        [(n, {k: c[k] for k in ("original", "rebuilt")}) for n, c in rows],
-        rate,
-        folder / "reconstructions.png",
-    )
-    write_wavs(folder / SOUNDS, rows, rate)
-    notes = [f"{len(rows)} of {len(clips)} clips, the first {SHOWN_SECONDS} s of each."]
-    if most > 1 and tok.bottleneck.prefix_decodes:
-        notes.append(f"Rebuilt from all {most} codebooks, and from the first {most // 2} alone.")
-    listening_page(
-        rows, rate, folder / "reconstructions.html", f"Reconstructions of {name}", notes, rates.get(most)
-    )
-    if counts is not None and rates:
-        codebook_plot(counts, folder / "codebook.png", tok.bottleneck.codebook_vectors(), outputs(tok, rows))
-        text = json.dumps(rate_distortion_rows(rates), indent=2) + "\n"
-        write_atomically(folder / "rate_distortion.json", lambda p: p.write_text(text, encoding="utf-8"))
-        rate_distortion_plot({k: curve(row) for k, row in rates.items()}, folder / "rate_distortion.png")
-    return rows
-
-
 @torch.no_grad()
 def outputs(tok: Tokenizer, rows: Reconstructions) -> Tensor | None:
     """What the encoder gives for some clips, as the codebooks see it: (K, M, D), or None."""
@@ -147,15 +133,12 @@ def outputs(tok: Tokenizer, rows: Reconstructions) -> Tensor | None:
     return torch.cat(known, dim=1) if known else None
 
 
-def write_card_pair(tok: Tokenizer, rows: Reconstructions, folder: Path) -> None:
-    """sample.png and sample.wav of the first of `rows` and what the tokenizer keeps of it, for the model's
-    card."""
-    name, row = rows[0]
-    rate = tok.modality.sample_rate
-    pair = {"original": row["original"], "rebuilt": row["rebuilt"]}
-    mel_sheet([(name, pair)], rate, folder / "sample.png")
+def write_card_pair(tok: Tokenizer, pair: Row, folder: Path) -> None:
+    """sample.png and sample.wav of a clip and what the tokenizer keeps of it, for the model's card."""
+    rate, (_, clips) = tok.modality.sample_rate, pair
+    mel_sheet([pair], rate, folder / "sample.png")
     pause = torch.zeros(tok.modality.channels, rate // 2)
-    write_wav(folder / "sample.wav", torch.cat([pair["original"], pause, pair["rebuilt"]], dim=1), rate)
+    write_wav(folder / "sample.wav", torch.cat([clips["original"], pause, clips["rebuilt"]], dim=1), rate)
 
 
 @torch.no_grad()
@@ -165,14 +148,11 @@ def reconstructions(tok: Tokenizer, clips: Clips) -> Reconstructions:
     tok.eval()
     by_length = sorted(range(len(clips)), key=clips.samples, reverse=True)
     longer = sorted(by_length[: max(SHOWN, len(clips) // 2)])
-    picked = torch.linspace(0, len(longer) - 1, min(SHOWN, len(longer))).round().long().tolist()
     rows = []
-    for i in picked:
-        x = next(clips.pieces(longer[i]), None)
-        if x is None:
-            continue
-        made = rebuilt_clips(tok, x[:, : SHOWN_SECONDS * tok.modality.sample_rate].to(tok.device))
-        rows.append((clips.id(longer[i]), {k: v.clamp(-1, 1).cpu() for k, v in made.items()}))
+    for i in (longer[place] for place in spread_out(len(longer), SHOWN)):
+        if (x := next(clips.pieces(i), None)) is not None:
+            made = rebuilt_clips(tok, x[:, : SHOWN_SECONDS * tok.modality.sample_rate].to(tok.device))
+            rows.append((clips.id(i), {k: v.clamp(-1, 1).cpu() for k, v in made.items()}))
     if not rows:
         raise ValueError("no clip can be read any more; is the disk still there?")
     return rows

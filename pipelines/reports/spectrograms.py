@@ -36,9 +36,7 @@ COLORS = "magma"
 SMALL = 8  # points, of all type but names and titles
 
 
-def mel_sheet(
-    rows: Sequence[Row], sample_rate: int, path: str | Path, title: str | None = None, mark: float = 0.0
-) -> None:
+def mel_sheet(rows: Sequence[Row], sample_rate: int, path: str | Path, mark: float = 0.0) -> None:
     """Write a PNG with a block for each row: its clips (C, T) in [-1, 1] as log-mel spectrograms, below each
     other under its name.
 
@@ -52,10 +50,8 @@ def mel_sheet(
     down = max(len(clips) for _, clips in rows)
     lines = math.ceil(len(rows) / ACROSS)
     columns = math.ceil(len(rows) / lines)
-    size = (WIDTH * columns + 0.9, HEIGHT * down * lines + 0.3 * lines + (0.4 if title else 0.0))
+    size = (WIDTH * columns + 0.9, HEIGHT * down * lines + 0.3 * lines)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
-    if title:
-        figure.suptitle(shorten(title, 55 * columns), fontsize=12, fontweight="bold")
     axes = figure.subplots(lines * down, columns, squeeze=False)
     blocks = rearrange(axes, "(lines down) columns -> (lines columns) down", down=down)
     for block, (name, clips) in zip(blocks, rows, strict=False):

@@ -1,5 +1,5 @@
 """Command lines: presets, --config and flags merged in that order, and mistakes reported without a
-traceback. Options as plain values: nested as JSON has them, flat by their names, and the flags that set them.
+traceback. Options as plain values, flat by their names, and the flags that set them.
 
 Left out: the options themselves (`training/options.py`, or the script that has them).
 """
@@ -50,19 +50,6 @@ def print_whole(text: str) -> None:
     sys.stderr.flush()
 
 
-def options_to_dict(options: Any) -> dict[str, Any]:
-    """`config_to_dict`, with paths as strings."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {k: plain(v) for k, v in config_to_dict(options).items()}
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects as one level of dotted names."""
     flat: dict[str, Any] = {}
@@ -89,12 +76,11 @@ VERSION_HELP = "--version prints the versions of tokenloom and torch."
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of options; `cost` says what it takes, for --help. `timed`: of a prior, whether it is for
-    tokens with an axis of time."""
+    """A named set of options; `about` says what it is and what it takes, for --help. `timed`: of a prior,
+    whether it is for tokens with an axis of time."""
 
     build: Callable[[], Any]
     about: str
-    cost: str
     timed: bool = False
 
 
@@ -205,7 +191,7 @@ def _peek(words: Sequence[str], flag: str) -> str | None:
 def _merge(cls: type[O], default: O, values: Mapping[str, Any], where: str) -> O:
     """`default` with the values of a (perhaps partial) run.json laid over it."""
 
-    return config_from_dict(cls, _overlay(options_to_dict(default), values), where)
+    return config_from_dict(cls, _overlay(config_to_dict(default), values), where)
 
 
 def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,8 +226,7 @@ def _preset_help(presets: Mapping[str, Preset], default_preset: str) -> str:
     if not presets:
         return f"\n\n--config FILE reads options from a JSON file (under the flags). {VERSION_HELP}"
     lines = [
-        f"  {name}{' (default)' if name == default_preset else ''}: {p.about} {p.cost}"
-        for name, p in presets.items()
+        f"  {name}{' (default)' if name == default_preset else ''}: {p.about}" for name, p in presets.items()
     ]
     return (
         "\n\nThe first word chooses a preset:\n"

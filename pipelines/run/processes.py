@@ -1,9 +1,11 @@
 """What the processes of a run must agree on: options, data, models, what only one of them can find out, and
-sums and means over all; and how long they wait for each other.
+sums and means over all; and how long they wait for each other. The Accelerator of scripts that do not train.
 
-Left out: signals (`signals.py`).
+Left out: signals (`signals.py`), and the Accelerator of trainings (`training/setup.py`).
 """
 
+import logging
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import lru_cache
@@ -11,11 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from pipelines.run.command_line import flag_of, flatten, in_words, options_to_dict
+from pipelines.run.command_line import flag_of, flatten, in_words
+from tokenizer.variants import config_to_dict
 
 T = TypeVar("T")
 
@@ -27,6 +30,27 @@ OF_MACHINES = frozenset({"output", "resume", "tokens", "tokenizer", "prior", "da
 STEP_TIMEOUT = timedelta(minutes=5)
 # How long processes wait where one has more to do than the others, such as a report or a long sound.
 MEETING_TIMEOUT = timedelta(hours=6)
+
+
+def process_group() -> InitProcessGroupKwargs:
+    """How processes are connected: none waits for long for another in the midst of a step."""
+    return InitProcessGroupKwargs(timeout=STEP_TIMEOUT)
+
+
+def plain_accelerator(options: Any) -> Accelerator:
+    """An Accelerator, with its log lines, for scripts that do not train; `require_same_options`."""
+    accelerator = Accelerator(kwargs_handlers=[process_group()])
+    quiet_logging(accelerator)
+    require_same_options(accelerator, options)
+    return accelerator
+
+
+def quiet_logging(accelerator: Accelerator) -> None:
+    """Messages as plain lines on stderr, from the main process only; errors from all."""
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("httpx", "httpx2", "torch.distributed", "accelerate", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def meet(accelerator: Accelerator) -> None:
@@ -55,7 +79,7 @@ def gather_objects(accelerator: Accelerator, value: T) -> list[T]:
 def require_same_options(accelerator: Accelerator, options: Any) -> None:
     """`ValueError` on every process that names an option which two of them differ in, as when machines were
     started by different commands: they would wait for each other, or each learn something else."""
-    found = gather_objects(accelerator, flatten(options_to_dict(options)))
+    found = gather_objects(accelerator, flatten(config_to_dict(options)))
     for name in sorted({name for values in found for name in values} - OF_MACHINES):
         for process, values in enumerate(found):
             if values.get(name) != found[0].get(name):

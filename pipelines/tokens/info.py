@@ -4,7 +4,6 @@ Left out: the codes (`items.py`).
 """
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.run.folder import TOKENS_FILE
-from tokenizer.hub.files import read_json, write_atomically
+from tokenizer.hub.files import read_json, write_json
 from tokenizer.variants import config_from_dict, require
 
 SPLITS = ("train", "held_out")
@@ -103,8 +102,7 @@ def write_info(folder: Path, info: TokenInfo) -> None:
     values = dataclasses.asdict(info)
     if not info.frame_rate:
         values = {k: v for k, v in values.items() if k not in OF_TIME}
-    text = json.dumps(values, indent=2) + "\n"
-    write_atomically(folder / TOKENS_FILE, lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(folder / TOKENS_FILE, values)
 
 
 def read_info(folder: Path) -> TokenInfo:

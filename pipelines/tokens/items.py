@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.data.batches import order
+from pipelines.data.batches import Batch, Plan
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import SPLITS, TokenInfo, read_info
 from pipelines.tokens.table import load_table
@@ -99,16 +99,19 @@ class TokenSplit:
         return np.arange(*index.indices(len(self))) if isinstance(index, slice) else index
 
 
-class TokenBatch(NamedTuple):
-    """This process's rows of one accumulation step; `offset` is its first row in the global batch, `index`
-    (b,) says which items they are."""
+@dataclass(frozen=True)
+class TokenItems:
+    """Tokens as items to train on, in the views and windows of their epochs."""
 
-    codes: Tensor
-    labels: Tensor
-    step: int
-    micro: int
-    offset: int
-    index: NDArray[np.int64]  # type: ignore[assignment]  # in place of tuple.index
+    split: TokenRows
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def take(
+        self, wanted: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return *self.split.rows(wanted, epochs), torch.from_numpy(wanted)
 
 
 @lru_cache(maxsize=2)
@@ -164,15 +167,7 @@ def token_batches(
     seed: int,
     start_step: int,
     stop_step: int,
-) -> Iterator[TokenBatch]:
-    """Batches in the endless order of `data.batches.order`; see `data.batches.batches` for who gets
-    which rows."""
-    per_micro, share = batch_size // micro_batches, batch_size // micro_batches // world
-    for step in range(start_step, stop_step):
-        index = order(len(split), seed, step * batch_size, batch_size)
-        for micro in range(micro_batches):
-            offset = micro * per_micro + rank * share
-            epochs = (step * batch_size + offset + np.arange(share)) // len(split)
-            mine = index[offset : offset + share]
-            codes, labels = split.rows(mine, epochs)
-            yield TokenBatch(codes, labels, step, micro, offset, mine)
+) -> Iterator[Batch]:
+    """Batches of codes in the order and the shares of `data.batches.batches`, made by this process itself."""
+    plan = Plan(TokenItems(split), batch_size, micro_batches, rank, world, seed)
+    return (plan[step, micro] for step in range(start_step, stop_step) for micro in range(micro_batches))

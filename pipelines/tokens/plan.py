@@ -17,7 +17,7 @@ from pipelines.data.kinds import Split
 from pipelines.run.folder import TOKENS_FILE
 from pipelines.tokens.info import SPLITS, TokenInfo
 from pipelines.tokens.shards import read_shard, shard_path
-from tokenizer.hub.files import read_json, write_atomically
+from tokenizer.hub.files import read_json, write_json
 from tokenizer.variants import config_from_dict, config_to_dict
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,7 @@ def claim_encoding(
             "or delete that folder"
         )
     else:
-        text = json.dumps(config_to_dict(encoding), indent=2) + "\n"
-        write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+        write_json(path, config_to_dict(encoding))
         return list(range(len(blocks)))
     missing = [i for i, block in enumerate(blocks) if not _is_whole(folder, block, info)]
     done = len(blocks) - len(missing)

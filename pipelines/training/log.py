@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizer.hub.files import write_atomically
+from tokenizer.hub.files import write_text
 from tokenizer.variants import shortened
 
 
@@ -26,7 +26,7 @@ class MetricsLog:
         if start_step == last_step:
             rows = [row for row in rows if row["step"] < start_step or not is_evaluation(row)]
         kept = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(path, lambda p: p.write_text(kept if start_step else "", encoding="utf-8"))
+        write_text(path, kept if start_step else "")
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row and flush it."""

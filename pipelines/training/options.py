@@ -17,7 +17,7 @@ from pipelines.data.config import DataConfig
 from prior.patterns import PATTERNS
 from tokenizer import TokenizerConfig
 from tokenizer.config import DecoderConfig
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 
 @dataclass(frozen=True)
@@ -77,26 +77,10 @@ class TrainingOptions:
     """Make that repository private, if it is not there yet."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_steps",
-            "batch_size",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "gradient_accumulation",
-        ):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
-        require(self.skip_non_finite >= 0, f"skip_non_finite is {self.skip_non_finite}, expected 0 or more")
-        for name in ("log_every", "eval_every"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
-        for name in (
-            "learning_rate",
-            "muon_learning_rate",
-            "weight_decay",
-            "clip_norm",
-            "warmup_steps",
-            "seed",
-        ):
-            require(0 <= getattr(self, name) < 2**63, f"{name} is {getattr(self, name)}, expected 0 or more")
+        at_least(self, 1, "max_steps", "batch_size", "gradient_accumulation", "log_every", "eval_every")
+        at_least(self, 1, "checkpoint_every", "keep_checkpoints")
+        at_least(self, 0, "learning_rate", "muon_learning_rate", "weight_decay", "clip_norm")
+        at_least(self, 0, "warmup_steps", "seed", "skip_non_finite")
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}, expected 0 or more and less than 1")
 
 

@@ -4,7 +4,6 @@ Left out: its log (`log.py`), checkpoints (`checkpoints.py`) and the model's own
 """
 
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -16,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipelines.data.config import EMBEDDED
-from pipelines.run.command_line import flag_of, flatten, options_to_dict
+from pipelines.run.command_line import flag_of, flatten
 from pipelines.run.folder import (
     COMMAND_FILE,
     DATA_FILE,
@@ -32,8 +31,8 @@ from pipelines.run.processes import on_main
 from pipelines.run.signals import is_launched
 from pipelines.training.checkpoints import find_checkpoint
 from pipelines.training.options import MAY_CHANGE, TrainingOptions
-from tokenizer.hub.files import CHECKPOINTS, read_json, write_atomically
-from tokenizer.variants import shortened
+from tokenizer.hub.files import CHECKPOINTS, read_json, write_atomically, write_json, write_text
+from tokenizer.variants import config_to_dict, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def _check_run(folder: Path, options: TrainingOptions) -> None:
     path = folder / RUN_FILE
     if options.resume:
         if path.exists():
-            new, defaults = options_to_dict(options), options_to_dict(type(options)())
+            new, defaults = config_to_dict(options), config_to_dict(type(options)())
             _compare(read_json(path), new, defaults, path, MAY_CHANGE | _may_lie_elsewhere(folder))
     elif path.exists() or (folder / "config.json").exists():
         raise ValueError(
@@ -98,14 +97,13 @@ def _claim(folder: Path, options: TrainingOptions, processes: int) -> None:
             launch += ["--num_cpu_threads_per_process", threads]
         command = shlex.join([*launch, f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         write_atomically(folder / COMMAND_FILE, lambda p: p.write_bytes(os.fsencode(command + "\n")))
-    text = json.dumps(options_to_dict(options), indent=2) + "\n"
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(path, config_to_dict(options))
 
 
 def write_skipped(folder: Path, skipped: Iterable[tuple[str, str]]) -> None:
     """All that was left out of the data, a name and why on each line."""
     text = "".join(f"{name}: {' '.join(why.split())}\n" for name, why in skipped)
-    write_atomically(folder / SKIPPED_FILE, lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(folder / SKIPPED_FILE, text)
 
 
 def command_line(folder: Path) -> str:
@@ -134,7 +132,7 @@ def remembered_place(options: TrainingOptions, option: str) -> Iterator[None]:
         yield
     except ValueError as error:
         path = options.output / RUN_FILE
-        place = flatten(options_to_dict(options))[option]
+        place = flatten(config_to_dict(options))[option]
         if not options.resume or not path.exists() or flatten(read_json(path)).get(option) != place:
             raise
         raise ValueError(
@@ -166,8 +164,7 @@ def require_same_data(folder: Path, resumed: bool, record: Mapping[str, Any]) ->
         return
     if resumed:
         logger.warning("%s is of an older release and does not know its data: nothing compares them", folder)
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(path, record)
 
 
 def _compare(

@@ -17,8 +17,8 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 
-from pipelines.run.accelerator import process_group, quiet_logging
-from pipelines.run.processes import require_same_options
+from pipelines.run.processes import process_group, quiet_logging, require_same_options
+from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import TrainingOptions
 from pipelines.training.sharding import check_sharding
 from tokenizer.bottlenecks import Bottleneck
@@ -70,6 +70,14 @@ def check_batch(batch_size: int, accumulation: int, world: int) -> None:
             f"--batch-size {batch_size} does not divide by {world} processes × {accumulation} accumulation "
             f"steps; the nearest that does is {nearest}"
         )
+
+
+def optimizers_of(
+    model: nn.Module, options: TrainingOptions, betas: tuple[float, float] = (0.9, 0.99)
+) -> list[Optimizer]:
+    """Those that the options ask for."""
+    rates = (options.learning_rate, options.muon_learning_rate)
+    return build_optimizers(model, options.optimizer, *rates, options.weight_decay, betas)
 
 
 def rate_scale(step: int, warmup_steps: int, max_steps: int) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.presets import PRIORS, TOKENIZERS
-from pipelines.run.command_line import flatten, options_to_dict
+from pipelines.run.command_line import flatten
 from tests.helpers.running import (
     TINY_CODEC,
     TINY_PRIOR,
@@ -24,6 +24,7 @@ from tests.helpers.running import (
     run_script,
     without_plots,
 )
+from tokenizer.variants import config_to_dict
 
 GOLDEN = Path(__file__).parent
 STEPS = ("--max-steps", 5, "--checkpoint-every", 3, "--eval-every", 3, "--tracker", "none")
@@ -74,11 +75,11 @@ SCRIPTS = ("encode_dataset", "evaluate", "quantize_vae", "quickstart", "sample")
 def options() -> dict[str, dict[str, Any]]:
     """By the first words of a command line, the options as they are then; of a preset what differs from the
     first preset of its script."""
-    found = {name: flatten(options_to_dict(options_of(name, []))) for name in SCRIPTS}
+    found = {name: flatten(config_to_dict(options_of(name, []))) for name in SCRIPTS}
     for name, presets in {"train_tokenizer": TOKENIZERS, "train_prior": PRIORS}.items():
         first: dict[str, Any] = {}
         for preset in presets:
-            values = flatten(options_to_dict(options_of(name, [preset])))
+            values = flatten(config_to_dict(options_of(name, [preset])))
             found[f"{name} {preset}"] = {k: v for k, v in values.items() if first.get(k, ...) != v}
             first = first or values
     return found

@@ -8,6 +8,8 @@ from io import BytesIO
 import numpy as np
 import soundfile
 
+from tokenizer.modalities.files.sounds import Sound, SoundSource
+
 # What libsndfile writes and reads: (format, subtype) by suffix.
 FORMATS = {
     "wav": ("WAV", "PCM_16"),
@@ -33,6 +35,13 @@ def encoded(x: np.ndarray, kind: str = "wav", rate: int = 16000, subtype: str | 
     file = BytesIO()
     soundfile.write(file, x, rate, format=FORMATS[kind][0], subtype=subtype or FORMATS[kind][1])
     return file.getvalue()
+
+
+def check_sound(source: SoundSource, sample_rate: int, channels: int, name: str | None = None) -> int:
+    """The sound's length as `Sound.length`, or the `ValueError` that `Sound.check` raises."""
+    with Sound(source, sample_rate, channels, name) as sound:
+        sound.check()
+        return sound.length
 
 
 # MPEG

@@ -18,13 +18,12 @@ import sys, time
 from datetime import timedelta
 import torch
 from accelerate import Accelerator
-from pipelines.run import accelerator as accelerators
 from pipelines.run import processes
 from pipelines.run.command_line import leave_group
 
 late, way = int(sys.argv[1]), sys.argv[2]
-accelerators.STEP_TIMEOUT = processes.STEP_TIMEOUT = timedelta(seconds=3)
-accelerator = Accelerator(kwargs_handlers=[accelerators.process_group()])
+processes.STEP_TIMEOUT = timedelta(seconds=3)
+accelerator = Accelerator(kwargs_handlers=[processes.process_group()])
 processes.meet(accelerator)
 rank = accelerator.process_index
 
@@ -61,8 +60,8 @@ GROUPS = """
 import json, sys
 import torch
 import torch.distributed as dist
-from pipelines.run.accelerator import plain_accelerator
 from pipelines.run.command_line import leave_group
+from pipelines.run.processes import plain_accelerator
 from pipelines.training.options import PriorTraining
 from pipelines.training.setup import start_accelerator
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.sounds import FORMATS, encoded, tone
-from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
+from tests.helpers.sounds import FORMATS, check_sound, encoded, tone
+from tokenizer.modalities.files.sounds import Sound, open_sound
 
 
 def cut(kind: str, part: float) -> Callable[[], bytes]:

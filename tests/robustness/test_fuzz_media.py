@@ -20,9 +20,10 @@ from pipelines.data.config import DataConfig
 from tests.helpers.broken_media import PNG, broken_png, broken_wav, png_chunk, png_chunks
 from tests.helpers.fuzzing import ERROR, RESULT, Make, Subject, fuzz, shares
 from tests.helpers.mutators import broken_bytes
+from tests.helpers.sounds import check_sound
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.files.pictures import fit_picture, open_picture
-from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
+from tokenizer.modalities.files.sounds import Sound, open_sound
 from tokenizer.modalities.image import ImageConfig
 
 NAMED = ("input",)

@@ -9,7 +9,7 @@ import shutil
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -103,8 +103,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     # Which checks the header, and maps what is not touched here.
     with safe_open(path, framework="pt") as mapped, path.open("rb") as file:
-        size = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(size))
+        size, header = _header(file)
         for name in sorted(mapped.keys(), key=lambda name: header[name]["data_offsets"]):
             state[name] = value = torch.empty_like(mapped.get_tensor(name))
             file.seek(8 + size + header[name]["data_offsets"][0])
@@ -113,15 +112,20 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Bytes of the header of a safetensors file, and what it says."""
+    size = struct.unpack("<Q", file.read(8))[0]
+    if size > min(100_000_000, os.fstat(file.fileno()).st_size):
+        raise ValueError(f"header of {size} bytes")
+    return size, json.loads(file.read(size))
+
+
 def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], partly: bool = False) -> None:
     """Compare a safetensors file's header with names and shapes (`partly`: some may be missing); `ValueError`
     names the first difference."""
     try:
         with path.open("rb") as file:
-            size = struct.unpack("<Q", file.read(8))[0]
-            if size > min(100_000_000, path.stat().st_size):
-                raise ValueError(f"header of {size} bytes")
-            header = json.loads(file.read(size))
+            size, header = _header(file)
         _check_depth(header)
         header.pop("__metadata__", None)
         found = {k: tuple(v["shape"]) for k, v in header.items()}
@@ -157,6 +161,16 @@ def remove_unfinished(folder: Path) -> None:
     for left in folder.glob(f".*{UNFINISHED}"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
+
+
+def write_json(path: Path, values: Any, allow_nan: bool = True) -> None:
+    """Write plain values as JSON, whole or not at all; `ValueError` for NaN and infinity unless allowed."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=allow_nan) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all."""
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -5,7 +5,6 @@ Left out: training state, which `pipelines/` keeps beside its checkpoints, talk 
 and anything that needs pickle.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from tokenizer.hub.files import (
     load_tensors,
     read_json,
     write_atomically,
+    write_json,
 )
 from tokenizer.hub.meta import check_tables, fill, outline_of
 from tokenizer.variants import config_from_dict, config_to_dict, shortened
@@ -107,15 +107,15 @@ class HubModel(nn.Module):
             "config": config_to_dict(self.config),
         }
         state = {k: v.detach().to("cpu").contiguous() for k, v in self.state_dict().items()}
-        write_atomically(directory / CONFIG, lambda p: _dump_json(p, config))
+        write_json(directory / CONFIG, config, allow_nan=False)
         # No metadata beyond the format: equal weights are equal files.
         write_atomically(directory / WEIGHTS, lambda p: save_file(state, p, metadata={"format": "pt"}))
-        write_atomically(directory / PREPROCESSOR, lambda p: _dump_json(p, self.preprocessor_config()))
+        write_json(directory / PREPROCESSOR, self.preprocessor_config(), allow_nan=False)
         for name, path in kept.items():
             if path.resolve() != (directory / name).resolve():
                 write_atomically(directory / name, partial(shutil.copyfile, path))
         if METRICS not in kept:
-            write_atomically(directory / METRICS, lambda p: _dump_json(p, dict(card.metrics)))
+            write_json(directory / METRICS, dict(card.metrics), allow_nan=False)
         if CARD not in kept:
             samples = tuple(n for n in samples if (directory / n).exists())
             write_atomically(directory / CARD, lambda p: self._card(samples, card).save(p))
@@ -280,7 +280,3 @@ def _license_in(card: Path) -> str:
     """The licence that a card names; the usual one if there is no card, or it names none."""
     named = ModelCard.load(card).data.get("license") if card.exists() else None
     return named if isinstance(named, str) else CardInfo.license
-
-
-def _dump_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokenizer.checks import Size, checked_list
-from tokenizer.variants import Variant
+from tokenizer.variants import Variant, require
 
 
 class CardWords(NamedTuple):
@@ -99,3 +99,15 @@ class ModalityConfig(Variant):
     def build(self) -> Modality:
         """The modality that this config describes."""
         raise TypeError(f"{type(self).__name__} does not define build")
+
+
+def check_levels(strides: tuple[int, ...], widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+    """`ValueError` for levels of convolutional networks that cannot be, whatever their strides."""
+    levels = len(strides)
+    require(1 <= levels <= 12, f"strides has {levels} levels, expected 1 to 12")
+    require(
+        len(widths) == len(blocks) == levels,
+        f"strides, widths and blocks need one value per level, got {levels}, {len(widths)} and {len(blocks)}",
+    )
+    require(all(1 <= w <= 8192 for w in widths), f"widths are {widths}, expected 1 to 8192 each")
+    require(all(0 <= n <= 64 for n in blocks), f"blocks are {blocks}, expected 0 to 64 each")

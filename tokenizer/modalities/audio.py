@@ -4,10 +4,9 @@ Left out: reading files and resampling (`files/sounds.py`).
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,12 +14,12 @@ from tokenizer.checks import Size
 from tokenizer.installation import import_torchaudio
 from tokenizer.modalities import CardWords, ModalityConfig
 from tokenizer.modalities.files.sounds import Sound
-from tokenizer.modalities.signals import SignalModality, check_networks
+from tokenizer.modalities.signals import SignalModality, SignalOptions
 from tokenizer.variants import require
 
 
 @dataclass(frozen=True)
-class AudioConfig(ModalityConfig, kind="audio"):
+class AudioConfig(SignalOptions, ModalityConfig, kind="audio"):
     """Sound, and the convolutional networks for it."""
 
     channels: int = 1
@@ -28,21 +27,9 @@ class AudioConfig(ModalityConfig, kind="audio"):
     sample_rate: int = 16000
     """Samples per second; sound of another rate is resampled."""
     size: tuple[int] = (16000,)
-    """Samples of a training crop. A trained model takes any length."""
     strides: tuple[int, ...] = (8, 8, 5)
-    """Reduction per level; their product is samples per code."""
     widths: tuple[int, ...] = (64, 128, 256)
-    """Channels per level, from the finest."""
     blocks: tuple[int, ...] = (1, 2, 3)
-    """Residual blocks per level, from the finest."""
-    kernel: int = 7
-    """Steps under the first convolution of a residual block."""
-    activation: Literal["snake", "elu"] = "snake"
-    """Snake carries periods well (Ziyin et al. 2020); ELU is cheaper."""
-    causal: bool = False
-    """Let no sample see later ones, so that streaming lags by one frame only."""
-    weight_norm: bool = False
-    """Weight normalisation (Salimans and Kingma 2016, arXiv 1602.07868), for --optimizer adamw only."""
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 2), f"channels is {self.channels}, expected 1 (mono) or 2 (stereo)")
@@ -50,8 +37,7 @@ class AudioConfig(ModalityConfig, kind="audio"):
             1000 <= self.sample_rate <= 384_000,
             f"sample_rate is {self.sample_rate}, expected 1000 to 384000 Hz",
         )
-        require(1 <= self.size[0] <= 1 << 26, f"size is {self.size}, expected 1 to 2^26 samples")
-        check_networks(self)
+        super().__post_init__()
 
     def build(self) -> "AudioModality":
         return AudioModality(self)
@@ -60,7 +46,7 @@ class AudioConfig(ModalityConfig, kind="audio"):
 class AudioModality(SignalModality):
     """Sound x: (B, channels, T) in [-1, 1]."""
 
-    name, many = "audio", "sounds"
+    name, many, reader = "audio", "sounds", "soundfile"
     pipeline_tag = "feature-extraction"
 
     def __init__(self, config: AudioConfig) -> None:
@@ -79,9 +65,8 @@ class AudioModality(SignalModality):
         """
         return super().preprocess(source, size)
 
-    def opened(self, source: Any, most: int | None) -> Tensor:
-        with Sound(source, self.sample_rate, self.channels) as sound:
-            return torch.from_numpy(sound.read(0, None if most is None else min(most, sound.length)))
+    def open(self, source: Any, name: str | None = None, report: bool = True) -> Sound:
+        return Sound(source, self.sample_rate, self.channels, name, report)
 
     def postprocess(self, x_hat: Tensor) -> list[tuple[NDArray[np.float32], int]]:
         """x_hat (B, channels, T) as (waveform (channels, T) float32, clipped to [-1, 1]; sample rate)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.checks import Size, checked_list, checked_preprocess_size
-from tokenizer.modalities import CardWords, Modality, ModalityConfig
+from tokenizer.modalities import CardWords, Modality, ModalityConfig, check_levels
 from tokenizer.modalities.files.pictures import fit_picture, open_picture
 from tokenizer.variants import require
 
@@ -85,20 +85,10 @@ class ImageConfig(ModalityConfig, kind="image"):
         require(
             all(1 <= s <= MAX_SIZE for s in self.size), f"size is {self.size}, expected 1 to {MAX_SIZE} each"
         )
-        levels = len(self.strides)
-        require(1 <= levels <= 12, f"strides has {levels} levels, expected 1 to 12")
-        require(
-            len(self.widths) == len(self.blocks) == levels,
-            f"strides, widths and blocks need one value per level, got {levels}, {len(self.widths)} and "
-            f"{len(self.blocks)}",
-        )
+        check_levels(self.strides, self.widths, self.blocks)
         require(
             all(s in (2, 4, 8) for s in self.strides), f"strides are {self.strides}, expected 2, 4 or 8 each"
         )
-        require(
-            all(1 <= w <= 8192 for w in self.widths), f"widths are {self.widths}, expected 1 to 8192 each"
-        )
-        require(all(0 <= n <= 64 for n in self.blocks), f"blocks are {self.blocks}, expected 0 to 64 each")
 
     def check_losses(self, used: Set[str]) -> None:
         probabilities = self.output == "tanh" and self.channels == 1

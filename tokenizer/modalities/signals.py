@@ -4,7 +4,8 @@ Left out: what the signals are of, and their way from files and back (`audio.py`
 """
 
 import math
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 
 from tokenizer.checks import Size, checked_list, checked_preprocess_size
 from tokenizer.layers_1d import ELU, Chain, Conv, Layer, Network, Residual, Snake, Upsample1d
-from tokenizer.modalities import Modality
+from tokenizer.modalities import Modality, check_levels
+from tokenizer.modalities.files.spans import Signal
 from tokenizer.variants import require
 
 # Dilations of a level's residual blocks, in turn (Kumar et al. 2023, arXiv 2306.06546, section 3.1).
@@ -21,52 +23,42 @@ DILATIONS = (1, 3, 9)
 MAX_SAMPLES = 1 << 30
 
 
-class SignalConfig(Protocol):
-    """What the config of a modality of signals says of its networks."""
+@dataclass(frozen=True)
+class SignalOptions:
+    """The fields that the configs of signals have in common."""
 
-    @property
-    def channels(self) -> int: ...
-    @property
-    def sample_rate(self) -> int: ...
-    @property
-    def size(self) -> tuple[int]: ...
-    @property
-    def strides(self) -> tuple[int, ...]: ...
-    @property
-    def widths(self) -> tuple[int, ...]: ...
-    @property
-    def blocks(self) -> tuple[int, ...]: ...
-    @property
-    def kernel(self) -> int: ...
-    @property
-    def activation(self) -> Literal["snake", "elu"]: ...
-    @property
-    def causal(self) -> bool: ...
-    @property
-    def weight_norm(self) -> bool: ...
+    channels: int
+    """Channels of every signal."""
+    sample_rate: int
+    """Samples per second."""
+    size: tuple[int]
+    """Samples of a training crop. A trained model takes any length."""
+    strides: tuple[int, ...]
+    """Reduction per level; their product is samples per code."""
+    widths: tuple[int, ...]
+    """Channels of the networks per level, from the finest."""
+    blocks: tuple[int, ...]
+    """Residual blocks per level, from the finest."""
+    kernel: int = 7
+    """Steps under the first convolution of a residual block."""
+    activation: Literal["snake", "elu"] = "snake"
+    """Snake carries periods well (Ziyin et al. 2020); ELU is cheaper."""
+    causal: bool = False
+    """Let no sample see later ones, so that streaming lags by one frame only."""
+    weight_norm: bool = False
+    """Weight normalisation (Salimans and Kingma 2016, arXiv 1602.07868), for --optimizer adamw only."""
 
-
-def check_networks(config: SignalConfig) -> None:
-    """`ValueError` for networks that cannot be."""
-    levels = len(config.strides)
-    require(1 <= levels <= 12, f"strides has {levels} levels, expected 1 to 12")
-    require(
-        len(config.widths) == len(config.blocks) == levels,
-        f"strides, widths and blocks need one value per level, got {levels}, {len(config.widths)} and "
-        f"{len(config.blocks)}",
-    )
-    require(
-        all(1 <= s <= 1024 for s in config.strides) and math.prod(config.strides) <= 1 << 16,
-        f"strides are {config.strides}, expected 1 to 1024 each and a product of at most 65536",
-    )
-    require(
-        all(1 <= w <= 8192 for w in config.widths), f"widths are {config.widths}, expected 1 to 8192 each"
-    )
-    require(all(0 <= n <= 64 for n in config.blocks), f"blocks are {config.blocks}, expected 0 to 64 each")
-    require(
-        1 <= config.kernel <= 63 and config.kernel % 2 == 1,
-        f"kernel is {config.kernel}, expected an odd number from 1 to 63",
-    )
+    def __post_init__(self) -> None:
+        require(1 <= self.size[0] <= 1 << 26, f"size is {self.size}, expected 1 to 2^26 samples")
+        check_levels(self.strides, self.widths, self.blocks)
+        require(
+            all(1 <= s <= 1024 for s in self.strides) and math.prod(self.strides) <= 1 << 16,
+            f"strides are {self.strides}, expected 1 to 1024 each and a product of at most 65536",
+        )
+        require(
+            1 <= self.kernel <= 63 and self.kernel % 2 == 1,
+            f"kernel is {self.kernel}, expected an odd number from 1 to 63",
+        )
 
 
 class SignalModality(Modality):
@@ -74,10 +66,11 @@ class SignalModality(Modality):
 
     axes = ("T",)
     timed = True
-    # What several of them are called.
+    # What several of them are called, and the package that reads their files.
     many: ClassVar[str]
+    reader: ClassVar[str]
 
-    def __init__(self, config: SignalConfig) -> None:
+    def __init__(self, config: SignalOptions) -> None:
         self.config = config
         self.channels, self.size = config.channels, config.size
         self.sample_rate = config.sample_rate
@@ -131,9 +124,15 @@ class SignalModality(Modality):
         """Zeros after the end, up to the next multiple of the stride."""
         return F.pad(x, (0, -x.shape[2] % self.stride)) if x.shape[2] % self.stride else x
 
+    def open(self, source: Any, name: str | None = None, report: bool = True) -> Signal:
+        """A file or object at the rate and in the channels of the model. `name` stands for it in messages;
+        `report` False leaves it to the caller to say what was clamped."""
+        raise TypeError(f"{type(self).__name__} does not define open")
+
     def opened(self, source: Any, most: int | None) -> Tensor:
         """An item (channels, T) in [-1, 1], or its first samples, `most` of them."""
-        raise TypeError(f"{type(self).__name__} does not define opened")
+        with self.open(source) as signal:
+            return torch.from_numpy(signal.read(0, None if most is None else min(most, signal.length)))
 
     def preprocess(self, source: Any, size: Size = None) -> Tensor:
         """An item, or a list of them, as x: (B, channels, T) in [-1, 1]. `size`: the first so many samples,

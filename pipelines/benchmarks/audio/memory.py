@@ -18,13 +18,11 @@ from tokenizer import Tokenizer
 WAYS = ("encode", "encode_stream")
 
 
-def encoding_memory(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:
-    """`peak_of_encoding` in a process of its own, with as many threads as here: a peak never falls again."""
-    threads = torch.get_num_threads()
-    values: dict[str, float] = in_own_process(
-        peak_of_encoding, preset, tokenizer, seconds, way, threads=threads
-    )
-    return values
+def encoding_memory(preset: str, tokenizer: str, seconds: float) -> dict[str, dict[str, float]]:
+    """`peak_of_encoding` by way, each in a process of its own, with as many threads as here: a peak never
+    falls again."""
+    threads, of = torch.get_num_threads(), (preset, tokenizer, seconds)
+    return {way: in_own_process(peak_of_encoding, *of, way, threads=threads) for way in WAYS}
 
 
 def peak_of_encoding(preset: str, tokenizer: str, seconds: float, way: str) -> dict[str, float]:

@@ -25,7 +25,7 @@ from pipelines.benchmarks.registry import (
 )
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 SIDES = ("encode", "decode", "both")
 
@@ -59,9 +59,8 @@ class AudioBenchmark:
         require(not (self.preset and self.tokenizer), "--preset and --tokenizer are both given; choose one")
         require(0 < self.seconds <= 600, f"seconds is {self.seconds}, expected more than 0 and at most 600")
         require(self.memory_seconds > 0, f"memory_seconds is {self.memory_seconds}, expected more than 0")
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected 1 or more")
-        require(self.turns >= 1, f"turns is {self.turns}, expected 1 or more")
-        require(self.warm_up >= 0, f"warm_up is {self.warm_up}, expected 0 or more")
+        at_least(self, 1, "batch_size", "turns")
+        at_least(self, 0, "warm_up")
 
 
 @torch.inference_mode()
@@ -160,9 +159,6 @@ def measure_audio(options: AudioBenchmark) -> dict[str, Any]:
     values |= {"seconds": options.seconds, "batch_size": options.batch_size, "turns": options.turns}
     values |= plain(result)
     if options.memory:
-        values["memory"] = {
-            way: encoding_memory(options.preset, options.tokenizer, options.memory_seconds, way)
-            for way in ("encode", "encode_stream")
-        }
+        values["memory"] = encoding_memory(options.preset, options.tokenizer, options.memory_seconds)
         show_memory(values["memory"], options.memory_seconds)
     return values

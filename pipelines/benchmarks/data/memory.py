@@ -163,7 +163,5 @@ def slope(read: np.ndarray[Any, Any], memory: np.ndarray[Any, Any], low: float, 
     x, y = read[inside].astype(float), memory[inside].astype(float)
     if len(x) < 3:
         raise ValueError(f"only {len(x)} samples of memory in an epoch, expected 3 or more; load more data")
-    x, y = x - x.mean(), y - y.mean()
-    value = (x @ y) / (x @ x)
-    rest = y - value * x
-    return Slope(float(value), float(np.sqrt(rest @ rest / (len(x) - 2) / (x @ x))))
+    (value, _), covariance = np.polyfit(x - x.mean(), y, 1, cov=True)
+    return Slope(float(value), float(np.sqrt(covariance[0, 0])))

@@ -26,7 +26,7 @@ from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.training.options import TokenizerTraining
 from pipelines.training.setup import start_accelerator
 from tokenizer import Tokenizer
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 # Where our loader finds the data: decoded when the run began, or still encoded, to be decoded on access, as
 # data are that do not fit into memory.
@@ -80,17 +80,14 @@ class DataBenchmark:
             not self.path or len(self.presets) == 1,
             f"--data.path is for one preset, got {len(self.presets)}; add --presets NAME",
         )
-        for name in ("steps", "batches", "turns"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
-        require(self.warm_up >= 0, f"warm_up is {self.warm_up}, expected 0 or more")
+        at_least(self, 1, "steps", "batches", "turns")
+        at_least(self, 0, "warm_up")
         for name in ("workers", "memory_workers"):
             counts = getattr(self, name)
             require(
                 bool(counts) and min(counts) >= 0, f"{name} is {counts}, expected one or more, each 0 or up"
             )
-        require(
-            self.memory_pictures >= 1000, f"memory_pictures is {self.memory_pictures}, expected 1000 or more"
-        )
+        at_least(self, 1000, "memory_pictures")
         require(self.memory_hours >= 0.05, f"memory_hours is {self.memory_hours}, expected 0.05 or more")
 
 
@@ -176,15 +173,15 @@ def of_prior(
 def show(title: str, values: dict[str, Any]) -> None:
     """The tables of training and of loaders on stdout."""
     head = f"{title}, batches of {values['batch_size']}"
+    training, loaders = (
+        [(name, n, row) for name, by_workers in values[part].items() for n, row in by_workers.items()]
+        for part in ("training", "loaders")
+    )
     print_table(
         f"{head}: share of a training step that waits for its batch, median (least..greatest)",
         [
             ("", "loader processes", "of a step", "of all steps", "ms per step"),
-            *(
-                (name, n, row["idle"], f"{row['idle_of_all']:.4f}", row["step_ms"])
-                for name, by_workers in values["training"].items()
-                for n, row in by_workers.items()
-            ),
+            *((name, n, r["idle"], f"{r['idle_of_all']:.4f}", r["step_ms"]) for name, n, r in training),
         ],
     )
     print_table(
@@ -192,11 +189,7 @@ def show(title: str, values: dict[str, Any]) -> None:
         f"({values['used']:.4g}),\nB: time / that of {values['beside']}, above 1 is slower",
         [
             ("", "loader processes", "examples per second", "A", "B"),
-            *(
-                (name, n, row["per_second"], row["headroom"], row["slower"])
-                for name, by_workers in values["loaders"].items()
-                for n, row in by_workers.items()
-            ),
+            *((name, n, r["per_second"], r["headroom"], r["slower"]) for name, n, r in loaders),
         ],
     )
 

@@ -15,18 +15,18 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.benchmarks.registry import synchronizer
-from pipelines.data.batches import Splits, batches
+from pipelines.data.batches import Batch, Splits, batches
 from pipelines.data.kinds import to_float
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.info import TokenInfo
-from pipelines.tokens.items import TokenBatch, TokenRows, TokenSplit, token_batches
+from pipelines.tokens.items import TokenRows, TokenSplit, token_batches
 from pipelines.tokens.windows import rows_of, window_info
 from pipelines.train_prior import losses_of as prior_losses
 from pipelines.train_prior import prior_config
 from pipelines.train_tokenizer import losses_of as tokenizer_losses
 from pipelines.training.loop import Course
-from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import PriorTraining, TokenizerTraining
+from pipelines.training.setup import optimizers_of
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
@@ -84,10 +84,7 @@ def tokenizer_run(
     options: TokenizerTraining, accelerator: Accelerator, tok: Tokenizer
 ) -> Callable[[Splits], Run]:
     """What makes runs over splits; all of them train one model, with the steps of `train_tokenizer.train`."""
-    optimizers = build_optimizers(
-        tok, options.optimizer, options.learning_rate, options.muon_learning_rate, options.weight_decay
-    )
-    course = Course(accelerator, options, tok, optimizers, "tokenizer")
+    course = Course(accelerator, options, tok, optimizers_of(tok, options), "tokenizer")
     course.model.train()
 
     def over(splits: Splits) -> Run:
@@ -108,20 +105,17 @@ def tokenizer_run(
 def prior_run(options: PriorTraining, accelerator: Accelerator, info: TokenInfo, rows: TokenRows) -> Run:
     """A run with the steps of `train_prior.train`, which loads tokens in its own process."""
     prior = Prior(prior_config(options, info)).to(accelerator.device)
-    optimizers = build_optimizers(
-        prior, options.optimizer, options.learning_rate, options.muon_learning_rate, options.weight_decay
-    )
-    course = Course(accelerator, options, prior, optimizers, "prior")
+    course = Course(accelerator, options, prior, optimizers_of(prior, options), "prior")
     course.model.train()
 
-    def load(workers: int, start: int, stop: int) -> Iterator[TokenBatch]:
+    def load(workers: int, start: int, stop: int) -> Iterator[Batch]:
         return token_batches(rows, **(course.share() | {"start_step": start, "stop_step": stop}))
 
-    def learn(batch: TokenBatch) -> None:
-        codes = batch.codes.to(accelerator.device, non_blocking=True)
+    def learn(batch: Batch) -> None:
+        codes = batch.x.to(accelerator.device, non_blocking=True)
         labels = batch.labels.to(accelerator.device)
         forward = partial(prior_losses, codes=codes, labels=labels, label_dropout=options.label_dropout)
-        course.learn(batch, forward, [f"training item {i}" for i in batch.index])
+        course.learn(batch, forward, [f"training item {i}" for i in batch.index.tolist()])
 
     return Run(load, learn, accelerator.device)
 

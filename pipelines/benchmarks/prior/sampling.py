@@ -35,7 +35,7 @@ from prior.sampling.cpu.products import installed
 from prior.sampling.decoder_cuda import StaticDecoder
 from prior.sampling.weights import WEIGHTS, PreparedWeights
 from tokenizer.installation import install_extra
-from tokenizer.variants import require
+from tokenizer.variants import at_least, require
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -87,12 +87,8 @@ class PriorBenchmark:
     def __post_init__(self) -> None:
         require(len(self.batch_sizes) > 0, "batch_sizes is empty, expected one or more")
         require(min(self.batch_sizes) >= 1, f"batch_sizes are {self.batch_sizes}, expected 1 or more each")
-        require(self.turns >= 1, f"turns is {self.turns}, expected 1 or more")
-        require(self.warm_up >= 0, f"warm_up is {self.warm_up}, expected 0 or more")
-        require(self.codes >= 1, f"codes is {self.codes}, expected 1 or more")
-        require(
-            self.train_batch_size >= 0, f"train_batch_size is {self.train_batch_size}, expected 0 or more"
-        )
+        at_least(self, 1, "turns", "codes")
+        at_least(self, 0, "warm_up", "train_batch_size")
 
 
 def llama_sampler(llama: "LlamaForCausalLM", batch: int, codes: int) -> Callable[[], Tensor]:

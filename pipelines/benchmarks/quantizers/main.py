@@ -21,11 +21,11 @@ from pipelines.benchmarks.quantizers.training import Recipe, channels, step_seco
 from pipelines.benchmarks.registry import benchmark, machine
 from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import DataConfig
-from pipelines.run.command_line import NOTHING, flatten, options_to_dict
+from pipelines.run.command_line import NOTHING, flatten
 from pipelines.run.progress import progress
-from tokenizer.hub.files import write_atomically
+from tokenizer.hub.files import write_text
 from tokenizer.installation import install_extra
-from tokenizer.variants import config_to_dict, require
+from tokenizer.variants import at_least, config_to_dict, require
 
 KEPT = "benchmark-quantizers.jsonl"
 PLOT = "benchmark-quantizers.png"
@@ -67,9 +67,8 @@ class QuantizersBenchmark:
         require(len(set(self.bits)) == len(self.bits) > 0, f"bits are {self.bits}, expected different ones")
         for bits in self.bits:
             require(5 <= bits <= 18, f"bits is {bits}, expected 5 to 18")
-        for name in ("seeds", "steps", "prior_steps", "batch_size", "turns"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
-        require(self.threads >= 0, f"threads is {self.threads}, expected 0 or more")
+        at_least(self, 1, "seeds", "steps", "prior_steps", "batch_size", "turns")
+        at_least(self, 0, "threads")
 
 
 Key = tuple[int, str, int]
@@ -93,7 +92,7 @@ class Kept:
         # Written anew: a line that was cut off must not swallow the next one.
         whole = "".join(json.dumps(line) + "\n" for line in ({"options": options}, *self.rows.values()))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, lambda p: p.write_text(whole, encoding="utf-8"))
+        write_text(self.path, whole)
 
     def find(self, key: Key, contestant: Contestant) -> dict[str, Any] | None:
         """A training that is there already. `ValueError` if it was of another config of that name."""
@@ -148,7 +147,7 @@ def measure_quantizers(options: QuantizersBenchmark) -> dict[str, Any]:
     recipe = Recipe(options.steps, options.prior_steps, options.batch_size, options.widths)
     splits = load_splits(options.data, recipe.modality().build())
     require(len(splits.held_out) > 0, f"{options.data.path}: nothing is held out, so there is no quality")
-    decisive = {k: v for k, v in options_to_dict(options).items() if k not in MAY_CHANGE}
+    decisive = {k: v for k, v in config_to_dict(options).items() if k not in MAY_CHANGE}
     kept = Kept(options.output, {**decisive, "threads": torch.get_num_threads()})
     trainings = _train_all(entered, recipe, splits, options.seeds, kept)
     results = [
@@ -163,7 +162,7 @@ def measure_quantizers(options: QuantizersBenchmark) -> dict[str, Any]:
         plot(results, options.output / PLOT)
     return {
         **where,
-        "options": {**options_to_dict(options), **decisive},
+        "options": {**config_to_dict(options), **decisive},
         "pictures": {"train": len(splits.train), "held_out": len(splits.held_out)},
         "left_out": left_out,
         "results": results,

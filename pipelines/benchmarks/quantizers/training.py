@@ -25,9 +25,8 @@ from pipelines.evaluation.tokenizers import EVAL_BATCH
 from pipelines.presets import PRIORS, TOKENIZERS
 from pipelines.tokens.items import TokenSplit, token_batches
 from pipelines.training.averaging import WeightAverage
-from pipelines.training.optimizers import build_optimizers
 from pipelines.training.options import PriorSize, PriorTraining, TokenizerTraining, TrainingOptions
-from pipelines.training.setup import rate_scale, set_rates, short_run
+from pipelines.training.setup import optimizers_of, rate_scale, set_rates, short_run
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.vq import VQConfig
@@ -98,18 +97,6 @@ def build_tokenizer(options: TokenizerTraining) -> Tokenizer:
                 if p.shape == q.shape:
                     p.copy_(q)
     return tok
-
-
-def optimizers_of(model: nn.Module, options: TrainingOptions, **more: Any) -> list[Optimizer]:
-    """As the training scripts build them."""
-    return build_optimizers(
-        model,
-        options.optimizer,
-        options.learning_rate,
-        options.muon_learning_rate,
-        options.weight_decay,
-        **more,
-    )
 
 
 def tokenizer_step(
@@ -224,7 +211,7 @@ def prior_nats(
         stop_step=options.max_steps,
     ):
         set_rates(optimizers, rate_scale(batch.step, options.warmup_steps, options.max_steps))
-        loss = descend(prior, optimizers, prior(batch.codes).losses["nll"], options.clip_norm)
+        loss = descend(prior, optimizers, prior(batch.x).losses["nll"], options.clip_norm)
         average.update(prior, batch.step + 1)
         _look(loss, batch.step + 1, options, "the prior")
         bar.update()

@@ -139,7 +139,7 @@ def test_both_ways_encode_all_of_the_sound(folder: Path) -> None:
 def test_a_failed_measurement_of_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     with pytest.raises(ValueError, match="no/such/folder"):
-        encoding_memory("", "no/such/folder", 1.0, "encode")
+        encoding_memory("", "no/such/folder", 1.0)
 
 
 def test_the_words_of_the_command_line() -> None:

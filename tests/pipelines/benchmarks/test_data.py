@@ -62,10 +62,10 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         data = DataConfig(path="embedded:speech" if sound else "embedded:emoji")
         preset = TokenizerTraining(batch_size=4, data=data, model=model)
-        monkeypatch.setitem(TOKENIZERS, name, Preset(lambda preset=preset: preset, "", ""))
+        monkeypatch.setitem(TOKENIZERS, name, Preset(lambda preset=preset: preset, ""))
     prior = PriorTraining(batch_size=4, seconds=0.2, model=PriorSize(dim=24, depth=1, heads=2))
     for name in ("small", "speech"):
-        monkeypatch.setitem(PRIORS, name, Preset(lambda: prior, "", ""))
+        monkeypatch.setitem(PRIORS, name, Preset(lambda: prior, ""))
 
 
 # What is measured

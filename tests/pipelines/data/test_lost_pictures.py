@@ -14,7 +14,7 @@ from pipelines.data.augment import Augment
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
 from pipelines.data.examples import Examples
-from pipelines.data.kinds import to_float
+from pipelines.data.kinds import FixedViews, to_float
 from pipelines.evaluation.tokenizers import evaluate_tokenizer
 from pipelines.reports.pictures import some_pictures
 from tests.helpers.pictures_on_disk import write
@@ -45,7 +45,7 @@ def test_they_are_left_out_of_tokens(
     tok: Tokenizer, examples: Examples, caplog: pytest.LogCaptureFixture
 ) -> None:
     augment = Augment(flip=True, shift=2)
-    parts = list(examples.codes(tok, range(10), 2, views=2, augment=augment, seed=3))
+    parts = list(examples.codes(tok, range(10), 2, FixedViews(2, augment, seed=3)))
     ids = [name for part in parts for name in part.ids]
     assert ids == [f"{i:02}.png" for i in (0, 2, 3, 6, 7, 8, 9)] and sum(p.items for p in parts) == 10
     for part in parts:

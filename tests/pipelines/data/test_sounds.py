@@ -13,7 +13,7 @@ import torch
 
 from pipelines.data.augment import Augment
 from pipelines.data.batches import Batch, batches, load_splits, order
-from pipelines.data.clips import Clips, in_time
+from pipelines.data.clips import Clips, Segments, in_time
 from pipelines.data.config import DataConfig
 from pipelines.data.kinds import to_float
 from tests.helpers.clips import CROP, RATE, load, ramp, wav, write
@@ -134,7 +134,7 @@ def test_clips_that_become_unreadable_are_replaced(tmp_path: Path, caplog: pytes
             x, found = train.read(i)
             assert found == stands_in and torch.equal(x, train.x(stands_in))
     wanted = np.array([0, 1, 3])
-    x, labels, index = train.segments(600).take(wanted, np.zeros(3, np.int64), seed=0)
+    x, labels, index = Segments(train, 600).take(wanted, np.zeros(3, np.int64), seed=0)
     assert index.tolist() == [0, 2, 0] and labels.tolist() == [0, 1, 0]
     assert torch.equal(x[0, :, :500], train.x(0)) and not x[0, :, 500:].any()
     assert [name for name, _ in train.skipped] == ["a/1.wav", "b/3.wav"]
@@ -162,7 +162,7 @@ def test_content_decides_what_is_held_out(tmp_path: Path) -> None:
 
 
 def test_a_clip_counts_as_often_as_a_crop_fits(clips: Clips) -> None:
-    segments = clips.segments()
+    segments = clips.training()
     assert len(segments) == 1 + 1 + 4 + 1 + 2
     wanted = np.arange(len(segments))
     x, labels, index = segments.take(wanted, np.zeros(9, np.int64), seed=0)
@@ -173,16 +173,16 @@ def test_a_clip_counts_as_often_as_a_crop_fits(clips: Clips) -> None:
         whole, count = clips.x(i), clips.samples(i)
         start = round(float(row[0, 0] - whole[0, 0]) * 32768)
         assert torch.equal(row[:, :count], whole[:, start : start + CROP]) and not row[:, count:].any()
-    assert len(clips.segments(100)) == 4 + 10 + 36 + 1 + 25
+    assert len(Segments(clips, 100)) == 4 + 10 + 36 + 1 + 25
 
 
 def test_crops_begin_everywhere_alike(tmp_path: Path) -> None:
     train = load(write(tmp_path, {"a.wav": CROP + 3}), valid_fraction=0).train
     epochs = np.arange(400)
-    x, _, _ = train.segments().take(np.zeros(400, np.int64), epochs, seed=1)
+    x, _, _ = train.training().take(np.zeros(400, np.int64), epochs, seed=1)
     counts = np.bincount(((x[:, 0, 0] * 32768).round().long() - 100).numpy(), minlength=4)
     assert len(counts) == 4 and counts.min() > 70
-    again, _, _ = train.segments().take(np.zeros(400, np.int64), epochs, seed=2)
+    again, _, _ = train.training().take(np.zeros(400, np.int64), epochs, seed=2)
     assert not torch.equal(x, again)
 
 

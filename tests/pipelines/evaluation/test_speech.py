@@ -165,7 +165,7 @@ def test_helpers_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 def measured_with(helpers: int, tok: Tokenizer, clips: Clips, monkeypatch: pytest.MonkeyPatch) -> Measured:
     with monkeypatch.context() as patch, as_a_new_process():
         patch.setattr(sound_evaluation, "helper_count", lambda *_: helpers)
-        return evaluate_sound(tok, clips, Accelerator(cpu=True), thorough=True)
+        return evaluate_sound(tok, clips, Accelerator(cpu=True), 1, thorough=True)
 
 
 def plain_means(tok: Tokenizer, clips: Clips, k: int) -> dict[str, float]:
@@ -227,7 +227,7 @@ sound_evaluation.helper_count = lambda _, local: asked.append(local) or 1
 if accelerator.process_index == 1 and sys.argv[1] == "dies":
     sound_evaluation.measure_sounds = lambda *_: os._exit(3)
 clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
-measured = evaluate_sound(tok, clips, accelerator, thorough=True)
+measured = evaluate_sound(tok, clips, accelerator, 1, thorough=True)
 if accelerator.is_main_process:
     print(json.dumps([accelerator.num_processes, asked, measured.rates, measured.counts.tolist()]))
 accelerator.end_training()
@@ -271,7 +271,7 @@ def test_a_thorough_evaluation_uses_one_thread_and_gives_the_others_back(
         measured_with(0, tok, clips, monkeypatch)
         assert set(seen) == {1} and torch.get_num_threads() == 3
         with as_a_new_process():
-            evaluate_sound(tok, clips, Accelerator(cpu=True))  # as in training, whose steps go on
+            evaluate_sound(tok, clips, Accelerator(cpu=True), 1, False)  # as in training, whose steps go on
         assert seen[-1] == torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

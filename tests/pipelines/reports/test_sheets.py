@@ -77,7 +77,7 @@ def test_pictures_that_cannot_be_shown(x: Tensor, message: str, tmp_path: Path) 
 
 def test_reconstruction_sheet_has_originals_above(tmp_path: Path) -> None:
     path = tmp_path / "new" / "sheet.png"
-    reconstruction_sheet(flat(RED, BLUE), flat(GREEN, YELLOW), path, title="title")
+    reconstruction_sheet(flat(RED, BLUE), flat(GREEN, YELLOW), path)
     assert [p.name for p in path.parent.iterdir()] == ["sheet.png"]
     with Image.open(path) as sheet:
         assert sheet.format == "PNG"
@@ -102,9 +102,7 @@ def test_long_reconstruction_sheets_wrap_evenly(tmp_path: Path) -> None:
 
 def test_sample_sheet_has_a_row_per_name(tmp_path: Path) -> None:
     rows = [("a", flat(RED, GREEN)), ("a rather long class name " * 3, flat(BLUE))]
-    sample_sheet(
-        rows, tmp_path / "long.png", title="a title that is much wider than the two pictures below " * 2
-    )
+    sample_sheet(rows, tmp_path / "long.png")
     sample_sheet([("a", rows[0][1]), ("b", rows[1][1])], tmp_path / "short.png")
     with Image.open(tmp_path / "long.png") as long, Image.open(tmp_path / "short.png") as short:
         for sheet in (long, short):

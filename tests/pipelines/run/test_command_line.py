@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from pipelines.presets import PRIORS, TOKENIZERS
-from pipelines.run.command_line import options_to_dict, parse, run
+from pipelines.run.command_line import parse, run
 from pipelines.training.options import PriorTraining, TokenizerTraining, TrainingOptions
 from tests.helpers.running import ROOT, environment
 from tests.helpers.warm import run_words
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.variants import config_to_dict
 
 
 def tokenizer_options(*words: object) -> TokenizerTraining:
@@ -100,7 +101,7 @@ def test_another_bottleneck_in_a_config_file_replaces_the_presets_whole(tmp_path
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_runs_own_run_json_gives_its_options_back(name: str, tmp_path: Path) -> None:
     options = tokenizer_options(name, "--max-steps", 9, "--perceptual", "torchvision:vgg16")
-    assert tokenizer_options("--config", config_file(tmp_path, options_to_dict(options))) == options
+    assert tokenizer_options("--config", config_file(tmp_path, config_to_dict(options))) == options
 
 
 # Resuming
@@ -108,7 +109,7 @@ def test_a_runs_own_run_json_gives_its_options_back(name: str, tmp_path: Path) -
 
 def test_resume_takes_the_options_from_the_outputs_run_json(tmp_path: Path) -> None:
     before = tokenizer_options("digits-vae", "--max-steps", 9, "--output", tmp_path, "--seed", 5)
-    config_file(tmp_path, options_to_dict(before))
+    config_file(tmp_path, config_to_dict(before))
     after = tokenizer_options("--output", tmp_path, "--resume", "latest")
     assert after == dataclasses.replace(before, resume="latest")
     assert tokenizer_options(f"--output={tmp_path}", "--resume=latest", "--max-steps", 11).max_steps == 11

@@ -15,6 +15,7 @@ import torch
 from pipelines.data.batches import load_splits
 from pipelines.data.clips import skipped_samples
 from pipelines.data.config import DataConfig
+from pipelines.data.kinds import FixedViews
 from pipelines.data.sounds import SOUND
 from pipelines.tokens.clips import CodeClips
 from pipelines.tokens.items import read_tokens, view_phases
@@ -107,7 +108,7 @@ def test_a_clip_that_vanishes_is_left_out_in_all_views(
     clips = load_splits(DataConfig(str(wavs), valid_fraction=0), tok.modality, cache_bytes=0).train
     (wavs / "1.wav").unlink()
     with caplog.at_level("WARNING"):
-        parts = list(clips.codes(tok, range(3), 1, views=2))
+        parts = list(clips.codes(tok, range(3), 1, FixedViews(2)))
     assert [part.ids for part in parts] == [["0.wav"], ["2.wav"]] and all(len(p.codes) == 2 for p in parts)
     assert "left out a sound that can no longer be read" in caplog.text
 

@@ -133,8 +133,8 @@ def numbers(split: TokenSplit, **arguments: int) -> dict[tuple[int, int], list[i
     found: dict[tuple[int, int], list[int]] = {}
     defaults = {"micro_batches": 1, "rank": 0, "world": 1, "seed": 3, "start_step": 0, "stop_step": 4}
     for batch in token_batches(split, **{**defaults, **arguments}):
-        assert batch.codes.dtype == batch.labels.dtype == torch.int64
-        for row, (codes, label) in enumerate(zip(batch.codes, batch.labels, strict=True)):
+        assert batch.x.dtype == batch.labels.dtype == torch.int64
+        for row, (codes, label) in enumerate(zip(batch.x, batch.labels, strict=True)):
             item = int(codes[0, 0, 0])
             assert int(label) == item % 2 and np.array_equal(codes.numpy(), split.codes[item])
             found.setdefault((batch.step, batch.offset + row), []).append(item)
@@ -156,7 +156,7 @@ def test_ranks_and_accumulation_share_one_global_batch(world: int, micro_batches
 def test_micro_batches_come_in_turn_with_their_places() -> None:
     arguments = {"batch_size": 12, "micro_batches": 3, "rank": 1, "world": 2, "seed": 0}
     found = list(token_batches(split_of(17), **arguments, start_step=5, stop_step=7))
-    assert [(b.step, b.micro, b.offset, len(b.codes)) for b in found] == [
+    assert [(b.step, b.micro, b.offset, len(b.x)) for b in found] == [
         *((5, 0, 2, 2), (5, 1, 6, 2), (5, 2, 10, 2)),
         *((6, 0, 2, 2), (6, 1, 6, 2), (6, 2, 10, 2)),
     ]

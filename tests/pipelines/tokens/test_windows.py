@@ -133,7 +133,7 @@ def test_batches_do_not_depend_on_ranks_accumulation_or_resume(world: int, micro
         return {
             (b.step, b.offset + row): (codes.tolist(), label.item())
             for b in found
-            for row, (codes, label) in enumerate(zip(b.codes, b.labels, strict=True))
+            for row, (codes, label) in enumerate(zip(b.x, b.labels, strict=True))
         }
 
     alone = batches(0, 1, 1)

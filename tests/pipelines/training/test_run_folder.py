@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from pipelines import train_prior, train_tokenizer
 from pipelines.benchmarks.data.made import picture_files
 from pipelines.data.scan import LISTED
-from pipelines.run.command_line import flatten, options_to_dict
+from pipelines.run.command_line import flatten
 from pipelines.run.signals import LAUNCHED
 from pipelines.training.log import MetricsLog, read_metrics
 from pipelines.training.options import TokenizerTraining
@@ -27,6 +27,7 @@ from tests.helpers.running import WHOLE_TOKENIZER, Script, as_a_new_process, ass
 from tokenizer import TokenizerConfig
 from tokenizer.bottlenecks.gaussian import GaussianConfig
 from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.variants import config_to_dict
 
 
 @pytest.fixture
@@ -202,8 +203,8 @@ def test_a_run_folder_holds_the_options(accelerator: Accelerator, tmp_path: Path
     options = options_in(tmp_path / "deep" / "run")
     with run_folder(accelerator, options) as folder:
         assert folder == tmp_path / "deep" / "run"
-    assert json.loads((folder / "run.json").read_text()) == options_to_dict(options)
-    values = flatten(options_to_dict(options))
+    assert json.loads((folder / "run.json").read_text()) == config_to_dict(options)
+    values = flatten(config_to_dict(options))
     assert values["model.bottleneck.codebook_size"] == 512 and values["output"] == str(folder)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.running import ROOT, environment
-from tests.helpers.sounds import mp3
+from tests.helpers.sounds import check_sound, mp3
 from tokenizer.modalities.files import decoder_notes
 from tokenizer.modalities.files.decoder_notes import notes_named
-from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
+from tokenizer.modalities.files.sounds import Sound, open_sound
 
 NOTE = b"[src/libmpg123/layer3.c:INT123_do_layer3():1774] error: part2_3_length (1) too large\n"
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.helpers.sounds import encoded, mp3, silent_frames, tone
+from tests.helpers.sounds import check_sound, encoded, mp3, silent_frames, tone
 from tokenizer.modalities.files import sound_files
 from tokenizer.modalities.files.flac_frames import crc8, crc16
 from tokenizer.modalities.files.mpeg_frames import count_samples
-from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
+from tokenizer.modalities.files.sounds import Sound, open_sound
 
 COUNT = 8000
 PCM = np.round(tone(COUNT)[:, 0] * 20000).astype("<i2")

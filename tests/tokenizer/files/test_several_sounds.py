@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.helpers.sounds import encoded, tone
+from tests.helpers.sounds import check_sound, encoded, tone
 from tokenizer.modalities.files.flac_frames import crc16
-from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
+from tokenizer.modalities.files.sounds import Sound, open_sound
 
 COUNT = 8000
 SUBTYPES = {"CAF": "ALAC_16", "OGG": "VORBIS", "WAVEX": "FLOAT"}

@@ -13,10 +13,10 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from tests.helpers.sounds import FORMATS, encoded, tone
+from tests.helpers.sounds import FORMATS, check_sound, encoded, tone
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.modalities.files import sound_arrays
-from tokenizer.modalities.files.sounds import Sound, check_sound, open_sound
+from tokenizer.modalities.files.sounds import Sound, open_sound
 
 
 @pytest.fixture(autouse=True)

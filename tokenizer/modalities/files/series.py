@@ -3,14 +3,15 @@
 Left out: rates, which such files do not know, and other formats.
 """
 
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from tokenizer.modalities.files.spans import Signal
 
 # What is read here, and what has to be converted first.
 SERIES_SUFFIXES = frozenset((".npy",))
@@ -23,7 +24,7 @@ SERIES_UNREADABLE = {
 PIECE = 1 << 18
 
 
-class Series:
+class Series(Signal):
     """An opened series: `length` samples in `channels`, of which any span can be read.
 
     source: the path or the bytes of a file of numpy.save, or an array; (channels, T) of numbers, or (T,) of
@@ -37,7 +38,7 @@ class Series:
 
     def __init__(self, source: Any, channels: int, scale: tuple[float, ...], name: str | None = None) -> None:
         self.name = name or (str(source) if isinstance(source, str | Path) else "array")
-        self.peak = 0.0
+        self._peak = 0.0
         self._scale = np.array(scale, np.float32)[:, None]
         values = _load(source, self.name)
         values = values[None] if values.ndim == 1 else values
@@ -52,33 +53,21 @@ class Series:
             raise ValueError(f"{self.name}: holds no samples; remove it")
         self._values, self.length = values, values.shape[1]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @property
+    def peak(self) -> float:
+        return self._peak
 
     def close(self) -> None:
-        """Let go of the file."""
         del self._values
 
     def read(self, start: int = 0, count: int | None = None) -> NDArray[np.float32]:
         """Samples `start : start + count` (None: to the end) as (channels, count) float32 in [-1, 1]."""
-        stop = self.length if count is None else start + count
-        if not 0 <= start <= stop <= self.length:
-            raise ValueError(f"{self.name}: no samples {start} to {stop}, it has {self.length}")
+        stop = self.checked_stop(start, count)
         x: NDArray[np.float32] = self._values[:, start:stop].astype(np.float32) / self._scale
         if not np.isfinite(x).all():
             raise ValueError(f"{self.name}: holds NaN or infinity; fill the gaps, or cut the series there")
-        self.peak = max(self.peak, float(np.abs(x).max(initial=0)))
+        self._peak = max(self._peak, float(np.abs(x).max(initial=0)))
         return x.clip(-1, 1)
-
-    def blocks(self, size: int) -> Iterator[NDArray[np.float32]]:
-        """All of it in turn as (channels, `size`), the last one shorter."""
-        if size < 1:
-            raise ValueError(f"expected blocks of at least 1 sample, got {size}")
-        for start in range(0, self.length, size):
-            yield self.read(start, min(size, self.length - start))
 
     def check(self, whole: bool = False) -> None:
         """Raise what its samples show; they are all looked at, as any of them may be NaN."""

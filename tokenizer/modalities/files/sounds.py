@@ -4,12 +4,11 @@ Left out: decoding (`sound_files.py`, `sound_arrays.py`), models, writing, and w
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from tokenizer.installation import import_torchaudio
 from tokenizer.modalities.files.sound_arrays import LOUDEST, REPLACE, ArrayDecoder, AudioDecoder, log_once
+from tokenizer.modalities.files.spans import Signal
 
 Waveform: TypeAlias = NDArray[Any] | Tensor
 SoundSource: TypeAlias = (
@@ -48,14 +48,7 @@ def open_sound(
         return sound.read()
 
 
-def check_sound(source: SoundSource, sample_rate: int, channels: int, name: str | None = None) -> int:
-    """The sound's length as `Sound.length`, or the `ValueError` that `Sound.check` raises."""
-    with Sound(source, sample_rate, channels, name) as sound:
-        sound.check()
-        return sound.length
-
-
-class Sound:
+class Sound(Signal):
     """An opened sound: `length` samples at `sample_rate` in `channels`, of which any span can be read.
 
     source: a file's path, its bytes, or (waveform, its rate), in either order or as {"array": waveform,
@@ -92,14 +85,6 @@ class Sound:
         self.length = -(-frames * self._grid.new // self._grid.old) if self._grid else frames
         self._piece: tuple[int, NDArray[np.float32]] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the file. Nothing can be read any more; how loud it was is logged, if it was clamped."""
         self._decoder.close()
@@ -127,22 +112,13 @@ class Sound:
         They are the same samples, to the bit, however a sound is cut into spans read in order; a span read
         out of order differs by rounding for MP3 and by up to 2e-3 for Opus, whose decoder has to settle.
         """
-        stop = self.length if count is None else start + count
-        if not 0 <= start <= stop <= self.length:
-            raise ValueError(f"{self.name}: no samples {start} to {stop}, it has {self.length}")
+        stop = self.checked_stop(start, count)
         if self._grid is None:
             return self._mixed(start, stop)
         step = self._grid.step
         pieces = [self._resampled(g) for g in range(start // step, -(-stop // step))]
         samples = np.concatenate(pieces, axis=1) if pieces else np.empty((self.channels, 0), np.float32)
         return samples[:, start - start // step * step :][:, : stop - start]
-
-    def blocks(self, size: int) -> Iterator[NDArray[np.float32]]:
-        """All of it in turn as (channels, `size`), the last one shorter; memory is bounded by `size`."""
-        if size < 1:
-            raise ValueError(f"expected blocks of at least 1 sample, got {size}")
-        for start in range(0, self.length, size):
-            yield self.read(start, min(size, self.length - start))
 
     def _plan(self) -> "_Grid | None":
         """How to resample (None: not at all). Says once for each kind of source what becomes of it."""
