@@ -3,6 +3,7 @@
 Left out: the checks, and what they need of the rest of the suite.
 """
 
+import os
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[WITHOUT_GPU] = len(checks)
         config.hook.pytest_deselected(items=checks)
         items[:] = [item for item in items if item not in checks]
+    elif checks:
+        # --deterministic needs it from cuBLAS's first use on.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

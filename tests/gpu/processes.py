@@ -76,7 +76,10 @@ def trained_in_a_group(device: torch.device, kinds: list[str]) -> str:
             together, sums = steps_of(device, kind)
         assert none == 0
         for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, msg=lambda text, kind=kind: f"{kind}: {text}")
+            # Sums on a GPU are taken in any order.
+            torch.testing.assert_close(
+                together[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, kind=kind: f"{kind}: {text}"
+            )
         total += sums
     return f"{len(kinds)} bottlenecks, {total} sums"
 
