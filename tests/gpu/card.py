@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+# What the checks run on.
+DEVICE = torch.device("cuda")
 # What is the project's own is never missing.
 OURS = ("tokenizer", "prior", "pipelines", "tests")
 PACKAGES = ("triton", "accelerate", "torchaudio", "numpy")

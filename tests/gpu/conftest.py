@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.gpu import card as cards
 from tests.gpu.card import Card, NotRun, machine
 
 # Of this run: the card, and how many checks there were no GPU for.
 CARD, WITHOUT_GPU = pytest.StashKey[Card](), pytest.StashKey[int]()
-DEVICE = torch.device("cuda")
 
 
 @cache
 def known_machine() -> list[str]:
-    return machine(DEVICE)
+    return machine(cards.DEVICE)
 
 
 def card_of(config: pytest.Config) -> Card:
@@ -83,6 +83,6 @@ def card(pytestconfig: pytest.Config) -> Card:
 def device() -> Iterator[torch.device]:
     """The GPU, with nothing left to do, and peaks of memory that begin anew."""
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(DEVICE)
-    yield DEVICE
-    torch.cuda.synchronize(DEVICE)
+    torch.cuda.reset_peak_memory_stats(cards.DEVICE)
+    yield cards.DEVICE
+    torch.cuda.synchronize(cards.DEVICE)

@@ -193,6 +193,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         require("pipelines.no_such_module")
 
 
+# `pytest -m gpu` where the scripts' packages are missing: without a GPU, and with the CPU in its place.
 WITHOUT = """
 import sys
 
@@ -204,19 +205,28 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 import pytest
 import torch
+
+words = ["-p", "no:cacheprovider", "-q", "-m", "gpu", "--gpu-card", sys.argv[1]]
 torch.cuda.is_available = lambda: False
-sys.exit(pytest.main(["-p", "no:cacheprovider", "-q", "-m", "gpu"]))
+assert pytest.main(words) == pytest.ExitCode.NO_TESTS_COLLECTED
+sys.modules["tests.gpu.card"].DEVICE = torch.device("cpu")
+torch.cuda.is_available = lambda: True
+for name in ("empty_cache", "reset_peak_memory_stats", "synchronize"):
+    setattr(torch.cuda, name, lambda *_: None)
+print("with one")
+sys.exit(pytest.main([*words, "-k", "errors or collectives or goes_on or presets"]))
 """
 
 
-def test_without_a_gpu_and_what_scripts_need_it_says_that_nothing_was_run() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout + done.stderr
-    assert "checks for GPUs not run: there is no GPU" in done.stdout and "error" not in done.stdout.lower()
+def test_the_command_tells_what_it_did_not_run(tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    command = [sys.executable, "-c", WITHOUT, str(card)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    without, run = done.stdout.split("with one")
+    assert "checks for GPUs not run: there is no GPU" in without and "error" not in without.lower()
+    assert "2 passed" in run and "not run: tyro is missing" in run and f"card of this run: {card}" in run
+    rows = card.read_text().splitlines()
+    assert any(row.startswith("| errors_are_those_of_a_cpu | passed |") and "24 kinds" in row for row in rows)
+    missing = [row for row in rows if "| not run: tyro is missing |" in row]
+    assert len(missing) == 5 and missing[0].startswith("| steps_of_presets[presets-no] |")
