@@ -46,11 +46,30 @@ Shared = Callable[..., Path]
 WORKERS = 2
 
 
+# What `pytest -m gpu` runs: nothing else is imported there, as packages may be missing that scripts need.
+GPU = Path(__file__).with_name("gpu")
+
+
+def for_gpus(config: pytest.Config) -> bool:
+    return bool(config.option.markexpr == "gpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "file that `pytest -m gpu` writes its results to (gpu-card.md)"
+    parser.addoption("--gpu-card", metavar="FILE", default="gpu-card.md", help=text)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if for_gpus(config) and not (collection_path in GPU.parents or collection_path.is_relative_to(GPU)):
+        return True
+    return None
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Workers for the whole suite; none for files that are named, as two take ten seconds to begin, and none
-    with -s, which shows nothing of theirs."""
+    """Workers for the whole suite; none for files that are named, as two take ten seconds to begin, none with
+    -s, which shows nothing of theirs, and none on a GPU, which they would share."""
     whole = config.args_source is not pytest.Config.ArgsSource.ARGS
-    return WORKERS if whole and config.option.capture != "no" else 0
+    return WORKERS if whole and config.option.capture != "no" and not for_gpus(config) else 0
 
 
 @pytest.fixture

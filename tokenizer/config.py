@@ -16,14 +16,14 @@ from tokenizer.modalities.image import ImageConfig
 class DecoderConfig:
     """Where a decoder is not the mirror of its encoder. No code depends on it."""
 
-    widths: tuple[int, ...] = ()
+    widths: tuple[int, ...] | None = None
     """Channels per level, from the finest; left out, those of the encoder."""
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[int, ...] | None = None
     """Residual blocks per level, from the finest; left out, those of the encoder."""
 
     def applied(self, modality: ModalityConfig) -> ModalityConfig:
         """The config of a modality whose mirror is this decoder. `ValueError` for one that cannot be."""
-        changes = {f.name: value for f in fields(self) if (value := getattr(self, f.name))}
+        changes = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         try:
             return replace(modality, **changes) if changes else modality
         except (ValueError, TypeError) as error:

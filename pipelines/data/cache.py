@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipelines.data.config import Source
 from pipelines.data.scan import digest, look_at_all
-from tokenizer.hub.files import write_atomically
+from tokenizer.hub.files import cache_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -104,16 +104,6 @@ def _path_of(kind: str, place: str, rules: str) -> Path | None:
     name = hashlib.sha256(f"{place}\0{rules}".encode(errors="surrogateescape")).hexdigest()[:16]
     folder = cache_folder()
     return None if folder is None else folder / f"{kind}-{name}.safetensors"
-
-
-def cache_folder() -> Path | None:
-    """`tokenloom` in XDG_CACHE_HOME, or in ~/.cache; None for a user without a home."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        # The specification has relative paths ignored.
-        return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "tokenloom"
-    except RuntimeError:
-        return None
 
 
 def key_of_file(path: str) -> int:

@@ -50,6 +50,8 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 is not for CPUs, where it would be float32; use --mixed-precision bf16 or no")
+    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda":
+        require_bf16(accelerator.device)
     if options.tracker != "none" and not accelerator.log_with:
         raise ValueError(
             f"--tracker {options.tracker} is not installed; take --tracker none, or "
@@ -59,6 +61,15 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     require_same_options(accelerator, options)
     set_seed(options.seed)
     return accelerator
+
+
+def require_bf16(device: torch.device) -> None:
+    """`ValueError` for a GPU that has no bf16 of its own: torch imitates it there, slower than float32."""
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            f"{torch.cuda.get_device_name(device)} has no bf16; use --mixed-precision no, or fp16 with "
+            "--optimizer adamw"
+        )
 
 
 def check_batch(batch_size: int, accumulation: int, world: int) -> None:

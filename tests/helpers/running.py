@@ -6,6 +6,7 @@ Left out: folders of runs that tests share (conftest.py), and several processes
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -24,10 +25,8 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from pipelines.reports.plots import loss_plot
-from pipelines.reports.priors import write_prior_sample
-from pipelines.reports.tokenizers import write_tokenizer_report
-from pipelines.run.command_line import parse, run
+# Nothing of `pipelines` is imported here, but where a script is run: `pytest -m gpu` also runs where packages
+# are missing that only scripts need.
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,6 +102,8 @@ def run_script(name: str, *words: object, code: int | None = 0) -> Finished:
 
     An exit status other than `code` fails the test that asked (None: any is fine).
     """
+    from pipelines.run.command_line import run
+
     main = importlib.import_module(f"pipelines.{name}").main
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, as_a_new_process():
@@ -123,6 +124,8 @@ class Parsed(Exception):
 
 def options_of(name: str, words: Sequence[str]) -> Any:
     """What pipelines/NAME.py makes of a command line, read by its own parser."""
+    from pipelines.run.command_line import parse
+
     module = importlib.import_module(f"pipelines.{name}")
 
     def parse_and_stop(*arguments: Any, **options: Any) -> None:
@@ -190,26 +193,32 @@ def assert_refused(finished: Finished, *named: object) -> None:
         assert str(part) in message, message
 
 
-# What trainings draw.
-DRAWN = {
-    "pipelines.train_tokenizer.write_tokenizer_report": write_tokenizer_report,
-    "pipelines.train_prior.loss_plot": loss_plot,
-    "pipelines.train_prior.write_prior_sample": write_prior_sample,
-}
+@functools.cache
+def drawn() -> dict[str, Callable[..., Any]]:
+    """What trainings draw, by where they take it from."""
+    from pipelines.reports.plots import loss_plot
+    from pipelines.reports.priors import write_prior_sample
+    from pipelines.reports.tokenizers import write_tokenizer_report
+
+    return {
+        "pipelines.train_tokenizer.write_tokenizer_report": write_tokenizer_report,
+        "pipelines.train_prior.loss_plot": loss_plot,
+        "pipelines.train_prior.write_prior_sample": write_prior_sample,
+    }
 
 
 @contextlib.contextmanager
 def without_plots() -> Iterator[None]:
     """Training without its pictures and samples, which take ten times longer than tiny runs."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in DRAWN:
+        for name in drawn():
             patch.setattr(name, lambda *_: None)
         yield
 
 
 def draw_nothing() -> None:
     """The same for the rest of this process, which is not that of the tests, and scripts that it runs."""
-    for name, shipped in DRAWN.items():
+    for name, shipped in drawn().items():
         for module in (name.rpartition(".")[0], shipped.__module__):
             setattr(importlib.import_module(module), shipped.__name__, lambda *_: None)
 
@@ -218,7 +227,7 @@ def draw_nothing() -> None:
 def as_shipped() -> Iterator[None]:
     """Training with its pictures, also within `without_plots`."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, shipped in DRAWN.items():
+        for name, shipped in drawn().items():
             patch.setattr(name, shipped)
         yield
 

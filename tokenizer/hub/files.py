@@ -1,4 +1,5 @@
-"""Files of saved models: names, strict JSON and safetensors, and writing that is whole or not at all.
+"""Files of saved models: names, strict JSON and safetensors, and writing that is whole or not at all; and the
+user's cache folder.
 
 Left out: what the files mean (`tokenizer.hub.model`).
 """
@@ -149,6 +150,16 @@ def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], partly: b
                 f"{path}: tensor {name!r} has shape {shortened(found[name])}, expected {expected[name]}; "
                 f"{AGAIN}"
             )
+
+
+def cache_folder() -> Path | None:
+    """`tokenloom` in XDG_CACHE_HOME, or in ~/.cache; None for a user without a home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        # The specification has relative paths ignored.
+        return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "tokenloom"
+    except RuntimeError:
+        return None
 
 
 def folder_beside(path: Path) -> Path:

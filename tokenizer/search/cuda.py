@@ -1,32 +1,25 @@
 """The same as `tiles.propose` in one pass on a GPU, with triton: product, least, its index and the
 least of all others, without the table of distances.
 
-Left out: float64, and deciding when to use it (`tiles.py`).
+Left out: float64, deciding when to use it (`tiles.py`), and tables of measured blocks (`blocks.py`).
 """
 
 import logging
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenizer.search.blocks import BlockSizes, blocks_for, table_path, tuned_widths
+
 logger = logging.getLogger(__name__)
 
 
-class BlockSizes(NamedTuple):
-    """Rows, entries and factors that a program multiplies at once, its warps and its stages of loading."""
-
-    rows: int
-    entries: int
-    factors: int
-    warps: int
-    stages: int
-
-
-# Not tuned on a GPU: float32 products in full precision run on the plain cores, where reuse of registers
-# counts. For sm_80, sm_86 and sm_90 ptxas takes up to 220 of 255 and spills none; with 128 entries it does.
+# Those without a table of the card at hand. Not measured on a GPU: float32 products in full precision run on
+# plain cores, where reuse of registers counts. For sm_80, sm_86 and sm_90 ptxas takes up to 220 of 255 and
+# spills none; with 128 entries it does.
 BLOCKS = BlockSizes(128, 64, 16, 8, 3)
 # Programs per multiprocessor that keep it busy; fewer rows are searched in as many parts of the codebook.
 PROGRAMS = 4
@@ -44,21 +37,52 @@ def runs(device: torch.device) -> bool:
     runs, which takes a C compiler, and a card whose shared memory holds the blocks."""
     if not installed():
         return False
-    z = torch.zeros(2, BLOCKS.factors, device=device)
     try:
-        with torch.cuda.device_of(z):  # triton launches on the current one
-            return launch(z, z, z.new_zeros(2), BLOCKS, 1)[1].tolist() == [0, 0]
+        return works(device, BLOCKS.factors, BLOCKS)
     except Exception as error:  # of any type: triton, its compiler and the driver have their own
         text = "the search has no kernel of its own on %s and is slower: %s (it takes a C compiler, as gcc)"
-        logger.warning(text, device, " ".join(str(error).split())[:500] or type(error).__name__)
+        logger.warning(text, device, in_short(error))
         return False
+
+
+def works(device: torch.device, width: int, blocks: BlockSizes) -> bool:
+    """Whether the kernel with these blocks finds the first of two entries that are alike; it raises what
+    keeps it from running."""
+    z = torch.zeros(2, width, device=device)
+    with torch.cuda.device_of(z):  # triton launches on the current one
+        return launch(z, z, z.new_zeros(2), blocks, 1)[1].tolist() == [0, 0]
+
+
+def in_short(error: Exception) -> str:
+    """What an error says, in one line that is not long."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+@cache
+def blocks_on(device: torch.device, width: int) -> BlockSizes:
+    """The blocks for vectors of `width` on a device: those of the table for its card, if there are any and
+    they run, which is tried once, else `BLOCKS`."""
+    path = table_path() if device.type == "cuda" else None
+    if path is None:
+        return BLOCKS
+    blocks = blocks_for(tuned_widths(path, torch.cuda.get_device_name(device)), width, BLOCKS)
+    if blocks != BLOCKS:
+        why = "it finds other entries"
+        try:
+            if works(device, width, blocks):
+                return blocks
+        except Exception as error:  # as above; the table may be of the same card with less memory for it
+            why = in_short(error)
+        text = "%s: the kernel does not run on %s with %s (%s); write it anew: benchmark.py search --tune"
+        logger.warning(text, path, device, blocks, why)
+    return BLOCKS
 
 
 def propose(z: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `tiles.propose`, of float32, contiguous. Memory is O(M)."""
     processors = torch.cuda.get_device_properties(z.device).multi_processor_count if z.is_cuda else 1
     with torch.cuda.device(z.device):
-        return launch(z, entries, offset, BLOCKS, PROGRAMS * processors)
+        return launch(z, entries, offset, blocks_on(z.device, z.shape[1]), PROGRAMS * processors)
 
 
 def launch(

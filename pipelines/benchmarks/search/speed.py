@@ -26,10 +26,11 @@ from pipelines.benchmarks.registry import (
     synchronizer,
 )
 from pipelines.benchmarks.search.memory import search_memory
+from pipelines.benchmarks.search.tune import chosen_table, tune
 from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.distributed import keyed_generator
 from tokenizer.installation import install_extra
-from tokenizer.search import cpu
+from tokenizer.search import cpu, cuda
 from tokenizer.search.exact import nearest
 from tokenizer.variants import require
 
@@ -68,10 +69,17 @@ class SearchBenchmark:
     memory: bool = False
     """Also measure the memory that searching 65536 vectors among 262144 entries of 8 dimensions takes, on the
     CPU, in a process of its own."""
+    tune: bool = False
+    """Measure the search's kernel on the GPU with other blocks at these shapes instead, and write the fastest
+    for each number of dimensions into a table, which the search then reads."""
+    table: Path | None = None
+    """Where --tune writes it; left out: where the search looks, TOKENLOOM_SEARCH_TABLE of the environment or
+    search-blocks.json in the user's cache folder (~/.cache/tokenloom)."""
     output: Path | None = None
     """Folder for benchmark-search.json."""
 
     def __post_init__(self) -> None:
+        require(self.table is None or self.tune, "--table names what --tune writes; give both, or neither")
         require(len(self.shapes) > 0, "shapes is empty, expected one or more such as 16384x1024x64")
         for shape in self.shapes:
             parse_shape(shape)
@@ -181,11 +189,13 @@ def show_memory(row: dict[str, float], shape: Shape) -> None:
     "search",
     SearchBenchmark,
     "Speed of the search for nearest entries and of vq, beside torch.mm, torch.cdist, FAISS and "
-    f"vector-quantize-pytorch ({install_extra('bench')}); --memory: its memory.",
+    f"vector-quantize-pytorch ({install_extra('bench')}); --memory: its memory; --tune: its blocks on a GPU.",
 )
 def measure_search(options: SearchBenchmark) -> dict[str, Any]:
-    """Compare at every shape, and measure memory if asked to."""
+    """Compare at every shape, and measure memory if asked to; or measure blocks of the kernel for GPUs."""
     device = chosen_device(options.device)
+    if options.tune:
+        return measure_blocks(options, device)
     missing = [package for package, module in PEERS.items() if not find_spec(module)]
     where = machine(device, "numba", *PEERS)
     results = {text: compare(parse_shape(text), options, device) for text in options.shapes}
@@ -195,3 +205,15 @@ def measure_search(options: SearchBenchmark) -> dict[str, Any]:
         values["memory"] = search_memory(MEMORY_SHAPE)
         show_memory(values["memory"], MEMORY_SHAPE)
     return values
+
+
+def measure_blocks(options: SearchBenchmark, device: torch.device) -> dict[str, Any]:
+    """`tune` at the shapes; `ValueError` where the kernel does not run."""
+    table = chosen_table(options.table)
+    if device.type != "cuda":
+        raise ValueError("--tune measures the kernel for GPUs, and there is none here; run it where one is")
+    if not cuda.runs(device):
+        raise ValueError(f"--tune: the kernel does not run on {device}; install triton and a C compiler")
+    where = machine(device, "triton")
+    shapes = [parse_shape(text) for text in options.shapes]
+    return {**where, "turns": options.turns, **tune(shapes, options.turns, options.warm_up, device, table)}

@@ -108,7 +108,7 @@ def test_sound_and_a_vae_and_another_decoder(
     )
     script("train_decoder", *digits, "--tokenizer", tiny_vae, "--output", tmp_path / "vae")
     old, new = Tokenizer.from_pretrained(tiny_vae), Tokenizer.from_pretrained(tmp_path / "vae")
-    assert new.config.decoder.widths == (8,) * 5 and old.config.decoder.widths == ()
+    assert new.config.decoder.widths == (8,) * 5 and old.config.decoder.widths is None
     x = pictures(4, 1, 28, 28)
     assert torch.equal(new.posterior(x).mean, old.posterior(x).mean)
     card = (tmp_path / "vae" / "README.md").read_text()

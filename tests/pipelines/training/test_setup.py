@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.training import setup
 from pipelines.training.averaging import WeightAverage
 from pipelines.training.optimizers import Muon
 from pipelines.training.options import PriorSize, TokenizerTraining
@@ -169,6 +171,23 @@ def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:
     options = TokenizerTraining(output=tmp_path, mixed_precision="fp16", optimizer="adamw", tracker="none")
     with as_a_new_process(), pytest.raises(ValueError, match=r"fp16 .*CPUs.*--mixed-precision bf16 or no"):
         start_accelerator(options)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_on_a_gpu_without_it_is_refused(
+    supported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TokenizerTraining(output=tmp_path, mixed_precision="bf16", tracker="none")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
+    monkeypatch.setattr(setup, "set_seed", lambda seed: None)  # which would seed the GPU
+    with as_a_new_process():
+        if supported:
+            assert start_accelerator(options).mixed_precision == "bf16"
+            return
+        with pytest.raises(ValueError, match=r"Tesla T4 has no bf16; .*--mixed-precision no, or fp16"):
+            start_accelerator(options)
 
 
 def test_layer_noise_depends_on_seed_step_and_rank() -> None:
