@@ -35,6 +35,10 @@ from tokenizer.distributed import Step
 
 # k-means after the second of three steps; a batch of 16 is 8 for each process.
 TRAIN = ("emoji", *TINY_TOKENIZER, "--max-steps", 3, "--keep-checkpoints", 1, "--tracker", "none")
+DECODER = (
+    *("pictures", "--batch-size", 16, "--data.limit", 32, "--max-steps", 3, "--log-every", 1),
+    *("--adversarial.width", 4, "--adversarial.start", 1, "--warmup-steps", 2, "--tracker", "none"),
+)
 ENCODE = ("--data.limit", 33, "--batch-size", 7, "--views", 2, "--augment.flip", "--augment.shift", 1)
 # Views of a shard, of which an item has two: five shards of each split.
 BLOCK = 16
@@ -164,6 +168,7 @@ def more(
         ("train_prior", *prior, "--output", folder / "other-prior", "--tokens", folder / "tokens-PROCESS"),
         ("encode_dataset", "--tokenizer", folder / "tokenizer-PROCESS", "--output", folder / "other-tokens"),
         ("train_tokenizer", *TRAIN, "--output", folder / "left-out", "--skip-non-finite", 1),
+        ("train_decoder", *DECODER, "--tokenizer", one, "--output", folder / "decoder"),
         ("sample", "--prior", folder / "prior", "--output", folder / "samples"),
     ]
     words = json.dumps([[str(word) for word in script] for script in scripts])
@@ -225,6 +230,23 @@ def test_two_processes_train_the_prior_that_one_trains(more: More, script: Scrip
     expected = load_file(tmp_path / "model.safetensors")
     found = load_file(more.folder / "prior" / "model.safetensors")
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_two_processes_sharpen_the_decoder_that_one_sharpens(
+    more: More, one: Path, script: Script, tmp_path: Path
+) -> None:
+    with without_plots():
+        script("train_decoder", *DECODER, "--tokenizer", one, "--output", tmp_path)
+    for name in ("", "discriminator"):
+        expected, found = (
+            load_file(folder / name / "model.safetensors") for folder in (tmp_path, more.folder / "decoder")
+        )
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    accuracies = [
+        [row["train/discriminator_accuracy"] for row in rows_of(folder) if "train/loss" in row]
+        for folder in (tmp_path, more.folder / "decoder")
+    ]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
 
 
 def test_a_step_that_one_process_cannot_take_is_left_out_by_both(
