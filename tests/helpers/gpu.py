@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -31,6 +32,7 @@ from tokenizer.spectral import _mel_filters
 CPU, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda", 0)
 aten = torch.ops.aten
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+GPU_ALONE = {aten._fused_rms_norm_backward.default}
 
 
 class MixedDevices(RuntimeError):
@@ -49,12 +51,12 @@ class _Shadows(TorchDispatchMode):
             kwargs = {**kwargs, "device": CUDA}
         require_one_device(func, args, kwargs)
         try:
-            out = func(*args, **kwargs)
+            out, known = func(*args, **kwargs), True
         except (DataDependentOutputException, DynamicOutputShapeException):
-            out = None
+            known = False
         with _disable_current_modes():
-            values = func(*shadows(args), **shadows(kwargs))
-        if out is None:  # the shape, or the result itself, is a matter of values
+            values = kernel(func)(*shadows(args), **shadows(kwargs))
+        if not known:  # the shape, or the result itself, is a matter of values
             (device, *_) = (fake.fake_device for fake in fakes((args, kwargs)))
             out = tree_map(lambda v: _like(v, device) if isinstance(v, Tensor) else v, values)
         several = isinstance(out, (list, tuple))
@@ -62,6 +64,11 @@ class _Shadows(TorchDispatchMode):
             if isinstance(fake, FakeTensor) and not hasattr(fake, "shadow"):
                 fake.shadow = _laid_out(value, fake, (args, kwargs))  # type: ignore[attr-defined]
         return out
+
+
+def kernel(func: Any) -> Any:
+    """What computes an operation on a CPU: torch's own kernel, or of a few for GPUs alone its formula."""
+    return decomposition_table[func] if func in GPU_ALONE else func
 
 
 def shadows(of: Any) -> Any:
@@ -108,16 +115,14 @@ def require_one_device(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
         (place, *_) = [*(fake.fake_device for fake in fakes(args)), torch.device(kwargs.get("device") or CPU)]
         if generator.device.type != place.type:
             raise MixedDevices(f"{func}: a generator on device {generator.device} for a tensor on {place}")
+    tensors: list[Any] = []
     if func in INDEXING:
         of, indices, *values = args
-        others = [i for i in indices if i is not None and i.fake_device != CPU]
-        others += [v for v in values[:1] if v.ndim]
-    elif func.namespace == "aten":
-        return
-    else:
-        of, *others = fakes((args, kwargs))
-    if any(other.fake_device != of.fake_device for other in others):
-        devices = sorted({str(tensor.fake_device) for tensor in (of, *others)})
+        tensors = [of, *(i for i in indices if i is not None and i.fake_device != CPU)]
+        tensors += [value for value in values[:1] if value.ndim]
+    elif func.namespace != "aten":
+        tensors = [*fakes((args, kwargs))]
+    if len(devices := sorted({str(tensor.fake_device) for tensor in tensors})) > 1:
         raise MixedDevices(f"{func}: tensors on devices {' and '.join(devices)}")
 
 
@@ -165,6 +170,7 @@ def pretended_gpu() -> Iterator[GPU]:
     _mel_filters.cache_clear()
     with pytest.MonkeyPatch.context() as patch, sdpa_kernel(SDPBackend.MATH):
         patch.setattr(FakeTensor, "is_cuda", property(lambda x: x.device == CUDA), raising=False)
+        patch.setattr(FakeTensor, "data_ptr", lambda x: x.shadow.data_ptr(), raising=False)
         patch.setattr(search_cuda, "runs", lambda device: False)
         with _fake_mode(), _Shadows():
             yield GPU()
