@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tests.helpers.gpu import on_gpu, pretended_gpu, values_of
@@ -24,7 +25,7 @@ from tests.helpers.tiny import (
     tokenizer,
 )
 from tests.tokenizer.bottlenecks.test_contract import KINDS
-from tokenizer import Tokenizer, TokenizerConfig, model
+from tokenizer import Tokenizer, TokenizerConfig, distributed, model
 from tokenizer.bottlenecks import Bottleneck
 from tokenizer.distributed import Step
 from tokenizer.losses import LOSSES
@@ -162,8 +163,18 @@ def evaluation(bottleneck: Bottleneck, z: Tensor) -> tuple[Any, ...]:
     return output, z.grad, codes, bottleneck.encode_first(z, 1), *both
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What a bottleneck says to other processes, which here say nothing."""
+    tensors = list[Tensor]()
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for name in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(dist, name, lambda tensor, **_: tensors.append(tensor))
+    return tensors
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_bottlenecks(kind: str) -> None:
+def test_bottlenecks(kind: str, said: list[Tensor]) -> None:
     torch.manual_seed(0)
     here = bottleneck_config(kind).build().train()
     there = copy.deepcopy(here)
@@ -176,7 +187,10 @@ def test_bottlenecks(kind: str) -> None:
     )
     with pretended_gpu() as gpu:
         gpu.module(there)
+        said.clear()
         outputs = course(there, [gpu.tensor(z) for z in batches])
+        assert on_gpu(said) if there.num_codebooks else not said
+        assert all(tensor.is_contiguous() for tensor in said)  # or NCCL refuses it
         assert there.ready
         assert there.events() == expected_events
         state = there.training_state()
