@@ -24,6 +24,7 @@ from tests.helpers.priors import SOUND, random_codes, random_prior
 # In every pattern; no dropout, whose noise is not that of a CPU.
 SMALL = dataclasses.replace(SOUND, num_codebooks=2, grid=(3,), depth=1, dropout=0.0)
 CONFIGS = [dataclasses.replace(SMALL, pattern=pattern) for pattern in sorted(PATTERNS)]
+PLAIN = dataclasses.replace(SMALL, rotary="sequence", qk_norm=False, target_embedding=False)
 # The one whose steps hold gaps, and the one with a transformer of its own; a prefix goes the usual way.
 WITH_FIXED_SHAPES = {"delay", "depth"}
 LABELS = [0, UNCONDITIONAL, 2]
@@ -42,7 +43,7 @@ def learnt(prior: Prior, codes: Tensor, labels: Tensor) -> tuple[Any, ...]:
     return output, grads, prior.nll(codes, "dog"), prior.likelihood(codes, LABELS)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.pattern)
+@pytest.mark.parametrize("config", [*CONFIGS, PLAIN], ids=lambda config: f"{config.pattern}-{config.rotary}")
 def test_passes_and_likelihoods(config: PriorConfig) -> None:
     config = dataclasses.replace(config, grid=(2, 2))
     here, codes, labels = random_prior(config).float(), random_codes(config), torch.tensor(LABELS)

@@ -173,10 +173,11 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bottlenecks(kind: str, said: list[Tensor]) -> None:
+# Beside them, a start with fewer vectors than entries.
+@pytest.mark.parametrize(("kind", "changes"), [*((k, {}) for k in KINDS), ("vq", {"codebook_size": 120})])
+def test_bottlenecks(kind: str, changes: dict[str, int], said: list[Tensor]) -> None:
     torch.manual_seed(0)
-    here = bottleneck_config(kind).build().train()
+    here = bottleneck_config(kind, **changes).build().train()
     there = copy.deepcopy(here)
     steps = (4 if kind.startswith("rvq") else 2) + 1  # a start by k-means, stage after stage, and one more
     batches = [latents(here, 8, 3, 2, seed=index).requires_grad_() for index in range(steps)]
