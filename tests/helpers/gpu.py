@@ -158,6 +158,13 @@ def values_of(tree: Any) -> Any:
     return tree_map(shadows, tree)
 
 
+def _pinned(x: FakeTensor) -> FakeTensor:
+    """As it is: there is nothing to pin memory for. On a GPU there is no such memory."""
+    if x.fake_device != CPU:
+        raise MixedDevices(f"pin_memory: a tensor on device {x.fake_device}, expected the CPU")
+    return x
+
+
 @functools.cache
 def _fake_mode() -> FakeTensorMode:
     """Takes long to make."""
@@ -172,6 +179,7 @@ def pretended_gpu() -> Iterator[GPU]:
         patch.setattr(FakeTensor, "is_cuda", property(lambda x: x.device == CUDA), raising=False)
         patch.setattr(FakeTensor, "tolist", lambda x: x.shadow.tolist())  # not number by number
         patch.setattr(FakeTensor, "data_ptr", lambda x: x.shadow.data_ptr(), raising=False)
+        patch.setattr(FakeTensor, "pin_memory", _pinned, raising=False)
         patch.setattr(search_cuda, "runs", lambda device: False)
         with _fake_mode(), _Shadows():
             yield GPU()

@@ -25,6 +25,8 @@ from tests.helpers.tiny import (
     tokenizer,
 )
 from tests.tokenizer.bottlenecks.test_contract import KINDS
+from tests.tokenizer.discriminators.test_contract import KINDS as JUDGES
+from tests.tokenizer.discriminators.test_contract import data, jury
 from tokenizer import Tokenizer, TokenizerConfig, distributed, model
 from tokenizer.bottlenecks import Bottleneck
 from tokenizer.distributed import Step
@@ -139,6 +141,20 @@ def test_spectra_and_the_perceptual_distance() -> None:
     same(found, expected)
 
 
+@pytest.mark.parametrize("kind", JUDGES)
+def test_discriminators(kind: str) -> None:
+    here, x = jury(kind), data(kind, batch=1).requires_grad_()
+    there, views = copy.deepcopy(here), here(x)
+    with pretended_gpu() as gpu:
+        gpu.module(there)
+        x = gpu.tensor(x)
+        output = there(x)
+        torch.stack([layer.square().mean() for view in output for layer in view]).sum().backward()
+        assert on_gpu(output, x.grad, gradients(there))
+        found = values_of(output)
+    same(found, views)
+
+
 def course(bottleneck: Bottleneck, batches: list[Tensor]) -> list[Any]:
     """A training of a step for each batch, the last one without a place in a run, and gradients of each."""
     outputs = []
@@ -173,8 +189,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return tensors
 
 
-# Beside them, a start with fewer vectors than entries.
-@pytest.mark.parametrize(("kind", "changes"), [*((k, {}) for k in KINDS), ("vq", {"codebook_size": 120})])
+FEW = pytest.param("vq", {"codebook_size": 120}, id="vq-of-few-vectors")  # in its start, fewer than entries
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*(pytest.param(kind, {}, id=kind) for kind in KINDS), FEW])
 def test_bottlenecks(kind: str, changes: dict[str, int], said: list[Tensor]) -> None:
     torch.manual_seed(0)
     here = bottleneck_config(kind, **changes).build().train()
