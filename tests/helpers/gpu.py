@@ -1,7 +1,8 @@
 """A GPU that is not there, for tests on CPUs: its tensors say that they are on `cuda`, compute on the CPU,
 and raise as a GPU does where an operation mixes devices.
 
-Left out: autocast, kernels that torch has for GPUs alone, and how long anything takes.
+Left out: autocast, kernels that torch has for GPUs alone, how long anything takes, and that `to` the device
+where a tensor is already gives the tensor itself: here it gives a copy.
 
 Each tensor is one of torch's fake ones, which know their device and check it, with a shadow on the CPU that
 has the values. A look at a value (`item`, `tolist`, `nonzero`) asks the shadow, so code goes its usual ways.
@@ -62,7 +63,7 @@ class _Shadows(TorchDispatchMode):
         several = isinstance(out, (list, tuple))
         for fake, value in zip(out, values, strict=True) if several else ((out, values),):
             if isinstance(fake, FakeTensor) and not hasattr(fake, "shadow"):
-                fake.shadow = _laid_out(value, fake, (args, kwargs))  # type: ignore[attr-defined]
+                fake.shadow = _laid_out(value, fake, (args, kwargs))
         return out
 
 
@@ -74,7 +75,7 @@ def kernel(func: Any) -> Any:
 def shadows(of: Any) -> Any:
     """The shadow of a fake tensor, the CPU for a device, all else as it is; of what is in lists too."""
     if isinstance(of, FakeTensor):
-        return of.shadow  # type: ignore[attr-defined]
+        return of.shadow
     if isinstance(of, torch.device):
         return CPU
     if isinstance(of, dict):
@@ -102,7 +103,8 @@ def _laid_out(value: Tensor, fake: FakeTensor, inputs: Any) -> Tensor:
     # Some kernels of GPUs keep nothing for gradients where those of CPUs do.
     if value.stride() == fake.stride() or value.shape != fake.shape:
         return value
-    if value.untyped_storage().data_ptr() in {of.shadow.untyped_storage().data_ptr() for of in fakes(inputs)}:  # type: ignore[attr-defined]
+    places = {of.shadow.untyped_storage().data_ptr() for of in fakes(inputs)}
+    if value.untyped_storage().data_ptr() in places:
         return value
     with _disable_current_modes():
         return torch.empty_strided(value.shape, fake.stride(), dtype=value.dtype).copy_(value)
@@ -174,13 +176,15 @@ def _fake_mode() -> FakeTensorMode:
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[GPU]:
     """Within the context there is such a GPU; real tensors must be moved there, or made there."""
-    _mel_filters.cache_clear()
-    with pytest.MonkeyPatch.context() as patch, sdpa_kernel(SDPBackend.MATH):
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        stack.callback(_mel_filters.cache_clear)  # what it keeps is of use here alone
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         patch.setattr(FakeTensor, "is_cuda", property(lambda x: x.device == CUDA), raising=False)
         patch.setattr(FakeTensor, "tolist", lambda x: x.shadow.tolist())  # not number by number
         patch.setattr(FakeTensor, "data_ptr", lambda x: x.shadow.data_ptr(), raising=False)
         patch.setattr(FakeTensor, "pin_memory", _pinned, raising=False)
         patch.setattr(search_cuda, "runs", lambda device: False)
+        _mel_filters.cache_clear()
         with _fake_mode(), _Shadows():
             yield GPU()
-    _mel_filters.cache_clear()
