@@ -28,7 +28,9 @@ from tests.tokenizer.bottlenecks.test_contract import KINDS
 from tests.tokenizer.discriminators.test_contract import KINDS as JUDGES
 from tests.tokenizer.discriminators.test_contract import data, jury
 from tokenizer import Tokenizer, TokenizerConfig, distributed, model
+from tokenizer.adversarial import decoder_loss, differentiable_view, discriminator_loss, feature_matching
 from tokenizer.bottlenecks import Bottleneck
+from tokenizer.discriminators import Jury
 from tokenizer.distributed import Step
 from tokenizer.losses import LOSSES
 from tokenizer.modalities import ModalityConfig
@@ -141,18 +143,27 @@ def test_spectra_and_the_perceptual_distance() -> None:
     same(found, expected)
 
 
+def judged(net: Jury, x: Tensor) -> Tensor:
+    """What a decoder and discriminators pay together, for x and its negative."""
+    if net.config.modality == "image":
+        x = differentiable_view(x, Step(0, 3, 0, len(x)), "data")
+    of_x, of_x_hat = net(x), net(-x)
+    loss, accuracy = discriminator_loss("hinge", of_x, of_x_hat)
+    return loss + accuracy + decoder_loss("least_squares", of_x_hat) + feature_matching(of_x, of_x_hat)
+
+
 @pytest.mark.parametrize("kind", JUDGES)
 def test_discriminators(kind: str) -> None:
-    here, x = jury(kind), data(kind, batch=1).requires_grad_()
-    there, views = copy.deepcopy(here), here(x)
+    here, x = jury(kind), data(kind, batch=1)
+    there, expected = copy.deepcopy(here), judged(here, x)
     with pretended_gpu() as gpu:
         gpu.module(there)
-        x = gpu.tensor(x)
-        output = there(x)
-        torch.stack([layer.square().mean() for view in output for layer in view]).sum().backward()
-        assert on_gpu(output, x.grad, gradients(there))
-        found = values_of(output)
-    same(found, views)
+        x = gpu.tensor(x.requires_grad_())
+        loss = judged(there, x)
+        loss.backward()
+        assert on_gpu(loss, x.grad, gradients(there))
+        found = values_of(loss)
+    same(found, expected)
 
 
 def course(bottleneck: Bottleneck, batches: list[Tensor]) -> list[Any]:
@@ -172,11 +183,12 @@ def evaluation(bottleneck: Bottleneck, z: Tensor) -> tuple[Any, ...]:
     bottleneck.eval().zero_grad()
     output = bottleneck(z)
     whole(output).backward()
-    if output.codes is None:
-        return output, z.grad
+    output = output, z.grad, bottleneck.frozen(z, Step(0, 9, 0, len(z)))
+    if not bottleneck.num_codebooks:
+        return output
     codes = bottleneck.encode(z)
     both = bottleneck.decode(codes), bottleneck.compared(z)
-    return output, z.grad, codes, bottleneck.encode_first(z, 1), *both
+    return *output, codes, bottleneck.encode_first(z, 1), *both
 
 
 @pytest.fixture
