@@ -29,6 +29,7 @@ from tests.tokenizer.discriminators.test_contract import KINDS as JUDGES
 from tests.tokenizer.discriminators.test_contract import data, jury
 from tokenizer import Tokenizer, TokenizerConfig, distributed, model
 from tokenizer.adversarial import decoder_loss, differentiable_view, discriminator_loss, feature_matching
+from tokenizer.anti_aliased import Blur
 from tokenizer.bottlenecks import Bottleneck
 from tokenizer.discriminators import Jury
 from tokenizer.distributed import Step
@@ -130,7 +131,8 @@ def test_losses(name: str) -> None:
 
 def test_spectra_and_the_perceptual_distance() -> None:
     torch.manual_seed(0)
-    perceptual = Perceptual(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)), [0, 1])
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), Blur(4), nn.Conv2d(4, 5, 3)
+    perceptual = Perceptual(nn.Sequential(*layers), [0, 1, 3])
     x, y, sound = pictures(2, 3, 8, 8), pictures(2, 3, 8, 8, seed=1), sounds(1, 2, 3000)
     expected = log_mel(sound, RATE), perceptual(x, y)
     with pretended_gpu() as gpu:
