@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokenizer.devices import send
 from tokenizer.discriminators import Judgement
 from tokenizer.distributed import Step
 
@@ -76,7 +77,8 @@ def differentiable_view(x: Tensor, step: Step | None, purpose: str) -> Tensor:
     heart.
     """
     b, _, h, w = x.shape
-    u = torch.stack([_uniform(b, step, f"{purpose}.{i}") for i in range(7)]).to(x)[:, :, None, None, None]
+    u = torch.stack([_uniform(b, step, f"{purpose}.{i}") for i in range(7)]).to(x.dtype)
+    u = send(u, x.device)[:, :, None, None, None]
     x = x + u[0] - 0.5
     mean = x.mean(1, keepdim=True)
     x = (x - mean) * (2 * u[1]) + mean

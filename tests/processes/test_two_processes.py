@@ -20,6 +20,7 @@ from pipelines import train_tokenizer
 from pipelines.benchmarks.data.made import picture_table
 from pipelines.data.pictures import PICTURES
 from pipelines.tokens.items import read_tokens
+from tests.helpers.collectives import Collective, Told
 from tests.helpers.launching import IN_ONE_LAUNCH, launch
 from tests.helpers.running import (
     ROOT,
@@ -43,18 +44,26 @@ ENCODE = ("--data.limit", 33, "--batch-size", 7, "--views", 2, "--augment.flip",
 # Views of a shard, of which an item has two: five shards of each split.
 BLOCK = 16
 SEVERAL = f"""{IN_ONE_LAUNCH}
+from pathlib import Path
 from pipelines import train_tokenizer
 from pipelines.data.pictures import PICTURES
 
 sys.path.insert(0, {str(ROOT)!r})
+from tests.helpers.collectives import RecordedCollectives
 from tests.processes.test_two_processes import spoilt
 
 PICTURES.block = int(sys.argv[2])
 train_tokenizer.losses_of = spoilt(train_tokenizer.losses_of)
 for name, *words in json.loads(sys.argv[1]):
-    run(name, [word.replace("PROCESS", os.environ["RANK"]) for word in words])
+    with RecordedCollectives() as recorded:
+        run(name, [word.replace("PROCESS", os.environ["RANK"]) for word in words])
+    if "--eval-every" in words:
+        folder = Path(words[words.index("--output") + 1])
+        (folder / f"collectives-{{os.environ['RANK']}}.json").write_text(json.dumps(recorded.found))
 leave_group()
 """
+# With an evaluation and a checkpoint within the run, and not only at its end.
+ON_THE_WAY = ("--eval-every", 2, "--checkpoint-every", 2)
 
 
 def spoilt(losses_of: Any) -> Any:
@@ -151,7 +160,7 @@ def more(
         (*encode, folder / "tokens"),
         (*encode, interrupted(alone, folder / "rest")),
         (*encode, interrupted(alone, folder / "other"), "--seed", 1),
-        ("train_prior", *prior, "--output", folder / "prior"),
+        ("train_prior", *prior, *ON_THE_WAY, "--output", folder / "prior"),
         ("train_tokenizer", *TRAIN, "--output", one),
         ("train_tokenizer", *TRAIN, "--output", folder / "pushed", "--push-to-hub", "nobody"),
         ("train_tokenizer", *TRAIN, "--output", folder / "other-options", "--log-every", "1PROCESS"),
@@ -167,7 +176,7 @@ def more(
         ("train_tokenizer", *TRAIN, "--output", folder / "unshared-PROCESS", "--resume", "latest"),
         ("train_prior", *prior, "--output", folder / "other-prior", "--tokens", folder / "tokens-PROCESS"),
         ("encode_dataset", "--tokenizer", folder / "tokenizer-PROCESS", "--output", folder / "other-tokens"),
-        ("train_tokenizer", *TRAIN, "--output", folder / "left-out", "--skip-non-finite", 1),
+        ("train_tokenizer", *TRAIN, *ON_THE_WAY, "--output", folder / "left-out", "--skip-non-finite", 1),
         ("train_decoder", *DECODER, "--tokenizer", one, "--output", folder / "decoder"),
         ("sample", "--prior", folder / "prior", "--output", folder / "samples"),
     ]
@@ -261,6 +270,18 @@ def test_a_step_that_one_process_cannot_take_is_left_out_by_both(
     found = load_file(more.folder / "left-out" / "model.safetensors")
     assert bool(found["bottleneck.codebook.started"])  # by its vectors of steps 1 and 3
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["left-out", "prior"])
+def test_both_processes_say_the_same_things_in_the_same_order(more: More, name: str) -> None:
+    ours, theirs = (json.loads((more.folder / name / f"collectives-{n}.json").read_text()) for n in (0, 1))
+    assert ours == theirs
+    said = [Collective(name, group, [Told(*tensor) for tensor in told]) for name, group, told in ours]
+    assert all(tensor.contiguous and tensor.device == "cpu" for one in said for tensor in one.tensors)
+    counts = Counter(one.name for one in said)
+    assert counts.keys() >= {"c10d::allreduce_", "c10d::broadcast_", "c10d::allgather_", "c10d::barrier"}
+    # Of 3 steps: the gradient's, and with a codebook its statistics and picked vectors.
+    assert counts["c10d::allreduce_"] >= 3 * (1 if name == "prior" else 3)
 
 
 def test_a_mistake_that_only_the_main_process_sees_ends_both(more: More, one: Path) -> None:
