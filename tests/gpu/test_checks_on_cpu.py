@@ -143,15 +143,12 @@ def test_waits_are_told_apart() -> None:
     waits.reset()
     waits.inside, waits.searches = 2 * PER_SEARCH, 2
     waits.outside["step", "loop.py:1"] = 6
-    waits.outside["forward", "tokenizer/distributed.py:1"] = 9
-    waits.outside["forward", "prior/checks.py:1"] = 3
     waits.check(steps=3)
     said = waits.text(3)
-    assert all(part in said for part in ("1.33 in searches", "2 after them", "3 copies", "1 for the range"))
+    assert all(part in said for part in ("1.33 in searches", "2 after them"))
     for changes, message in (
         ({("backward", "x.py:2"): 1}, r"backward pass waits .*x\.py:2"),
         ({("step", "y.py:2"): 1}, r"after the passes.*y\.py:2"),
-        ({("forward", "prior/checks.py:2"): 1}, "4 looks at the range"),
     ):
         with pytest.raises(AssertionError, match=message):
             dataclasses.replace(waits, outside=waits.outside + Counter(changes)).check(steps=3)

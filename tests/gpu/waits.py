@@ -23,10 +23,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = tuple(str(ROOT / name) for name in ("tokenizer", "prior", "pipelines"))
 # Operations that wait on a GPU for a value; on a CPU they are counted in place of torch's own warnings.
 WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-# Noise that is alike on all processes is drawn on the CPU and copied to the device.
-NOISE = "tokenizer/distributed.py"
-# A prior looks once a pass whether codes are in range: an index beyond would end all use of the GPU.
-RANGE = "prior/checks.py"
 # What a step may wait for besides: the gradient's norm, or in fp16 whether it is finite.
 AFTER_BACKWARD = 2
 PER_SEARCH = 2
@@ -76,20 +72,14 @@ class Waits:
         self.inside = self.searches = 0
 
     def of(self, phase: str) -> dict[str, int]:
-        """Waits outside of searches in a phase by place, but for copies of noise and for codes in range."""
-        found = ((place, n) for (p, place), n in self.outside.items() if p == phase)
-        return {place: n for place, n in found if NOISE not in place and RANGE not in place}
-
-    def at(self, where: str) -> int:
-        """Waits outside of searches at a place, in any phase."""
-        return sum(n for (_, place), n in self.outside.items() if where in place)
+        """Waits outside of searches in a phase, by place."""
+        return {place: n for (p, place), n in self.outside.items() if p == phase}
 
     def check(self, steps: int) -> None:
         """`AssertionError` if these steps waited in passes outside of searches, or too often elsewhere."""
         for phase in ("forward", "backward"):
             assert not self.of(phase), f"the {phase} pass waits for the device: {self.of(phase)}"
         assert self.inside <= PER_SEARCH * self.searches, f"{self.inside} waits in {self.searches} searches"
-        assert self.at(RANGE) <= steps, f"{self.at(RANGE)} looks at the range of codes in {steps} steps"
         after = self.of("step")
         assert sum(after.values()) <= AFTER_BACKWARD * steps, f"after the passes: {after} in {steps} steps"
 
@@ -100,8 +90,6 @@ class Waits:
             "in searches": self.inside,
             "in passes": passes,
             "after them": sum(self.of("step").values()),
-            "copies of noise": self.at(NOISE),
-            "for the range of codes": self.at(RANGE),
         }
         each = ", ".join(f"{n / steps:.3g} {name}" for name, n in parts.items() if n) or "none"
         return f"waits a step: {each} ({self.searches / steps:.3g} searches)"
