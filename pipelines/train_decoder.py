@@ -86,11 +86,15 @@ def main() -> None:
             write_skipped(options.output, skipped)
         train(options, accelerator, splits, old, stage, jury, perceptual)
         push(accelerator, options)
+        if options.push_discriminator:
+            push(accelerator, options, DISCRIMINATOR)
     accelerator.end_training()
 
 
 def check_options(options: DecoderTraining, accelerator: Accelerator) -> None:
     """`ValueError` for what this training cannot do."""
+    if options.push_discriminator and not (options.push_to_hub and options.adversarial.weight):
+        raise ValueError("--push-discriminator has no effect without --push-to-hub and discriminators")
     if not options.tokenizer:
         raise ValueError("give the tokenizer whose decoder is to be trained: --tokenizer DIR, or user/name")
     if accelerator.mixed_precision == "fp16":

@@ -49,6 +49,19 @@ def fingerprint(described: dict[str, Any], encoder: nn.Module, bottleneck: Bottl
     return digest.hexdigest()[:16]
 
 
+class _Finite(torch.autograd.Function):
+    """x with zeros where it is not finite. The gradient passes as it is, in its own order in memory: in
+    another one sums over it would round otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, finite: Tensor) -> Tensor:
+        return torch.where(finite, x, 0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 # Samples, over all examples of a batch, that go through a network at once: about 20 MB for each of its widest
 # activations. Longer sound goes through in chunks.
 CHUNK = 1 << 18
@@ -85,7 +98,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
         optional = self.training and step is not None and step.optional
         if optional:
             finite = torch.isfinite(z_e)
-            z_e = torch.where(finite, z_e, 0)
+            z_e = _Finite.apply(z_e, finite)
         z_q, codes, losses, stats = self.bottleneck(z_e, step)
         x_hat = self._crop(self._decoded(z_q), x.shape[2:])
         # Reconstruction losses are means over the elements of x; sums over an example are brought to that

@@ -51,15 +51,17 @@ def check_push(accelerator: Accelerator, options: Publishing, resumed: bool = Fa
         logger.warning("%s\nThe run goes on; if this is still so at its end, it says how to push", error)
 
 
-def push(accelerator: Accelerator, options: Publishing) -> None:
-    """Upload the model in the output folder, if --push-to-hub asks for it."""
+def push(accelerator: Accelerator, options: Publishing, subfolder: str = "") -> None:
+    """Upload the model in the output folder, if --push-to-hub asks for it; or the one in its `subfolder`, to
+    the same place in the repository."""
     if not (options.push_to_hub and accelerator.is_main_process):
         return
-    folder, repo_id, private = str(options.output), options.push_to_hub, options.push_private
+    folder, repo_id, private = str(options.output / subfolder), options.push_to_hub, options.push_private
     try:
-        url = push_folder(folder, repo_id, private=private)
+        url = push_folder(folder, repo_id, private=private, subfolder=subfolder)
     except ValueError as error:
-        call = f"push_folder({json.dumps(folder)}, {json.dumps(repo_id)}, private={private})"
+        into = f", subfolder={json.dumps(subfolder)}" if subfolder else ""
+        call = f"push_folder({json.dumps(folder)}, {json.dumps(repo_id)}, private={private}{into})"
         code = shlex.quote(f"from tokenizer.hub.client import push_folder; {call}")
         raise ValueError(
             f"{error}\nThe model is whole in {folder}. To push it later:\n  python -c {code}"

@@ -179,9 +179,11 @@ def push_folder(
     private: bool = False,
     token: Token = None,
     revision: str | None = None,
+    subfolder: str = "",
 ) -> str:
     """Upload the model's files of a saved folder (no checkpoints, logs or run options) to the Hub repository
-    `repo_id`, on its branch `revision`; returns the commit's URL. What is not there is made first.
+    `repo_id`, on its branch `revision`, or to a `subfolder` of it; returns the commit's URL. What is not
+    there is made first.
 
     Raises `ValueError` that says why the Hub refuses, and what to do.
     """
@@ -193,6 +195,7 @@ def push_folder(
         commit = HfApi(token=token).upload_folder(
             repo_id=repo_id,
             folder_path=directory,
+            path_in_repo=subfolder or None,
             revision=revision,
             allow_patterns=list(MODEL_FILES),
             commit_message="Upload model",

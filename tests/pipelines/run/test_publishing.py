@@ -28,13 +28,18 @@ def words_of(script_name: str, request: pytest.FixtureRequest) -> tuple[Any, ...
     """A tiny run of a script that can push."""
     if script_name == "train_prior":
         return ("small", *TINY_PRIOR, "--tokens", request.getfixturevalue("tiny_tokens"), *STEPS)
+    if script_name == "train_decoder":
+        tok = request.getfixturevalue("tiny_tokenizer")
+        small = ("--batch-size", 16, "--data.limit", 32, "--adversarial.width", 4, "--adversarial.start", 1)
+        return ("pictures", "--tokenizer", tok, *small, *STEPS)
     if script_name == "quantize_vae":
         vae = request.getfixturevalue("tiny_vae")
         return ("--tokenizer", vae, "--data.path", "embedded:digits", "--data.limit", 8, "--license", "mit")
     return ("emoji", *TINY_TOKENIZER, *STEPS)
 
 
-scripts = pytest.mark.parametrize("script_name", ["train_tokenizer", "train_prior", "quantize_vae"])
+SCRIPTS = ["train_tokenizer", "train_prior", "train_decoder", "quantize_vae"]
+scripts = pytest.mark.parametrize("script_name", SCRIPTS)
 
 
 def in_folder(folder: Path) -> dict[str, bytes]:
@@ -53,6 +58,17 @@ def test_what_was_made_is_on_the_hub(
     assert set(logged_in.content("user/model")) >= MODEL and logged_in.repositories["user/model"].private
     assert f"pushed: {logged_in.url}/user/model/commit/" in done.err
     assert "HTTP Request" not in done.err
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_discriminators_go_up_by_flag(
+    request: pytest.FixtureRequest, logged_in: LocalHub, script: Script, tmp_path: Path
+) -> None:
+    words, flag = (*words_of("train_decoder", request), "--output", tmp_path), "--push-discriminator"
+    assert_refused(script("train_decoder", *words, flag, code=2), flag, "--push-to-hub")
+    script("train_decoder", *words, *PUSH, flag)
+    of_jury = {f"discriminator/{name}": data for name, data in in_folder(tmp_path / "discriminator").items()}
+    assert logged_in.content("user/model") == in_folder(tmp_path) | of_jury
 
 
 def refused(script: Script, script_name: str, output: Path, *words: Any) -> Finished:

@@ -89,21 +89,23 @@ def test_stages_start_one_after_the_other() -> None:
 def test_quantizer_dropout_is_keyed_by_the_row_of_the_global_batch(rvq: RVQ) -> None:
     rvq.train()
     z = latents(rvq, 400, 1)
-    used = rvq._stages_used(z, Step(3, 5, 0, 400)).flatten()
-    halves = [rvq._stages_used(z[:200], Step(3, 5, offset, 400)).flatten() for offset in (0, 200)]
+    used = rvq._stages_used(z, Step(3, 5, 0, 400), vary=rvq.training).flatten()
+    halves = [
+        rvq._stages_used(z[:200], Step(3, 5, offset, 400), vary=rvq.training).flatten() for offset in (0, 200)
+    ]
     assert torch.equal(torch.cat(halves), used)
-    assert not torch.equal(rvq._stages_used(z, Step(3, 6, 0, 400)).flatten(), used)
+    assert not torch.equal(rvq._stages_used(z, Step(3, 6, 0, 400), vary=rvq.training).flatten(), used)
     share = used.bincount(minlength=K + 1) / 400
     torch.testing.assert_close(share, torch.tensor([0, 1 / 6, 1 / 6, 4 / 6]), atol=0.08, rtol=0)
     rvq.eval()
-    assert rvq._stages_used(z, None).unique().tolist() == [K]
+    assert rvq._stages_used(z, None, vary=rvq.training).unique().tolist() == [K]
 
 
 def test_dropped_stages_do_not_reach_the_decoder() -> None:
     rvq = trained("rvq", steps=10, num_codebooks=K, dropout=1.0)
     z = latents(rvq, 30, 2)
     step = Step(0, 50, 0, 30)
-    used = rvq._stages_used(z, step).flatten()
+    used = rvq._stages_used(z, step, vary=rvq.training).flatten()
     out = rvq(z, step)
     before = trained("rvq", steps=10, num_codebooks=K, dropout=1.0)
     for i, k in enumerate(used.tolist()):

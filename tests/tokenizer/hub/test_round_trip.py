@@ -19,6 +19,7 @@ from tests.helpers.hub_repositories import Large
 from tests.helpers.local_hub import LocalHub
 from tests.helpers.savable import CARD, Scale, ScaleConfig, assert_same, model_of_a_package  # noqa: F401
 from tokenizer import Tokenizer
+from tokenizer.discriminators import Jury, JuryConfig
 from tokenizer.hub.client import push_folder
 from tokenizer.hub.files import MODEL_FILES
 from tokenizer.hub.model import HubModel
@@ -86,6 +87,16 @@ def test_only_the_models_files_go_up(hub: LocalHub, tmp_path: Path) -> None:
         (run / name).write_text("not for the Hub")
     push_folder(run, "user/run", token="hf_user")
     assert set(hub.content("user/run")) == set(MODEL_FILES) - {"sample.wav"}
+
+
+def test_a_model_in_a_subfolder_goes_to_the_hub_and_back(hub: LocalHub, tmp_path: Path) -> None:
+    push_folder(tiny.tokenizer().save_pretrained(tmp_path / "saved", CARD), "user/model", token="hf_user")
+    jury = Jury(JuryConfig.of("image", 3, width=4))
+    beside = jury.save_pretrained(tmp_path / "beside", CARD)
+    push_folder(beside, "user/model", token="hf_user", subfolder="discriminator")
+    assert {f"discriminator/{name}" for name in contents(beside)} < set(hub.content("user/model"))
+    assert_same(Jury.from_pretrained("user/model", subfolder="discriminator"), jury)
+    assert_same(Tokenizer.from_pretrained("user/model"), tiny.tokenizer())
 
 
 def test_the_card_on_the_hub_has_valid_front_matter(hub: LocalHub, tmp_path: Path) -> None:
