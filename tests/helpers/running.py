@@ -202,6 +202,7 @@ def drawn() -> dict[str, Callable[..., Any]]:
 
     return {
         "pipelines.train_tokenizer.write_tokenizer_report": write_tokenizer_report,
+        "pipelines.train_decoder.write_tokenizer_report": write_tokenizer_report,
         "pipelines.train_prior.loss_plot": loss_plot,
         "pipelines.train_prior.write_prior_sample": write_prior_sample,
     }
