@@ -30,6 +30,7 @@ from pipelines.run.command_line import parse, run
 from pipelines.run.processes import load_alike, meet, on_main, sum_over_processes
 from pipelines.run.publishing import check_push, push
 from pipelines.training.adversary import Adversary
+from pipelines.training.balance import Balance
 from pipelines.training.loop import Course
 from pipelines.training.options import DecoderTraining
 from pipelines.training.run_folder import (
@@ -182,8 +183,14 @@ def train(
     adversary = None
     if jury is not None:
         adversary = Adversary(accelerator, jury.to(accelerator.device), options.adversarial)
+    balance = (
+        Balance(weights_of(options, stage)).to(accelerator.device) if options.adversarial.balance else None
+    )
     course = Course(
-        accelerator, options, stage.tok, optimizers, "decoder", trained=stage, adversary=adversary
+        *(accelerator, options, stage.tok, optimizers, "decoder"),
+        trained=stage,
+        adversary=adversary,
+        balance=balance,
     )
     if stage.tok.fingerprint() != old.fingerprint():
         raise ValueError(
@@ -203,7 +210,12 @@ def train(
         ):
             x = to_float(send(batch.x, accelerator.device))
             forward = partial(
-                losses_of, x=x, perceptual=perceptual, weight=options.perceptual_weight, adversary=adversary
+                losses_of,
+                x=x,
+                perceptual=perceptual,
+                weight=options.perceptual_weight,
+                adversary=adversary,
+                balance=balance,
             )
             if course.learn(batch, forward, [splits.train.id(int(i)) for i in batch.index]):
                 course.close_step(batch.step + 1, evaluate)
@@ -218,9 +230,10 @@ def losses_of(
     perceptual: Perceptual | None,
     weight: float,
     adversary: Adversary | None,
+    balance: Balance | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The losses of these rows of x, and what they are made of. Without a step nothing is left with the
-    discriminators."""
+    """The losses of these rows of x, or the one that balances them, and what they are made of. Without a step
+    nothing is left with the discriminators, and nothing balanced."""
     out: DecoderOutput = net(x[rows], step=step)
     losses, stats = dict(out.losses), dict(out.stats)
     if perceptual is not None:
@@ -229,7 +242,16 @@ def losses_of(
         charged, of_judgement = adversary.charge(x[rows], out.x_hat.float(), step)
         losses |= charged
         stats |= of_judgement
+    if balance is not None and step is not None:
+        losses = {"balanced": balance(losses, out.x_hat)}
     return losses, stats
+
+
+def weights_of(options: DecoderTraining, stage: DecoderStage) -> dict[str, float]:
+    """The weights of all losses, by the names of `losses_of`."""
+    of_judgement = {"adversarial": options.adversarial.weight, "features": options.adversarial.feature_weight}
+    perceptual = {"perceptual": options.perceptual_weight} if options.perceptual else {}
+    return {**stage.losses, **perceptual, **of_judgement}
 
 
 def finish(

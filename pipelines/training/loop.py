@@ -23,6 +23,7 @@ from pipelines.run.progress import progress
 from pipelines.run.signals import Stopped, StopRequests
 from pipelines.training.adversary import Adversary
 from pipelines.training.averaging import WeightAverage
+from pipelines.training.balance import Balance
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.log import MetricsLog
 from pipelines.training.options import TrainingOptions
@@ -122,7 +123,7 @@ class Course:
     `net` is the model unwrapped, for evaluation and saving only; what trains is made of it here, or of
     `trained`, a module around it. `headline` is the value that the progress bar shows, `events` what happened
     since the last call, to be logged. An `adversary` learns in the same steps, from what the forward passes
-    leave with it.
+    leave with it; the averages of a `balance` of losses are kept in checkpoints.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Course:
         events: Callable[[], list[Event]] = list,
         trained: nn.Module | None = None,
         adversary: Adversary | None = None,
+        balance: Balance | None = None,
     ) -> None:
         self.accelerator, self.options, self.net = accelerator, options, net
         self.name, self.headline, self.events = name, headline, events
@@ -151,7 +153,10 @@ class Course:
         self.checkpoints = Checkpoints(
             *(accelerator, options.output, net, self.average, self.optimizers),
             *(options.keep_checkpoints, options.seed),
-            others={} if adversary is None else {"discriminator": adversary.net},
+            others={
+                **({} if adversary is None else {"discriminator": adversary.net}),
+                **({} if balance is None else {"balance": balance}),
+            },
         )
         seed_layers(options.seed, 0, accelerator.process_index)
         state = self.checkpoints.resume(options.resume) if options.resume else None

@@ -143,6 +143,9 @@ class AdversarialOptions:
     """Peak rate of their AdamW, on the schedule of all rates."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Decays of their AdamW."""
+    balance: bool = False
+    """Take all weights, those of reconstruction too, as shares of the gradient that reaches the decoder,
+    whatever the sizes of the losses (arXiv 2210.13438, section 3.4)."""
     augment: bool = True
     """Pictures: show them data and the decoder's work in random views (arXiv 2006.10738), as small sets need.
     """

@@ -38,7 +38,8 @@ from tokenizer.distributed import Step
 TRAIN = ("emoji", *TINY_TOKENIZER, "--max-steps", 3, "--keep-checkpoints", 1, "--tracker", "none")
 DECODER = (
     *("pictures", "--batch-size", 16, "--data.limit", 32, "--max-steps", 3, "--log-every", 1),
-    *("--adversarial.width", 4, "--adversarial.start", 1, "--warmup-steps", 2, "--tracker", "none"),
+    *("--adversarial.width", 4, "--adversarial.start", 1, "--adversarial.balance"),
+    *("--warmup-steps", 2, "--tracker", "none"),
 )
 ENCODE = ("--data.limit", 33, "--batch-size", 7, "--views", 2, "--augment.flip", "--augment.shift", 1)
 # Views of a shard, of which an item has two: five shards of each split.

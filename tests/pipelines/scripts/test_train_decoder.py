@@ -77,6 +77,20 @@ def test_a_resumed_run_ends_in_the_same_bytes(whole: Path, script: Script, tmp_p
         assert (folder / "discriminator" / name).read_bytes() == (whole / "discriminator" / name).read_bytes()
 
 
+def test_balanced_losses_resume_to_the_byte(
+    tiny_tokenizer: Path, script: Script, no_plots: None, tmp_path: Path
+) -> None:
+    words = (*PICTURES, "--tokenizer", tiny_tokenizer, "--adversarial.balance", "--max-steps", 6)
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    script("train_decoder", *words, "--output", whole)
+    rows = [row for row in rows_of(whole) if "train/loss" in row]
+    assert all("train/loss_balanced" in row and "train/l1" in row for row in rows)
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("step-6", "config.json"))
+    script("train_decoder", "--output", folder, "--resume", "latest")
+    for name in ("model.safetensors", "checkpoints/step-6/balance.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_going_on_from_discriminators(
     whole: Path, tiny_tokenizer: Path, script: Script, no_plots: None, tmp_path: Path
 ) -> None:
