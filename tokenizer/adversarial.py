@@ -64,6 +64,14 @@ def feature_matching(of_x: Judgement, of_x_hat: Judgement) -> Tensor:
     return torch.stack(terms).mean()
 
 
+def steepness(of_x: Judgement, of_near: Judgement, distance: float) -> Tensor:
+    """Mean over views of (D(x + δ) − D(x))² / distance², δ normal noise of that standard deviation: about the
+    squared length of the logits' gradient, a scalar (R1 of Mescheder et al. 2018, arXiv 1801.04406, section
+    4.1, by differences as Lin et al. 2025, arXiv 2501.08316, section 3.4)."""
+    pairs = zip(of_x, of_near, strict=True)
+    return torch.stack([(a[-1] - b[-1]).square().mean() for a, b in pairs]).mean() / distance**2
+
+
 # Of the side of a picture: how far a view is shifted at most, and how large a hole it has.
 SHIFT, HOLE = 1 / 8, 1 / 2
 

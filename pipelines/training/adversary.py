@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from pipelines.training.options import AdversarialOptions
-from tokenizer.adversarial import decoder_loss, differentiable_view, discriminator_loss, feature_matching
+from tokenizer.adversarial import (
+    decoder_loss,
+    differentiable_view,
+    discriminator_loss,
+    feature_matching,
+    steepness,
+)
 from tokenizer.bottlenecks import Event
 from tokenizer.discriminators import Jury
 from tokenizer.distributed import Step
@@ -21,6 +27,8 @@ from tokenizer.distributed import Step
 # Shares of right answers, in the mean since the last report, beyond which decoder and discriminators hardly
 # learn from each other any more.
 WINS, LOSES = 0.97, 0.53
+# Standard deviation of what is added to data to see how steep discriminators are there.
+NEAR = 0.05
 # Steps that discriminators get before a warning: at first neither knows anything.
 PATIENCE = 200
 
@@ -63,11 +71,17 @@ class Adversary:
         detached scalars."""
         assert self._pair is not None
         (x, x_hat), self._pair = self._pair, None
-        both = torch.cat([self._view(x, step, "data"), self._view(x_hat, step, "made")])
-        halves = [[layer.chunk(2) for layer in view] for view in self.model(both)]
-        of_x, of_x_hat = ([[layer[i] for layer in view] for view in halves] for i in (0, 1))
-        loss, accuracy = discriminator_loss(self.options.loss, of_x, of_x_hat)
-        self.accelerator.backward(loss)
+        shown = [self._view(x, step, "data"), self._view(x_hat, step, "made")]
+        if self.options.smoothness:
+            shown += [y + NEAR * step.normal(y, f"near.{i}") for i, y in enumerate(shown)]
+        # In one pass, as DistributedDataParallel expects.
+        parts = [[layer.chunk(len(shown)) for layer in view] for view in self.model(torch.cat(shown))]
+        judged = [[[layer[i] for layer in view] for view in parts] for i in range(len(shown))]
+        loss, accuracy = discriminator_loss(self.options.loss, *judged[:2])
+        total = loss
+        for of_y, of_near in zip(judged[:2], judged[2:], strict=False):
+            total = total + self.options.smoothness / 2 * steepness(of_y, of_near, NEAR)
+        self.accelerator.backward(total)
         self._right = self._right + accuracy
         self._passes, self._since = self._passes + 1, self._since + 1
         return {"discriminator": loss.detach(), "discriminator_accuracy": accuracy}

@@ -143,6 +143,9 @@ class AdversarialOptions:
     """Peak rate of their AdamW, on the schedule of all rates."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Decays of their AdamW."""
+    smoothness: float = 0.0
+    """Weight of the discriminators' steepness around data and what the decoder makes (R1 and R2, arXiv
+    1801.04406), which keeps the decoder from fooling them by what nobody sees. 0: none."""
     balance: bool = False
     """Take all weights, those of reconstruction too, as shares of the gradient that reaches the decoder,
     whatever the sizes of the losses (arXiv 2210.13438, section 3.4)."""
@@ -151,7 +154,7 @@ class AdversarialOptions:
     """
 
     def __post_init__(self) -> None:
-        for name in ("weight", "feature_weight", "learning_rate"):
+        for name in ("weight", "feature_weight", "learning_rate", "smoothness"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"adversarial.{name} is {value}, expected 0 or more")
         require(self.start >= 0, f"adversarial.start is {self.start}, expected 0 or more")

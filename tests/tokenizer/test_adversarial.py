@@ -11,6 +11,7 @@ from tokenizer.adversarial import (
     differentiable_view,
     discriminator_loss,
     feature_matching,
+    steepness,
 )
 from tokenizer.discriminators import Judgement
 from tokenizer.distributed import Step
@@ -108,3 +109,12 @@ def test_gradients_pass_through_views() -> None:
     view(x).square().sum().backward()
     assert x.grad is not None and torch.isfinite(x.grad).all()
     assert ((x.grad != 0).float().mean((1, 2, 3)) > 0.4).all()
+
+
+def test_steepness_is_the_gradients_length() -> None:
+    slope = torch.tensor([3.0, -4.0])
+    x = torch.randn(20000, 2, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(20000, 2, generator=torch.Generator().manual_seed(1))
+    of_x, of_near = ([[y @ slope]] for y in (x, x + 0.05 * noise))
+    assert steepness(of_x, of_near, 0.05).item() == pytest.approx(25, rel=0.05)
+    assert steepness(of_x + of_x, of_near + of_x, 0.05).item() == pytest.approx(12.5, rel=0.05)

@@ -95,6 +95,7 @@ def test_going_on_from_discriminators(
     whole: Path, tiny_tokenizer: Path, script: Script, no_plots: None, tmp_path: Path
 ) -> None:
     words = (*PICTURES, "--tokenizer", tiny_tokenizer, "--discriminator", whole / "discriminator")
+    words += ("--adversarial.smoothness", 0.1)
     script("train_decoder", *words, "--max-steps", 4, "--output", tmp_path / "more")
     losses = [rows_of(folder)[0]["train/discriminator"] for folder in (whole, tmp_path / "more")]
     assert losses[0] != losses[1]  # what the first run learnt is there from the first step
