@@ -14,26 +14,18 @@ from functools import partial
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.data.batches import Splits, batches, load_splits
+from pipelines.data.batches import Splits, batches
 from pipelines.data.kinds import to_float
 from pipelines.data.tables import credit
 from pipelines.evaluation.tokenizers import evaluate_tokenizer, measure_tokenizer
 from pipelines.presets import TOKENIZERS
 from pipelines.reports.tokenizers import write_tokenizer_report
 from pipelines.run.command_line import chosen_preset, parse, run
-from pipelines.run.processes import load_alike, meet, on_main
+from pipelines.run.processes import meet
 from pipelines.run.publishing import check_push, push
 from pipelines.training.loop import Course
 from pipelines.training.options import TokenizerTraining
-from pipelines.training.run_folder import (
-    check_run_folder,
-    command_line,
-    note_license,
-    remembered_place,
-    require_same_data,
-    run_folder,
-    write_skipped,
-)
+from pipelines.training.run_folder import check_run_folder, command_line, run_on_data
 from pipelines.training.setup import optimizers_of, short_run, start_accelerator
 from tokenizer import Tokenizer
 from tokenizer.devices import send
@@ -61,16 +53,7 @@ def main() -> None:
     perceptual = None
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
-    with remembered_place(options, "data.path"):
-        splits = load_alike(
-            accelerator, "the data", lambda: load_splits(options.data, tok.modality), Splits.digest
-        )
-    note_license(accelerator, options, options.data.path)
-    with run_folder(accelerator, options):
-        on_main(accelerator, lambda: require_same_data(options.output, bool(options.resume), splits.record()))
-        skipped = dict.fromkeys((*splits.train.skipped, *splits.held_out.skipped))
-        if skipped and accelerator.is_main_process:
-            write_skipped(options.output, skipped)
+    with run_on_data(accelerator, options, tok.modality) as splits:
         train(options, accelerator, splits, tok, perceptual)
         push(accelerator, options)
     accelerator.end_training()

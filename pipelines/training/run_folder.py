@@ -14,6 +14,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pipelines.data.batches import Splits, load_splits
 from pipelines.data.config import EMBEDDED
 from pipelines.run.command_line import flag_of, flatten
 from pipelines.run.folder import (
@@ -27,11 +28,12 @@ from pipelines.run.folder import (
     locked,
     require_writable,
 )
-from pipelines.run.processes import on_main
+from pipelines.run.processes import load_alike, on_main
 from pipelines.run.signals import is_launched
 from pipelines.training.checkpoints import find_checkpoint
-from pipelines.training.options import MAY_CHANGE, TrainingOptions
+from pipelines.training.options import MAY_CHANGE, DecoderTraining, TokenizerTraining, TrainingOptions
 from tokenizer.hub.files import CHECKPOINTS, read_json, write_atomically, write_json, write_text
+from tokenizer.modalities import Modality
 from tokenizer.variants import config_to_dict, shortened
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,25 @@ def run_folder(accelerator: Accelerator, options: TrainingOptions) -> Iterator[P
     processes = accelerator.num_processes
     with claimed_folder(accelerator, options.output, lambda: _claim(options.output, options, processes)):
         yield options.output
+
+
+@contextlib.contextmanager
+def run_on_data(
+    accelerator: Accelerator, options: TokenizerTraining | DecoderTraining, modality: Modality
+) -> Iterator[Splits]:
+    """`run_folder` of a training on data, which are loaded before it is claimed, alike on all processes, and
+    compared on a resume; what cannot be read of them is listed in the folder."""
+    with remembered_place(options, "data.path"):
+        splits = load_alike(
+            accelerator, "the data", lambda: load_splits(options.data, modality), Splits.digest
+        )
+    note_license(accelerator, options, options.data.path)
+    with run_folder(accelerator, options):
+        on_main(accelerator, lambda: require_same_data(options.output, bool(options.resume), splits.record()))
+        skipped = dict.fromkeys((*splits.train.skipped, *splits.held_out.skipped))
+        if skipped and accelerator.is_main_process:
+            write_skipped(options.output, skipped)
+        yield splits
 
 
 def check_run_folder(accelerator: Accelerator, options: TrainingOptions) -> None:

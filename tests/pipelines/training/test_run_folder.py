@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from pipelines import train_prior, train_tokenizer
+from pipelines import train_prior
 from pipelines.benchmarks.data.made import picture_files
 from pipelines.data.scan import LISTED
 from pipelines.run.command_line import flatten
@@ -97,7 +97,7 @@ def test_folders_are_refused_before_anything_is_read(
     def read(*_: object) -> None:
         raise AssertionError("data were read")
 
-    monkeypatch.setattr(train_tokenizer, "load_splits", read)
+    monkeypatch.setattr("pipelines.training.run_folder.load_splits", read)
     monkeypatch.setattr(train_prior, "load_tokens", read)
     words = WHOLE_TOKENIZER if script_name == "train_tokenizer" else whole_prior(tiny_tokens)
     run, resume = whole_runs[script_name], ("--output", whole_runs[script_name], "--resume")
