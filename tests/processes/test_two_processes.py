@@ -30,8 +30,10 @@ from tests.helpers.running import (
     names_in,
     without_plots,
 )
+from tests.helpers.tiny import pictures
 from tests.helpers.warm import run_ranks
 from tests.helpers.whole_runs import rows_of
+from tokenizer.discriminators import Jury
 from tokenizer.distributed import Step
 
 # k-means after the second of three steps; a batch of 16 is 8 for each process.
@@ -247,14 +249,16 @@ def test_two_processes_sharpen_the_decoder_that_one_sharpens(
 ) -> None:
     with without_plots():
         script("train_decoder", *DECODER, "--tokenizer", one, "--output", tmp_path)
-    for name in ("", "discriminator"):
-        expected, found = (
-            load_file(folder / name / "model.safetensors") for folder in (tmp_path, more.folder / "decoder")
-        )
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    folders = (tmp_path, more.folder / "decoder")
+    expected, found = (load_file(folder / "model.safetensors") for folder in folders)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    # Not by their weights: where a gradient is nearly 0, Adam's first steps follow its rounding.
+    x = pictures(4, 3, 32, 32)
+    first, second = (Jury.from_pretrained(folder / "discriminator")(x)[0][-1] for folder in folders)
+    torch.testing.assert_close(first, second, atol=3e-3, rtol=1e-2)
     accuracies = [
         [row["train/discriminator_accuracy"] for row in rows_of(folder) if "train/loss" in row]
-        for folder in (tmp_path, more.folder / "decoder")
+        for folder in folders
     ]
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
 
