@@ -1,0 +1,118 @@
+"""Waveforms from frames: an inverse short-time Fourier transform in real arithmetic, whole or in chunks.
+
+Left out: the networks around it (`modalities/frames.py`), and the transform forward, which no network needs.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenizer.layers_1d import Layer, State, zero_after
+
+
+class InverseSTFT(Layer):
+    """Per frame and channel the log magnitudes and phases of a spectrum → `hop` samples (Siuzdak 2023,
+    arXiv 2306.00814, section 3): (B, C · 2 · bins, 1, t) → (B, C, 1, t · hop).
+
+    A window of `reach` samples stands with its middle on that of the frame's own samples. Causal: it begins
+    with them, and its neighbour fades in over a quarter of a frame, so that no sample waits for a later
+    frame. What frames give is divided by the sum of both transforms' windows there, so that the
+    transform is inverted exactly, at both ends too.
+    """
+
+    basis: Tensor
+    envelope: Tensor
+
+    def __init__(self, channels: int, hop: int, causal: bool) -> None:
+        super().__init__()
+        self.channels, self.hop, self.causal = channels, hop, causal
+        # Frames under one window; of a causal one, the second holds the fading end alone.
+        self.hops = 2 if causal else 4
+        self.reach = self.hops * hop
+        self.bins = self.reach // 2 + 1
+        # Samples before the first frame's own that its window covers.
+        self.early = 0 if causal else (self.reach - hop) // 2
+        self.make_unsaved()
+
+    def make_unsaved(self) -> None:
+        """`basis` (2 · bins, reach): what a real and an imaginary part of 1 add to a frame, under the window;
+        `envelope` (reach,): the product of the
+        windows."""
+        forward, inverse = self.windows()
+        angle = (
+            2 * math.pi / self.reach * torch.arange(self.bins)[:, None] * torch.arange(self.reach).double()
+        )
+        weight = torch.full((self.bins, 1), 2.0, dtype=torch.float64)
+        weight[0] = 1
+        if self.reach % 2 == 0:
+            weight[-1] = 1
+        both = torch.cat([weight * angle.cos(), -weight * angle.sin()])
+        dtype = torch.get_default_dtype()
+        self.register_buffer("basis", (both * inverse / self.reach).to(dtype), persistent=False)
+        self.register_buffer("envelope", (forward * inverse).to(dtype), persistent=False)
+
+    def windows(self) -> tuple[Tensor, Tensor]:
+        """The windows (reach,) float64 of the transform and of its inverse."""
+        if not self.causal:
+            hann = torch.hann_window(self.reach, dtype=torch.float64)
+            return hann, hann
+        fade = -(-self.hop // 4)
+        rise = torch.sin(math.pi / 2 * (torch.arange(fade) + 0.5).double() / fade).square()
+        rest = rise.new_zeros(self.reach - self.hop - fade)
+        full = rise.new_ones(self.hop - fade)
+        # Fading in the inverse alone, a first frame stands at the start as it is.
+        return torch.cat([full, *[rise.new_ones(fade)] * 2, rest]), torch.cat(
+            [rise, full, rise.flip(0), rest]
+        )
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        steps = x.shape[3] * self.hop
+        frames, inside = self._frames(x), x.new_ones(1, 1, x.shape[3], 1)
+        if valid is not None:
+            frames = rearrange(
+                zero_after(rearrange(frames, "b c t n -> b c n t"), valid), "b c n t -> b c t n"
+            )
+            inside = rearrange(zero_after(inside.expand(len(x), -1, -1, -1).mT, valid), "b c 1 t -> b c t 1")
+        y, envelope = self._overlapped(frames), self._overlapped(inside * self.envelope)
+        span = slice(self.early, self.early + steps)
+        return self._scaled(y[..., span], envelope[..., span])
+
+    def start(self, like: Tensor) -> State:
+        """Sums of samples that later frames add to, those of the envelope, and how many samples are early."""
+        rest = self.reach - self.hop
+        return like.new_zeros(len(like), self.channels, rest), like.new_zeros(1, 1, rest), self.early
+
+    def stream(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+        before, envelope_before, early = state
+        count = x.shape[3] * self.hop
+        y = self._overlapped(self._frames(x))
+        envelope = self._overlapped(self.envelope.expand(1, 1, x.shape[3], -1))
+        y = F.pad(before.to(y), (0, count)) + y
+        envelope = F.pad(envelope_before.to(envelope), (0, count)) + envelope
+        span = slice(min(early, count), count + self.early if last else count)
+        state = (y[..., count:].clone(), envelope[..., count:].clone(), early - min(early, count))
+        return self._scaled(y[..., span], envelope[..., span]), state
+
+    def _frames(self, x: Tensor) -> Tensor:
+        """(B, C · 2 · bins, 1, t) → (B, C, t, reach), under the window."""
+        x = rearrange(x, "b (c n) 1 t -> b c t n", c=self.channels)
+        dtype = torch.promote_types(x.dtype, self.basis.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            log_magnitude, phase = x.to(dtype).split(self.bins, dim=3)
+            # A sine of full scale reaches half the window's length, which bounds what exp may give.
+            magnitude = log_magnitude.clamp(max=math.log(self.reach)).exp()
+            return torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=3) @ self.basis.to(dtype)
+
+    def _overlapped(self, frames: Tensor) -> Tensor:
+        """(B, C, t, reach) → (B, C, (t - 1) · hop + reach): each frame added `hop` samples after the one
+        before."""
+        parts = rearrange(frames, "b c t (k h) -> k b c t h", k=self.hops)
+        shifted = [F.pad(part, (0, 0, i, self.hops - 1 - i)) for i, part in enumerate(parts)]
+        return torch.stack(shifted).sum(0).flatten(2)
+
+    def _scaled(self, y: Tensor, envelope: Tensor) -> Tensor:
+        y = y / torch.where(envelope > 0, envelope, 1)
+        return rearrange(y, "b c t -> b c 1 t").contiguous(memory_format=torch.channels_last)
