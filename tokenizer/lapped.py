@@ -1,6 +1,6 @@
-"""Waveforms from frames: an inverse short-time Fourier transform in real arithmetic, whole or in chunks.
+"""From waveforms to frames and back: short-time Fourier transforms in real arithmetic, whole or in chunks.
 
-Left out: the networks around it (`modalities/frames.py`), and the transform forward, which no network needs.
+Left out: the networks between them (`modalities/frames.py`).
 """
 
 import math
@@ -11,6 +11,64 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenizer.layers_1d import Layer, State, zero_after
+
+# Power of a bin that is taken for silence by its logarithm; a sine of full scale has hop² / 4.
+SILENCE = 1e-4
+# Power to which magnitudes are brought beside their logarithm, so that quiet bins count too.
+COMPRESSION = 0.3
+
+
+class Spectrum(Layer):
+    """Per frame and channel its log magnitudes, and real and imaginary parts of its spectrum with magnitudes
+    to the power of COMPRESSION: (B, C, 1, t · hop) → (B, C · 3 · bins, 1, t).
+
+    A Hann window of two frames stands with its middle on that of the frame's own samples, or, causal, ends
+    with them. Around the signal are zeros.
+    """
+
+    basis: Tensor
+
+    def __init__(self, channels: int, hop: int, causal: bool) -> None:
+        super().__init__()
+        self.channels, self.stride, self.reach = channels, hop, 2 * hop
+        self.bins = hop + 1
+        self.right = 0 if causal else hop // 2
+        self.left = hop - self.right
+        self.make_unsaved()
+
+    def make_unsaved(self) -> None:
+        """`basis` (reach, 2 · bins): the real and the imaginary part of every bin, under the window."""
+        window = torch.hann_window(self.reach, dtype=torch.float64)
+        basis = (_waves(self.bins, self.reach) * window).mT.contiguous()
+        self.register_buffer("basis", basis.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        if valid is not None:
+            x = zero_after(x, valid)
+        return self._spectra(F.pad(x, (self.left, self.right)))
+
+    def start(self, like: Tensor) -> State:
+        return like.new_zeros(len(like), self.channels, 1, self.left)
+
+    def stream(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+        x = torch.cat([state.to(x), x], dim=3)
+        if last:
+            x = F.pad(x, (0, self.right))
+        count = max(0, (x.shape[3] - self.reach) // self.stride + 1)
+        rest = x[..., count * self.stride :].clone()
+        if count == 0:
+            return x.new_zeros(len(x), self.channels * 3 * self.bins, 1, 0), rest
+        return self._spectra(x[..., : (count - 1) * self.stride + self.reach]), rest
+
+    def _spectra(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, self.basis.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            frames = x.squeeze(2).to(dtype).unfold(2, self.reach, self.stride)
+            real, imaginary = (frames @ self.basis.to(dtype)).split(self.bins, dim=3)
+            power = real.square() + imaginary.square() + SILENCE
+            scale = power ** ((COMPRESSION - 1) / 2)
+            y = torch.cat([power.log() / 2, real * scale, imaginary * scale], dim=3)
+        return rearrange(y, "b c t n -> b (c n) 1 t").contiguous(memory_format=torch.channels_last)
 
 
 class InverseSTFT(Layer):
@@ -39,17 +97,12 @@ class InverseSTFT(Layer):
 
     def make_unsaved(self) -> None:
         """`basis` (2 · bins, reach): what a real and an imaginary part of 1 add to a frame, under the window;
-        `envelope` (reach,): the product of the
-        windows."""
+        `envelope` (reach,): the product of both windows."""
         forward, inverse = self.windows()
-        angle = (
-            2 * math.pi / self.reach * torch.arange(self.bins)[:, None] * torch.arange(self.reach).double()
-        )
+        # Of a real signal all bins stand for two but the first and the last.
         weight = torch.full((self.bins, 1), 2.0, dtype=torch.float64)
-        weight[0] = 1
-        if self.reach % 2 == 0:
-            weight[-1] = 1
-        both = torch.cat([weight * angle.cos(), -weight * angle.sin()])
+        weight[0] = weight[-1] = 1
+        both = weight.repeat(2, 1) * _waves(self.bins, self.reach)
         dtype = torch.get_default_dtype()
         self.register_buffer("basis", (both * inverse / self.reach).to(dtype), persistent=False)
         self.register_buffer("envelope", (forward * inverse).to(dtype), persistent=False)
@@ -116,3 +169,9 @@ class InverseSTFT(Layer):
     def _scaled(self, y: Tensor, envelope: Tensor) -> Tensor:
         y = y / torch.where(envelope > 0, envelope, 1)
         return rearrange(y, "b c t -> b c 1 t").contiguous(memory_format=torch.channels_last)
+
+
+def _waves(bins: int, samples: int) -> Tensor:
+    """(2 · bins, samples) float64: the cosines of a Fourier transform, and its negative sines."""
+    angle = 2 * math.pi / samples * torch.arange(bins)[:, None] * torch.arange(samples).double()
+    return torch.cat([angle.cos(), -angle.sin()])

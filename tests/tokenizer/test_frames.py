@@ -18,7 +18,7 @@ from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.config import DecoderConfig
 from tokenizer.decoder_stage import with_decoder
 from tokenizer.distributed import Step
-from tokenizer.lapped import InverseSTFT
+from tokenizer.lapped import COMPRESSION, SILENCE, InverseSTFT, Spectrum
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.variants import changed_fields, config_from_dict, config_to_dict
 
@@ -38,6 +38,17 @@ def test_the_transform_is_inverted(hop: int, causal: bool) -> None:
     x = torch.randn(3, 2, 9 * hop, dtype=torch.double, generator=torch.Generator().manual_seed(0)) / 8
     layer = InverseSTFT(2, hop, causal).double()
     torch.testing.assert_close(layer(spectra(layer, x)).squeeze(2), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("causal", "around"), [(False, (3, 3)), (True, (6, 0))])
+def test_the_spectrum_is_that_of_torch(causal: bool, around: tuple[int, int]) -> None:
+    x = torch.randn(3, 2, 9 * 6, generator=torch.Generator().manual_seed(0)) / 8
+    frames = F.pad(x, around).unfold(2, 12, 6) * torch.hann_window(12)
+    spectrum = torch.fft.rfft(frames)
+    magnitude = (spectrum.abs().square() + SILENCE).sqrt()
+    parts = [magnitude.log(), *(p * magnitude ** (COMPRESSION - 1) for p in (spectrum.real, spectrum.imag))]
+    expected = rearrange(torch.cat(parts, dim=3), "b c t n -> b (c n) 1 t")
+    torch.testing.assert_close(Spectrum(2, 6, causal)(x[:, :, None]), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

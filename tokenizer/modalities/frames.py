@@ -1,16 +1,16 @@
-"""Networks for sound of which nearly all work happens once per frame: blocks between a strided convolution
-and an inverse short-time Fourier transform.
+"""Networks for sound of which nearly all work happens once per frame: blocks between a short-time Fourier
+transform and its inverse.
 
 Left out: the layers (`tokenizer/layers_1d.py`), and the transform (`tokenizer/lapped.py`).
 """
 
 from typing import NamedTuple
 
-from tokenizer.lapped import InverseSTFT
+from tokenizer.lapped import InverseSTFT, Spectrum
 from tokenizer.layers_1d import GELU, Chain, ChannelNorm, Conv, Layer, Network, Residual, Scale
 
 # Channels inside a block, for each of those between blocks.
-EXPANSION = 4
+EXPANSION = 2
 
 
 class FramesOptions(NamedTuple):
@@ -28,8 +28,9 @@ class FramesOptions(NamedTuple):
 def frames_encoder(options: FramesOptions, out_channels: int) -> Network:
     """(B, channels, t · hop) → (B, out_channels, t). A frame is made of its own samples and half as many on
     each side (causal: as many before)."""
-    dim, hop = options.dim, options.hop
-    front: list[Layer] = [Conv(options.channels, dim, 2 * hop, hop, causal=options.causal), ChannelNorm(dim)]
+    dim = options.dim
+    spectrum = Spectrum(options.channels, options.hop, options.causal)
+    front: list[Layer] = [spectrum, Conv(options.channels * 3 * spectrum.bins, dim, 1), ChannelNorm(dim)]
     return Network([*front, *_blocks(options), ChannelNorm(dim), Conv(dim, out_channels, 1)])
 
 
