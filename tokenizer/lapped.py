@@ -61,13 +61,13 @@ class Spectrum(Layer):
         return self._spectra(x[..., : (count - 1) * self.stride + self.reach]), rest
 
     def _spectra(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, self.basis.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             frames = x.squeeze(2).to(dtype).unfold(2, self.reach, self.stride)
             real, imaginary = (frames @ self.basis.to(dtype)).split(self.bins, dim=3)
             power = real.square() + imaginary.square() + SILENCE
             scale = power ** ((COMPRESSION - 1) / 2)
-            y = torch.cat([power.log() / 2, real * scale, imaginary * scale], dim=3)
+            y = torch.cat([power.log() / 2, real * scale, imaginary * scale], dim=3).to(x.dtype)
         return rearrange(y, "b c t n -> b (c n) 1 t").contiguous(memory_format=torch.channels_last)
 
 
@@ -117,9 +117,8 @@ class InverseSTFT(Layer):
         rest = rise.new_zeros(self.reach - self.hop - fade)
         full = rise.new_ones(self.hop - fade)
         # Fading in the inverse alone, a first frame stands at the start as it is.
-        return torch.cat([full, *[rise.new_ones(fade)] * 2, rest]), torch.cat(
-            [rise, full, rise.flip(0), rest]
-        )
+        flat = torch.cat([rise.new_ones(self.hop + fade), rest])
+        return flat, torch.cat([rise, full, rise.flip(0), rest])
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         steps = x.shape[3] * self.hop
@@ -145,14 +144,15 @@ class InverseSTFT(Layer):
         envelope = self._overlapped(self.envelope.expand(1, 1, x.shape[3], -1))
         y = F.pad(before.to(y), (0, count)) + y
         envelope = F.pad(envelope_before.to(envelope), (0, count)) + envelope
-        span = slice(min(early, count), count + self.early if last else count)
-        state = (y[..., count:].clone(), envelope[..., count:].clone(), early - min(early, count))
+        first = early if last else min(early, count)
+        span = slice(first, count + self.early if last else count)
+        state = (y[..., count:].clone(), envelope[..., count:].clone(), early - first)
         return self._scaled(y[..., span], envelope[..., span]), state
 
     def _frames(self, x: Tensor) -> Tensor:
         """(B, C · 2 · bins, 1, t) → (B, C, t, reach), under the window."""
         x = rearrange(x, "b (c n) 1 t -> b c t n", c=self.channels)
-        dtype = torch.promote_types(x.dtype, self.basis.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             log_magnitude, phase = x.to(dtype).split(self.bins, dim=3)
             # A sine of full scale reaches half the window's length, which bounds what exp may give.
@@ -167,7 +167,7 @@ class InverseSTFT(Layer):
         return torch.stack(shifted).sum(0).flatten(2)
 
     def _scaled(self, y: Tensor, envelope: Tensor) -> Tensor:
-        y = y / torch.where(envelope > 0, envelope, 1)
+        y = (y / torch.where(envelope > 0, envelope, 1)).to(self.basis.dtype)
         return rearrange(y, "b c t -> b c 1 t").contiguous(memory_format=torch.channels_last)
 
 

@@ -61,6 +61,26 @@ def test_padding_changes_nothing_before_it(causal: bool) -> None:
     assert torch.equal(y[0], layer(z[:1])[0])
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("parts", [[1], [2], [1, 1], [1, 1, 1]])
+def test_few_frames_stream_too(parts: list[int], causal: bool) -> None:
+    tok = codec(network="frames", causal=causal)
+    codes = torch.randint(24, (1, 2, sum(parts)), generator=torch.Generator().manual_seed(0))
+    streamed = torch.cat(list(tok.decode_stream(codes.split(parts, dim=2))), dim=2)
+    torch.testing.assert_close(streamed, tok.decode(codes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_type(dtype: torch.dtype) -> None:
+    tok = codec(network="frames")
+    x = sounds(1, 1, 1200)
+    expected, z = tok.decode(tok.encode(x)), tok.encoder(x)
+    tok.to(dtype)
+    assert tok.encode(x.to(dtype)).shape == (1, 2, 20)
+    torch.testing.assert_close(tok.encoder(x.to(dtype)).float(), z, rtol=0.1, atol=0.1 * z.abs().max().item())
+    assert tok.decode(tok.encode(x.to(dtype))).dtype == dtype and expected.dtype == torch.float32
+
+
 def test_a_frame_adds_a_wave_under_its_window() -> None:
     layer = InverseSTFT(1, 8, causal=False)
     log_magnitude, phase = torch.full((2, layer.bins), -torch.inf), torch.zeros(2, layer.bins)

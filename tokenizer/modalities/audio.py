@@ -60,12 +60,12 @@ class AudioConfig(SignalOptions, ModalityConfig, kind="audio"):
             f"network is {self.network!r}, expected waveform or frames",
         )
         frames = self.network == "frames"
-        instead = "set dim and depth" if frames else "choose the network frames"
+        instead = "and set dim and depth" if frames else "or choose the network frames"
         for name in WAVEFORM_ONLY if frames else FRAMES_ONLY:
             value, usual = getattr(self, name), getattr(AudioConfig, name)
             require(
                 value == usual,
-                f"{name} is {value}, which the network {self.network} does not have; leave it at {usual}, or "
+                f"{name} is {value}, which the network {self.network} does not have; leave it at {usual}, "
                 f"{instead}",
             )
         if not frames:
