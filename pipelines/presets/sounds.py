@@ -35,8 +35,9 @@ def _audio_small() -> TokenizerTraining:
 
 @preset(TOKENIZERS, "audio-small-frames")
 def _audio_small_frames() -> TokenizerTraining:
-    """The same codes from a network at the frame rate, whose steps take 0.37 of the time. About 10 minutes on
-    2 CPU cores; 3.8 M parameters."""
+    """As many codes from a network at the frame rate, whose steps take 0.37 of the time: about 10 minutes on
+    2 CPU cores for 2500; 3.8 M parameters. After 1250, the time of 500 of audio-small, held-out STOI is 0.90
+    and PESQ 1.76, there 0.86 and 1.51."""
     small = _audio_small()
     modality = AudioConfig(size=(12800,), network="frames")
     # Muon's own arithmetic takes 0.7 of the time of all the rest, and in equal time it learnt less.
