@@ -3,7 +3,7 @@
 Left out: the configs of single modalities and bottlenecks, which stand in their files.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 from tokenizer.bottlenecks import BottleneckConfig
 from tokenizer.bottlenecks.vq import VQConfig
@@ -21,12 +21,20 @@ class DecoderConfig:
     blocks: tuple[int, ...] | None = None
     """Residual blocks per level, from the finest; left out, those of the encoder."""
 
+    network: str | None = None
+    """Sound: `waveform`, or `frames`, which has `dim` and `depth` in place of `widths` and `blocks`. Left
+    out, that of the encoder."""
+    dim: int | None = None
+    """Channels of the network `frames`."""
+    depth: int | None = None
+    """Residual blocks of the network `frames`."""
+
     def applied(self, modality: ModalityConfig) -> ModalityConfig:
         """The config of a modality whose mirror is this decoder. `ValueError` for one that cannot be."""
         changes = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         try:
-            return replace(modality, **changes) if changes else modality
-        except (ValueError, TypeError) as error:
+            return modality.with_networks(**changes) if changes else modality
+        except ValueError as error:
             raise ValueError(f"decoder: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """Layers of networks for sound, each in two forms that agree: whole signals, and chunks with explicit
 state.
 
-Left out: normalisation, which would tie a sample to all others, and attention (`modalities/image.py`).
+Left out: normalisation over time, which would tie a sample to all others, and attention.
 """
 
 from collections.abc import Iterator, Sequence
@@ -97,10 +97,13 @@ class Conv(Layer):
         dilation: int = 1,
         causal: bool = False,
         weight_norm: bool = False,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(channels, width, (1, kernel), (1, stride), dilation=(1, dilation))
+        self.conv = nn.Conv2d(
+            channels, width, (1, kernel), (1, stride), dilation=(1, dilation), groups=groups
+        )
         # Weights of one channel fit both formats, so `contiguous` leaves them: the convolution would take
         # the other format, and sums of both formats take 3 times as long.
         weight = self.conv.weight.data
@@ -141,7 +144,7 @@ class Conv(Layer):
 
     def _convolve(self, x: Tensor, zeros: int = 0) -> Tensor:
         conv = self.conv
-        return F.conv2d(x, conv.weight, conv.bias, conv.stride, (0, zeros), conv.dilation)
+        return F.conv2d(x, conv.weight, conv.bias, conv.stride, (0, zeros), conv.dilation, conv.groups)
 
 
 class Upsample1d(Conv):
@@ -179,6 +182,37 @@ class ELU(Layer):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         return F.elu(x)
+
+
+class GELU(Layer):
+    """The Gaussian error linear unit (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return F.gelu(x)
+
+
+class ChannelNorm(Layer):
+    """Layer normalisation (Ba et al. 2016, arXiv 1607.06450) of each step by itself, over its channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        x = rearrange(x, "b c h t -> b h t c")
+        return rearrange(F.layer_norm(x, self.weight.shape, self.weight, self.bias), "b h t c -> b c h t")
+
+
+class Scale(Layer):
+    """Each channel times a number that is learnt (Touvron et al. 2021, arXiv 2103.17239, section 3)."""
+
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), value))
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return x * rearrange(self.weight, "c -> c 1 1")
 
 
 class Chain(Layer):

@@ -11,17 +11,20 @@ from pipelines.training.options import AdversarialOptions, DecoderTraining
 
 @preset(DECODERS, "pictures")
 def _pictures() -> DecoderTraining:
-    """Small pictures, such as those of the preset emoji. About 8 minutes on 2 CPU cores for 32 × 32 pixels.
-    Not tuned: edges come out sharper, KID no better."""
+    """Small pictures, such as those of the preset emoji: l1 alone, which makes even areas even. About 2
+    minutes on 2 CPU cores for 32 × 32 pixels. Discriminators by --adversarial.weight 0.02, which no run has
+    shown to help pictures yet."""
+    # Measured on emoji of 640 bits: KID (efficientnet-lite0) 0.117 → 0.104, PSNR 25.25 → 25.27 dB; with
+    # discriminators, weights 0.01 to 0.1, 0.121 to 0.128 and 24.9 to 25.1 dB.
     return DecoderTraining(
-        max_steps=1000,
-        optimizer="adamw",
-        learning_rate=2e-4,
-        betas=(0.5, 0.99),
+        max_steps=600,
+        learning_rate=1e-3,
+        muon_learning_rate=0.01,
+        losses={"l1": 1.0},
         data=DataConfig(path="embedded:emoji"),
         augment=Augment(flip=True, shift=1),
         adversarial=AdversarialOptions(
-            weight=0.02, width=48, start=200, learning_rate=1e-3, smoothness=0.1, augment=False
+            weight=0.0, width=48, start=200, learning_rate=1e-3, betas=(0.9, 0.99), augment=False
         ),
     )
 

@@ -3,6 +3,8 @@
 Left out: the options themselves (`training/options.py`).
 """
 
+from dataclasses import replace
+
 from pipelines.data.config import DataConfig
 from pipelines.presets.registry import TOKENIZERS, preset
 from pipelines.training.options import TokenizerTraining
@@ -29,6 +31,17 @@ def _audio_small() -> TokenizerTraining:
             losses={**default_weights(), "l1": 1.0, "mel": 1.0},
         ),
     )
+
+
+@preset(TOKENIZERS, "audio-small-frames")
+def _audio_small_frames() -> TokenizerTraining:
+    """As many codes from a network at the frame rate, whose steps take 0.37 of the time: about 10 minutes on
+    2 CPU cores for 2500; 3.8 M parameters. After 1250, the time of 500 of audio-small, held-out STOI is 0.90
+    and PESQ 1.76, there 0.86 and 1.51."""
+    small = _audio_small()
+    modality = AudioConfig(size=(12800,), network="frames")
+    # Muon's own arithmetic takes 0.7 of the time of all the rest, and in equal time it learnt less.
+    return replace(small, max_steps=2500, optimizer="adamw", model=replace(small.model, modality=modality))
 
 
 def _audio(rate: int, widths: tuple[int, ...], codebooks: int) -> TokenizerTraining:

@@ -102,8 +102,12 @@ def image_config(**changes: Any) -> ImageConfig:
 
 def audio_config(**changes: Any) -> AudioConfig:
     """Small networks for sound; a stride of 60, of which one is odd."""
-    small: dict[str, Any] = {"size": (960,), "strides": (4, 5, 3), "widths": (6, 8, 8), "blocks": (1, 2, 1)}
-    return AudioConfig(**{**small, "kernel": 5, **changes})
+    small: dict[str, Any] = {"size": (960,), "strides": (4, 5, 3), "kernel": 5}
+    if changes.get("network") == "frames":
+        small |= {"dim": 8, "depth": 2}
+    else:
+        small |= {"widths": (6, 8, 8), "blocks": (1, 2, 1)}
+    return AudioConfig(**{**small, **changes})
 
 
 def tokenizer(

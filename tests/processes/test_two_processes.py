@@ -41,6 +41,7 @@ TRAIN = ("emoji", *TINY_TOKENIZER, "--max-steps", 3, "--keep-checkpoints", 1, "-
 DECODER = (
     *("pictures", "--batch-size", 16, "--data.limit", 32, "--max-steps", 3, "--log-every", 1),
     *("--adversarial.width", 4, "--adversarial.start", 1, "--adversarial.balance"),
+    *("--adversarial.weight", 0.1, "--adversarial.smoothness", 0.1, "--optimizer", "adamw"),
     *("--warmup-steps", 2, "--tracker", "none"),
 )
 ENCODE = ("--data.limit", 33, "--batch-size", 7, "--views", 2, "--augment.flip", "--augment.shift", 1)

@@ -38,10 +38,11 @@ def test_snake_works_in_the_precision_of_its_weights(dtype: torch.dtype) -> None
     assert x.grad is not None and x.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("network", ["waveform", "frames"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_all_layers_keep_channels_last(causal: bool) -> None:
+def test_all_layers_keep_channels_last(causal: bool, network: str) -> None:
     """One layer that leaves it makes every sum after it 3 times as slow on a CPU; in chunks too."""
-    tok = codec(causal=causal)
+    tok = codec(causal=causal, network=network)
     formats: list[bool] = []
 
     def look(layer: Layer, args: tuple[Tensor, ...], y: Tensor) -> None:
@@ -57,7 +58,7 @@ def test_all_layers_keep_channels_last(causal: bool) -> None:
     for _ in range(3):
         _, state = tok.encoder.stream(sounds(1, 1, 600), state, False)
     kept = [s for s in _tensors(state) if s.numel() and s.shape[1] > 1]
-    assert len(kept) >= 6 and all(s.stride(1) == 1 for s in kept)
+    assert len(kept) >= 2 and all(s.stride(1) == 1 for s in kept)
 
 
 def _tensors(state: object) -> list[Tensor]:

@@ -19,6 +19,11 @@ CONFIGS = [
         (True, "snake", 2, False),
     ]
 ]
+CONFIGS += [
+    {"causal": causal, "network": "frames", "channels": channels, "strides": (60,)}
+    for causal, channels in [(False, 2), (True, 1)]
+]
+NETWORKS = ["waveform", "frames"]
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda c: "-".join(map(str, c.values())))
@@ -122,8 +127,9 @@ def test_the_state_stays_as_small_as_the_layers_reach(tok: Tokenizer) -> None:
     assert sizes[-1] <= kept + residual
 
 
-def test_a_causal_model_lags_by_one_frame() -> None:
-    tok = codec(causal=True)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_causal_model_lags_by_one_frame(network: str) -> None:
+    tok = codec(causal=True, network=network)
     x = sounds(1, 1, 600)
     stream = EncodeStream(tok)
     for i in range(10):
@@ -135,8 +141,9 @@ def test_a_causal_model_lags_by_one_frame() -> None:
     assert [decoder.push(codes).shape[2] for _ in range(5)] == [60] * 5
 
 
-def test_a_causal_model_sees_no_later_sample() -> None:
-    tok = codec(causal=True)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_causal_model_sees_no_later_sample(network: str) -> None:
+    tok = codec(causal=True, network=network)
     x = sounds(1, 1, 1200)
     changed = x.clone()
     changed[:, :, 600:] += 1

@@ -5,8 +5,8 @@ others.
 """
 
 from collections.abc import Set
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,12 @@ class ModalityConfig(Variant):
 
     def check_losses(self, used: Set[str]) -> None:
         """`ValueError` for losses, by name, that these networks or data cannot have."""
+
+    def with_networks(self, **changes: Any) -> Self:
+        """This config with other networks; `ValueError` for fields that it has not."""
+        if unknown := sorted(changes.keys() - {f.name for f in fields(self)}):
+            raise ValueError(f"{unknown[0]} is no option of the networks for {self.kind}; leave it out")
+        return replace(self, **changes)
 
     def build(self) -> Modality:
         """The modality that this config describes."""

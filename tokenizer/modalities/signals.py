@@ -50,7 +50,7 @@ class SignalOptions:
 
     def __post_init__(self) -> None:
         require(1 <= self.size[0] <= 1 << 26, f"size is {self.size}, expected 1 to 2^26 samples")
-        check_levels(self.strides, self.widths, self.blocks)
+        self.check_networks()
         require(
             all(1 <= s <= 1024 for s in self.strides) and math.prod(self.strides) <= 1 << 16,
             f"strides are {self.strides}, expected 1 to 1024 each and a product of at most 65536",
@@ -59,6 +59,10 @@ class SignalOptions:
             1 <= self.kernel <= 63 and self.kernel % 2 == 1,
             f"kernel is {self.kernel}, expected an odd number from 1 to 63",
         )
+
+    def check_networks(self) -> None:
+        """`ValueError` for sizes of networks that cannot be."""
+        check_levels(self.strides, self.widths, self.blocks)
 
 
 class SignalModality(Modality):

@@ -20,7 +20,7 @@ def small() -> tuple[TokenizerTraining, DecoderTraining]:
     model = dataclasses.replace(model, modality=dataclasses.replace(model.modality, size=(32, 32)))
     first = dataclasses.replace(TOKENIZERS["emoji"].build(), batch_size=4, model=model, optimizer="adamw")
     second = DECODERS["pictures"].build()
-    jury = dataclasses.replace(second.adversarial, width=4)
+    jury = dataclasses.replace(second.adversarial, width=4, weight=0.1)
     return first, dataclasses.replace(second, adversarial=jury)
 
 

@@ -31,6 +31,7 @@ def words_of(script_name: str, request: pytest.FixtureRequest) -> tuple[Any, ...
     if script_name == "train_decoder":
         tok = request.getfixturevalue("tiny_tokenizer")
         small = ("--batch-size", 16, "--data.limit", 32, "--adversarial.width", 4, "--adversarial.start", 1)
+        small += ("--adversarial.weight", 0.1)
         return ("pictures", "--tokenizer", tok, *small, *STEPS)
     if script_name == "quantize_vae":
         vae = request.getfixturevalue("tiny_vae")

@@ -25,19 +25,8 @@ from tokenizer.distributed import Step
 
 STEPS = ("--max-steps", 12, "--checkpoint-every", 4, "--keep-checkpoints", 9, "--eval-every", 5)
 COMMON = ("--log-every", 1, "--warmup-steps", 2, "--tracker", "none", "--adversarial.width", 4)
-PICTURES = (
-    "pictures",
-    "--adversarial.weight",
-    0.1,
-    "--batch-size",
-    16,
-    "--data.limit",
-    32,
-    "--adversarial.start",
-    3,
-    *COMMON,
-    *STEPS,
-)
+PICTURES = ("pictures", "--batch-size", 16, "--data.limit", 32, "--losses", "l2", 1.0, "--optimizer", "adamw")
+PICTURES += ("--adversarial.weight", 0.1, "--adversarial.start", 3, *COMMON, *STEPS)
 SOUND = ("speech", "--batch-size", 4, "--data.limit", 2, "--adversarial.names", "period", *COMMON)
 SOUND += ("--adversarial.start", 1, "--max-steps", 3)
 
