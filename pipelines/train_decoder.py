@@ -103,7 +103,7 @@ def chosen_losses(options: DecoderTraining, old: Tokenizer) -> Mapping[str, floa
     name = old.modality.name
     if options.perceptual and name != "image":
         raise ValueError("--perceptual is for pictures; sound has the losses mel and stft")
-    if not options.losses:
+    if not any(options.losses.values()):
         return old.config.losses
     validate_weights(options.losses, name)
     old.config.modality.check_losses({k for k, weight in options.losses.items() if weight > 0})

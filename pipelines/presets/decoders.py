@@ -7,6 +7,7 @@ from pipelines.data.augment import Augment
 from pipelines.data.config import DataConfig
 from pipelines.presets.registry import DECODERS, preset
 from pipelines.training.options import AdversarialOptions, DecoderTraining
+from tokenizer.losses import default_weights
 
 
 @preset(DECODERS, "pictures")
@@ -20,7 +21,7 @@ def _pictures() -> DecoderTraining:
         max_steps=600,
         learning_rate=1e-3,
         muon_learning_rate=0.01,
-        losses={"l1": 1.0},
+        losses={**default_weights(), "l1": 1.0},
         data=DataConfig(path="embedded:emoji"),
         augment=Augment(flip=True, shift=1),
         adversarial=AdversarialOptions(

@@ -17,6 +17,7 @@ from pipelines.data.config import DataConfig
 from prior.patterns import PATTERNS
 from tokenizer import TokenizerConfig
 from tokenizer.config import DecoderConfig
+from tokenizer.losses import default_weights
 from tokenizer.variants import at_least, require
 
 
@@ -181,8 +182,8 @@ class DecoderTraining(TrainingOptions):
     """Random views of training pictures."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """Another decoder than the tokenizer's own, which then begins untrained."""
-    losses: dict[str, float] = field(default_factory=dict)
-    """Weights of the reconstruction losses by name, in place of the tokenizer's own."""
+    losses: dict[str, float] = field(default_factory=default_weights)
+    """Weights of the reconstruction losses by name, in place of the tokenizer's own; all 0: its own."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decays of the decoder's AdamW; a lower first one follows discriminators more quickly."""
     perceptual: str = ""

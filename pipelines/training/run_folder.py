@@ -34,7 +34,7 @@ from pipelines.training.checkpoints import find_checkpoint
 from pipelines.training.options import MAY_CHANGE, DecoderTraining, TokenizerTraining, TrainingOptions
 from tokenizer.hub.files import CHECKPOINTS, read_json, write_atomically, write_json, write_text
 from tokenizer.modalities import Modality
-from tokenizer.variants import config_to_dict, shortened
+from tokenizer.variants import config_from_dict, config_to_dict, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,9 @@ def _check_run(folder: Path, options: TrainingOptions) -> None:
     path = folder / RUN_FILE
     if options.resume:
         if path.exists():
-            new, defaults = config_to_dict(options), config_to_dict(type(options)())
-            _compare(read_json(path), new, defaults, path, MAY_CHANGE | _may_lie_elsewhere(folder))
+            # One that a run of an older release does not have had its default.
+            old = config_to_dict(config_from_dict(type(options), read_json(path), str(path)))
+            _compare(old, config_to_dict(options), path, MAY_CHANGE | _may_lie_elsewhere(folder))
     elif path.exists() or (folder / "config.json").exists():
         raise ValueError(
             f"{folder} already holds a run; choose another --output, or continue it with --resume latest"
@@ -191,15 +192,13 @@ def require_same_data(folder: Path, resumed: bool, record: Mapping[str, Any]) ->
 def _compare(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
-    defaults: Mapping[str, Any],
     path: Path,
     may_change: Collection[str],
 ) -> None:
-    """`ValueError` naming an option that may not change. One that a run of an older release does not have had
-    its default."""
-    before, after, unset = flatten(old), flatten(new), flatten(defaults)
+    """`ValueError` naming an option that may not change."""
+    before, after = flatten(old), flatten(new)
     for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name, unset.get(name)), after.get(name)
+        was, now = before.get(name), after.get(name)
         if name == "max_steps" and isinstance(was, int) and isinstance(now, int) and now != was:
             if now < was:
                 raise ValueError(

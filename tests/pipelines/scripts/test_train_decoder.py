@@ -25,7 +25,19 @@ from tokenizer.distributed import Step
 
 STEPS = ("--max-steps", 12, "--checkpoint-every", 4, "--keep-checkpoints", 9, "--eval-every", 5)
 COMMON = ("--log-every", 1, "--warmup-steps", 2, "--tracker", "none", "--adversarial.width", 4)
-PICTURES = ("pictures", "--batch-size", 16, "--data.limit", 32, "--losses", "l2", 1.0, "--optimizer", "adamw")
+PICTURES = (
+    "pictures",
+    "--batch-size",
+    16,
+    "--data.limit",
+    32,
+    "--losses.l2",
+    1.0,
+    "--losses.l1",
+    0,
+    "--optimizer",
+    "adamw",
+)
 PICTURES += ("--adversarial.weight", 0.1, "--adversarial.start", 3, *COMMON, *STEPS)
 SOUND = ("speech", "--batch-size", 4, "--data.limit", 2, "--adversarial.names", "period", *COMMON)
 SOUND += ("--adversarial.start", 1, "--max-steps", 3)
@@ -85,7 +97,7 @@ def test_balanced_losses_resume_to_the_byte(
     whole, folder = tmp_path / "whole", tmp_path / "run"
     script("train_decoder", *words, "--output", whole)
     rows = [row for row in rows_of(whole) if "train/loss" in row]
-    assert all("train/loss_balanced" in row and "train/l1" in row for row in rows)
+    assert all("train/loss_balanced" in row and "train/l2" in row for row in rows)
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("step-6", "config.json"))
     script("train_decoder", "--output", folder, "--resume", "latest")
     for name in ("model.safetensors", "checkpoints/step-6/balance.safetensors"):
@@ -116,8 +128,7 @@ def test_sound_and_a_vae_and_another_decoder(
         1,
         "--max-steps",
         3,
-        "--losses",
-        "l1",
+        "--losses.l1",
         1.0,
         "--decoder.widths",
         *"88888",
@@ -216,7 +227,7 @@ def test_bad_input_is_refused_before_data_are_read(
     assert_refused(refused(*of, "--adversarial.start", 12), "--adversarial.start is 12", "--max-steps 12")
     assert_refused(refused(*of, "--adversarial.names", "stft"), "'stft'", "image; known: patch")
     assert_refused(refused(*of, "--decoder.widths", 8), "decoder", "one value per level")
-    assert_refused(refused(*of, "--losses", "mel", 1.0), "'mel'", "known")
+    assert_refused(refused(*of, "--losses.mel", 1.0), "'mel'", "known")
     assert_refused(refused(*of, "--mixed-precision", "fp16"), "fp16", "bf16")
     wrong = ("--discriminator", tiny_tokenizer)
     assert_refused(refused(*of, *wrong), "--discriminator", "model_type", "tokenloom-discriminator")
