@@ -26,7 +26,7 @@ from pipelines.data.tables import credit
 from pipelines.evaluation.tokenizers import EVAL_BATCH, evaluate_tokenizer, measure_tokenizer
 from pipelines.presets import DECODERS
 from pipelines.reports.tokenizers import write_tokenizer_report
-from pipelines.run.command_line import parse, run
+from pipelines.run.command_line import chosen_preset, parse, run
 from pipelines.run.processes import meet, sum_over_processes
 from pipelines.run.publishing import check_push, push
 from pipelines.training.adversary import Adversary
@@ -61,6 +61,7 @@ def main() -> None:
     check_push(accelerator, options, resumed=bool(options.resume))
     # Mistakes in the options are found before the data are read and the folder is claimed.
     old = load_tokenizer(options).to(accelerator.device)
+    check_preset(chosen_preset(DEFAULT_PRESET), old)
     losses = chosen_losses(options, old)
     stage = DecoderStage(begin(old, options), losses)
     jury = load_jury(options, old)
@@ -96,6 +97,13 @@ def load_tokenizer(options: DecoderTraining) -> Tokenizer:
         return Tokenizer.from_pretrained(options.tokenizer)
     except ValueError as error:
         raise ValueError(f"--tokenizer {error}") from error
+
+
+def check_preset(name: str, old: Tokenizer) -> None:
+    """`ValueError` if the preset `name` ("" for none) is for other data than those of the tokenizer."""
+    if name and DECODERS[name].timed != old.modality.timed:
+        others = " or ".join(n for n, p in DECODERS.items() if p.timed == old.modality.timed)
+        raise ValueError(f"the preset {name} is not for {old.modality.name}; take train_decoder.py {others}")
 
 
 def chosen_losses(options: DecoderTraining, old: Tokenizer) -> Mapping[str, float]:
@@ -251,6 +259,8 @@ def finish(
     if accelerator.is_main_process:
         write_tokenizer_report(tok, splits, measured, options.output)
         what = "codes" if tok.is_discrete else "means and log-variances"
+        change = change_in_words(before.headline(), metrics)
+        logger.info("of %d %s of held-out items none differs. %s", compared, what, change)
         card = CardInfo(
             license=options.license,
             title=f"Tokenizer of {splits.name}, its decoder trained anew",
@@ -260,7 +270,7 @@ def finish(
             notes=f"The decoder alone was trained, on {len(splits.train)} items; measured on "
             f"{len(splits.held_out)} held out. Fingerprint and {what} are those of the tokenizer before: of "
             f"{compared} {what} of the held-out items none differs. "
-            f"{change_in_words(before.headline(), metrics)}{credit(options.data.path)}",
+            f"{change}{credit(options.data.path)}",
         )
         tok.save_pretrained(options.output, card)
         if course.adversary is not None:

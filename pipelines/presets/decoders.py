@@ -30,7 +30,7 @@ def _pictures() -> DecoderTraining:
     )
 
 
-@preset(DECODERS, "speech")
+@preset(DECODERS, "speech", timed=True)
 def _speech() -> DecoderTraining:
     """Speech of 16 kHz, such as that of the preset audio-small. Estimate: 20 minutes on 2 CPU cores. Not
     trained yet."""

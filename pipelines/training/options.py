@@ -207,7 +207,7 @@ class DecoderTraining(TrainingOptions):
         require(
             weight == 0 or start < self.max_steps,
             f"--adversarial.start is {start}, but there are only --max-steps {self.max_steps}: the decoder "
-            "would never learn from the discriminators",
+            "would never learn from the discriminators; lower the one, or raise the other",
         )
 
 

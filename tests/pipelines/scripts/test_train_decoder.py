@@ -215,9 +215,9 @@ def _adversary(accuracy: float, passes: int) -> Adversary:
 def test_bad_input_is_refused_before_data_are_read(
     whole: Path, tiny_tokenizer: Path, tiny_codec: Path, script: Script, tmp_path: Path
 ) -> None:
-    def refused(*words: object) -> Finished:
+    def refused(*words: object, run: tuple[object, ...] = PICTURES) -> Finished:
         path = ("--data.path", "/nowhere", "--output", tmp_path / "no")
-        finished = script("train_decoder", *PICTURES, *path, *words, code=2)
+        finished = script("train_decoder", *run, *path, *words, code=2)
         assert not (tmp_path / "no").exists()
         return finished
 
@@ -232,16 +232,29 @@ def test_bad_input_is_refused_before_data_are_read(
     wrong = ("--discriminator", tiny_tokenizer)
     assert_refused(refused(*of, *wrong), "--discriminator", "model_type", "tokenloom-discriminator")
     assert_refused(
-        refused("--tokenizer", tiny_codec, "--discriminator", whole / "discriminator"),
+        refused("--tokenizer", tiny_codec, "--discriminator", whole / "discriminator", run=SOUND),
         "image of 3 channels",
         "audio of 1",
     )
     assert_refused(
         refused(*of, "--adversarial.weight", 0, "--discriminator", whole / "discriminator"), "no effect"
     )
-    assert_refused(refused("--tokenizer", tiny_codec, "--adversarial.names", "stft"), "1600", "2048")
+    assert_refused(
+        refused("--tokenizer", tiny_codec, "--adversarial.names", "stft", run=SOUND), "1600", "2048"
+    )
     assert_refused(refused(*of, "--perceptual", "torchvision:nothing"), "torchvision:vgg16")
-    assert_refused(refused("--tokenizer", tiny_codec, "--perceptual", "torchvision:vgg16"), "for pictures")
+    assert_refused(
+        refused("--tokenizer", tiny_codec, "--perceptual", "torchvision:vgg16", run=SOUND), "for pictures"
+    )
+
+
+def test_a_preset_for_other_data_is_refused(
+    tiny_tokenizer: Path, tiny_codec: Path, script: Script, tmp_path: Path
+) -> None:
+    for preset, tok, other in (("speech", tiny_tokenizer, "pictures"), ("pictures", tiny_codec, "speech")):
+        words = (preset, "--tokenizer", tok, "--output", tmp_path / "no")
+        finished = script("train_decoder", *words, code=2)
+        assert_refused(finished, f"the preset {preset} is not for", f"train_decoder.py {other}")
 
 
 def test_a_tokenizer_of_another_modality_than_the_data(
