@@ -30,10 +30,8 @@ from tests.helpers.running import (
     names_in,
     without_plots,
 )
-from tests.helpers.tiny import pictures
 from tests.helpers.warm import run_ranks
 from tests.helpers.whole_runs import rows_of
-from tokenizer.discriminators import Jury
 from tokenizer.distributed import Step
 
 # k-means after the second of three steps; a batch of 16 is 8 for each process.
@@ -41,7 +39,7 @@ TRAIN = ("emoji", *TINY_TOKENIZER, "--max-steps", 3, "--keep-checkpoints", 1, "-
 DECODER = (
     *("pictures", "--batch-size", 16, "--data.limit", 32, "--max-steps", 3, "--log-every", 1),
     *("--adversarial.width", 4, "--adversarial.start", 1, "--adversarial.balance"),
-    *("--adversarial.weight", 0.1, "--adversarial.smoothness", 0.1, "--optimizer", "adamw"),
+    *("--adversarial.weight", 0.1, "--adversarial.smoothness", 10, "--optimizer", "adamw"),
     *("--warmup-steps", 2, "--tracker", "none"),
 )
 ENCODE = ("--data.limit", 33, "--batch-size", 7, "--views", 2, "--augment.flip", "--augment.shift", 1)
@@ -245,6 +243,14 @@ def test_two_processes_train_the_prior_that_one_trains(more: More, script: Scrip
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def gradients_of_discriminators(folder: Path) -> torch.Tensor:
+    """The averages of the gradients of all their weights that the last checkpoint holds."""
+    held = load_file(folder / "checkpoints" / "step-3" / "optimizers.safetensors")
+    names = sorted(name for name in held if name.startswith("1.") and name.endswith(".exp_avg"))
+    assert names and {name.split(".")[0] for name in held} == {"0", "1"}
+    return torch.cat([held[name].flatten() for name in names])
+
+
 def test_two_processes_sharpen_the_decoder_that_one_sharpens(
     more: More, one: Path, script: Script, tmp_path: Path
 ) -> None:
@@ -254,9 +260,8 @@ def test_two_processes_sharpen_the_decoder_that_one_sharpens(
     expected, found = (load_file(folder / "model.safetensors") for folder in folders)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
     # Not by their weights: where a gradient is nearly 0, Adam's first steps follow its rounding.
-    x = pictures(4, 3, 32, 32)
-    first, second = (Jury.from_pretrained(folder / "discriminator")(x)[0][-1] for folder in folders)
-    torch.testing.assert_close(first, second, atol=3e-3, rtol=1e-2)
+    first, second = (gradients_of_discriminators(folder) for folder in folders)
+    assert (first - second).norm() < 0.01 * first.norm()
     accuracies = [
         [row["train/discriminator_accuracy"] for row in rows_of(folder) if "train/loss" in row]
         for folder in folders

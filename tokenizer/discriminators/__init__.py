@@ -5,7 +5,6 @@ Left out: the discriminators themselves. Each is one file beside this one; a new
 touching others. What they are trained by is in `tokenizer.adversarial`.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -171,4 +170,4 @@ def receptive_field(layers: list[nn.Conv2d], axis: int) -> int:
 def channels_of(layer: int, width: int, most: int = 8) -> int:
     """Channels of a layer (from 0) where each has twice those of the one before it, up to `most` times the
     first one's."""
-    return width * min(most, int(math.pow(2, layer)))
+    return width * min(most, 1 << layer)

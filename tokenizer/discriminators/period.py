@@ -10,14 +10,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer.discriminators import (
-    Convolutions,
-    Discriminator,
-    DiscriminatorConfig,
-    Judgement,
-    receptive_field,
-)
+from tokenizer.discriminators import Convolutions, Discriminator, DiscriminatorConfig, Judgement
 from tokenizer.variants import require
+
+# Periods under a convolution; shorter sound has none that it would see whole.
+KERNEL = 5
 
 
 @dataclass(frozen=True)
@@ -50,18 +47,16 @@ class Period(Discriminator):
         super().__init__()
         self.periods = config.periods
         self.views = nn.ModuleList()
-        reach = 0
         for _ in config.periods:
             layers, last = [], channels
             for i in range(4):
                 width = config.width * min(4**i, 32)
-                layers.append(nn.Conv2d(last, width, (5, 1), (3, 1), padding=(2, 0)))
+                layers.append(nn.Conv2d(last, width, (KERNEL, 1), (3, 1), padding=(KERNEL // 2, 0)))
                 last = width
-            layers.append(nn.Conv2d(last, last, (5, 1), padding=(2, 0)))
+            layers.append(nn.Conv2d(last, last, (KERNEL, 1), padding=(KERNEL // 2, 0)))
             logits = nn.Conv2d(last, 1, (3, 1), padding=(1, 0))
-            reach = receptive_field([layers[0]], 0)
             self.views.append(Convolutions(layers, logits))
-        self.least_size = reach * max(config.periods)
+        self.least_size = KERNEL * max(config.periods)
 
     def forward(self, x: Tensor) -> Judgement:
         return [view(folded(x, period)) for view, period in zip(self.views, self.periods, strict=True)]
