@@ -176,7 +176,7 @@ def tiny_prior(shared: Shared, tiny_tokens: Path) -> Path:
 def tiny_codec(shared: Shared) -> Path:
     """A tokenizer of sound after 8 steps on 6 clips."""
     words = ("--max-steps", 8, "--checkpoint-every", 4, "--eval-every", 6)
-    return shared("codec", "train_tokenizer", "audio-small", *TINY_CODEC, *words)
+    return shared("codec", "train_tokenizer", "audio-small-waveform", *TINY_CODEC, *words)
 
 
 @pytest.fixture(scope="session")
@@ -206,7 +206,7 @@ def tiny_sound_vae(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> 
     file = tmp_path_factory.mktemp("sound-vae") / "vae.json"
     file.write_text(json.dumps(config))
     words = ("--config", file, "--max-steps", 2, "--tracker", "none")
-    return shared("sound-vae", "train_tokenizer", "audio-small", *TINY_SOUND, *words, plots=False)
+    return shared("sound-vae", "train_tokenizer", "audio-small-waveform", *TINY_SOUND, *words, plots=False)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ RUNS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "codec": (
         "train_tokenizer",
         (
-            "audio-small",
+            "audio-small-waveform",
             *TINY_CODEC,
             "--model.modality.widths",
             *"446",

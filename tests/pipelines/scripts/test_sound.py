@@ -36,7 +36,7 @@ SHOWN = {"reconstructions", "reconstructions.html", "reconstructions.png", "code
 RATES = {"rate_distortion.json", "rate_distortion.png"}
 # Projections in the stages, and their k-means starts after steps 1 to 6; a batch of 8 is 4 for each of two.
 TRAIN = (
-    *("audio-small", *TINY_CODEC, "--model.bottleneck.stage.codebook-dim", "4", "--max-steps", "8"),
+    *("audio-small-waveform", *TINY_CODEC, "--model.bottleneck.stage.codebook-dim", "4", "--max-steps", "8"),
     *("--checkpoint-every", "3", "--keep-checkpoints", "9", "--eval-every", "8", "--tracker", "none"),
 )
 
@@ -228,7 +228,7 @@ def test_options_of_the_other_modality_are_refused(
     assert_refused(refused, "embedded:emoji", "expected sound files", "--data.path")
     refused = script("train_tokenizer", "emoji", "--data.path", "embedded:speech", *out, code=2)
     assert_refused(refused, "embedded:speech", "expected pictures", "--data.path")
-    words = ("audio-small", *TINY_CODEC, "--perceptual", "torchvision:vgg16")
+    words = ("audio-small-waveform", *TINY_CODEC, "--perceptual", "torchvision:vgg16")
     assert_refused(script("train_tokenizer", *words, *out, code=2), "--perceptual", "pictures")
     assert not (tmp_path / "out").exists()
 
@@ -268,7 +268,7 @@ def test_classes_of_sound(script: Script, tiny_codec: Path, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("no_report")
 def test_weight_normalisation_is_for_adamw(script: Script, tmp_path: Path) -> None:
-    words = ("audio-small", *TINY_CODEC, "--model.modality.weight-norm", "--max-steps", 2)
+    words = ("audio-small-waveform", *TINY_CODEC, "--model.modality.weight-norm", "--max-steps", 2)
     words += ("--output", tmp_path / "out")
     assert_refused(script("train_tokenizer", *words, code=2), "--optimizer adamw")
     script("train_tokenizer", *words, "--optimizer", "adamw")
