@@ -131,8 +131,8 @@ def dnsmos(x_hat: Tensor, x: Tensor, sample_rate: int) -> Scores:
 
     It has no reference: x only says which items to leave out, and `dnsmos(x, x, sample_rate)` is the score of
     the data. Channels are mixed to one, rates other than 16 kHz are resampled. Takes 0.5 s of a CPU core for
-    a clip of 9 s, 0.5 to 1 s for a shorter one, and some 0.05 s for every further second: for as much sound 2
-    times as long as PESQ, for single words 20 times. Not measured: items with a silent reference, and those
+    9 s of sound, 0.5 to 1 s for less and for up to 30 s: 2 to 5 times as long as PESQ for as much sound, and
+    tens of times for single words. Not measured: items with a silent reference, and those
     below 0.25 s. `ValueError` without the package speechmos, or for unequal shapes, NaN or infinity.
     """
     _package("dnsmos")
