@@ -1,6 +1,7 @@
 """Measures of rebuilt sound: how near its waveform is, how intelligible and how good speech sounds; bitrate.
 
-Left out: distances of spectrograms (`tokenizer.spectral`), and averaging over a data set (`pipelines`).
+Left out: distances of spectrograms (`tokenizer.spectral`), DNSMOS's network (`tokenizer.dnsmos`), and means
+over a data set (`pipelines`).
 """
 
 import importlib
@@ -13,11 +14,12 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
+from tokenizer import dnsmos as dnsmos_network
 from tokenizer.installation import import_torchaudio, install_extra
 
 MAX_SI_SDR = 100.0  # dB, in place of infinity for equal sounds; its negative for a silent x_hat
 SILENCE = 1e-4  # RMS, 80 dB below full scale
-_PACKAGES = {"stoi": "pystoi", "pesq": "pesq"}
+_PACKAGES = {"stoi": "pystoi", "pesq": "pesq", "dnsmos": dnsmos_network.PACKAGE}
 INSTALL = install_extra("metrics")
 
 STOI_RATE = 10_000  # Hz, at which STOI works
@@ -26,6 +28,7 @@ STOI_SAMPLES = 30 * 128 + 256  # at that rate: pystoi needs one more, even where
 # pause after it. ITU-T P.862.3 advises speech of 8 to 30 s.
 PESQ_SECONDS = 15.0
 LOWEST_PESQ = 1.0  # MOS
+SHORTEST = 0.25  # seconds that PESQ and DNSMOS are taken of
 
 
 class Scores(NamedTuple):
@@ -102,7 +105,7 @@ def pesq(x_hat: Tensor, x: Tensor, sample_rate: int) -> Scores:
     rate, mode = (8000, "nb") if sample_rate == 8000 else (16000, "wb")
 
     def measure_part(x_hat: Tensor, x: Tensor) -> float | None:
-        if len(x) < rate / 4 or bool(is_silent(x[None, None])):
+        if len(x) < rate * SHORTEST or bool(is_silent(x[None, None])):
             return None
         if float(x_hat.abs().max()) < 2**-16:  # silent in 16 bits; PESQ would divide by its level
             return LOWEST_PESQ
@@ -122,8 +125,31 @@ def pesq(x_hat: Tensor, x: Tensor, sample_rate: int) -> Scores:
     return _scores(measure, x_hat, x)
 
 
+def dnsmos(x_hat: Tensor, x: Tensor, sample_rate: int) -> Scores:
+    """Mean opinion score of the whole of speech and background that a network hears (DNSMOS P.835, OVRL),
+    (B, C, T) in [-1, 1] twice; about 1 is bad, 4 good.
+
+    It has no reference: x only says which items to leave out, and `dnsmos(x, x, sample_rate)` is the score of
+    the data. Channels are mixed to one, rates other than 16 kHz are resampled. Takes 0.4 s of a CPU core for
+    each window of 9 s, of which a sound has up to 7, and 1 for each second beyond 33. Not measured: items
+    with a silent reference, and those below 0.25 s. `ValueError` without the packages speechmos and
+    onnxruntime, or for unequal shapes, NaN or infinity.
+    """
+    _package("dnsmos")
+    rate = dnsmos_network.RATE
+
+    def measure(x_hat: Tensor, x: Tensor) -> float | None:
+        if len(x) < sample_rate * SHORTEST:
+            return None
+        if sample_rate != rate:
+            x_hat = import_torchaudio().functional.resample(x_hat, sample_rate, rate)
+        return dnsmos_network.overall_score(x_hat)
+
+    return _scores(measure, x_hat, x)
+
+
 def available() -> tuple[str, ...]:
-    """Which of "stoi" and "pesq" can be measured here; the others need `INSTALL`."""
+    """Which of "stoi", "pesq" and "dnsmos" can be measured here; the others need `INSTALL`."""
     return tuple(name for name in _PACKAGES if _import(name) is not None)
 
 
@@ -136,7 +162,10 @@ def bitrate(num_codebooks: int, bits_per_code: float, stride: int, sample_rate: 
 
 
 def _import(measure: str) -> Any:
-    """The package that computes a measure; None if it is missing or does not load."""
+    """The package that computes a measure, or the file of its network; None if it is missing or does not
+    load."""
+    if measure == "dnsmos":
+        return dnsmos_network.weights_file()
     try:
         return importlib.import_module(_PACKAGES[measure])
     except ImportError:

@@ -33,10 +33,10 @@ def evaluate_clips(
     and `scores` take of x_hat and x (1, C, T) in [-1, 1]. Without `thorough`, or where the first codebooks do
     not decode alone, only for all codebooks. The number of a VAE is 0. Without clips there are none.
 
-    With codes also the bitrate (bits per second) and, for all codebooks, usage and perplexity, of all and of
-    each, and, if `thorough`, encode_speed and decode_speed (seconds of the clip per second; on a CPU, with
-    one thread). A clip is left out from where it can no longer be read, and named in the log. Leaves the
-    tokenizer in eval mode.
+    Of `scores`, those that take long are taken for all codebooks alone. With codes also the bitrate (bits per
+    second) and, for all codebooks, usage and perplexity, of all and of each, and, if `thorough`, encode_speed
+    and decode_speed (seconds of the clip per second; on a CPU, with one thread). A clip is left out from
+    where it can no longer be read, and named in the log. Leaves the tokenizer in eval mode.
     """
     tok.eval()
     most, rate = tok.bottleneck.num_codebooks, tok.modality.sample_rate
@@ -52,7 +52,7 @@ def evaluate_clips(
                     x_hat = x_hat.float().clamp(-1, 1)
                     measure(means[k], x_hat, x, rate)
                     if scores is not None:
-                        scores.measure(means[k].add, x_hat, x)
+                        scores.measure(means[k].add, x_hat, x, slow=k == most)
             bar.update()
     rows = {k: mean.over_processes(accelerator) for k, mean in means.items()}
     for name in ("encode", "decode"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipelines.data.clips import Clips
 from pipelines.evaluation.clips import evaluate_clips, measured_codebooks
-from pipelines.evaluation.speech import SpeechScores, helper_count
+from pipelines.evaluation.speech import DNSMOS_SECONDS, SpeechScores, helper_count
 from pipelines.evaluation.tokenizers import MEASURES, Means, Measured
 from tokenizer import Tokenizer
 from tokenizer.sound_metrics import available, is_silent, si_sdr
@@ -23,13 +23,17 @@ def evaluate_sound(
     tok: Tokenizer, clips: Clips, accelerator: Accelerator, batch_size: int, thorough: bool
 ) -> Measured:
     """`evaluate_clips` of l1, mel_distance, stft_distance and si_sdr (dB, of what is not silent); with
-    `thorough` also stoi and pesq, where their packages are installed; those that are not are named in the
-    log. `batch_size` has no effect: clips go one by one."""
+    `thorough` also stoi and pesq, and, for all codebooks, dnsmos and that of the data, dnsmos_original, where
+    their packages are installed; those that are not are named in the log. `batch_size` has no effect: clips
+    go one by one."""
     rate = tok.modality.sample_rate
     mine = range(accelerator.process_index, len(clips), accelerator.num_processes)
     seconds = len(measured_codebooks(tok, thorough)) * sum(map(clips.samples, mine)) / rate
+    names = available() if thorough else ()
+    if "dnsmos" in names:
+        seconds += DNSMOS_SECONDS * len(mine)
     helpers = helper_count(seconds, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
-    speech = SpeechScores(available() if thorough else (), rate, helpers)
+    speech = SpeechScores(names, rate, helpers)
     return evaluate_clips(tok, clips, accelerator, measure_sounds, speech, thorough)
 
 

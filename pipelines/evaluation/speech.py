@@ -1,5 +1,5 @@
-"""STOI and PESQ of many sounds, on all cores that a process may use: neither package takes more than one, and
-PESQ takes longer than all else that is measured.
+"""STOI, PESQ and DNSMOS of many sounds, on all cores that a process may use: none takes more than one core,
+and they take longer than all else that is measured.
 
 Left out: the measures (`tokenizer.sound_metrics`), and what sounds they are taken of (`data/clips.py`).
 """
@@ -24,16 +24,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.run.signals import ignore_requests
-from tokenizer.sound_metrics import pesq, stoi
+from tokenizer.sound_metrics import dnsmos, pesq, stoi
 
 # A helper takes 2 to 3 s to start, as long as it takes over some 70 s of sound.
 SECONDS_EACH = 300
+# Seconds of sound that take STOI and PESQ as long as a clip takes DNSMOS, of what is rebuilt and of the data.
+DNSMOS_SECONDS = 100
 # Each holds some 0.3 GiB.
 MOST = 8
 # More threads than processes would only get in each other's way.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # Where this package and `tokenizer` lie.
 ROOT = Path(__file__).resolve().parents[2]
+
+MEASURES = {"stoi": stoi, "pesq": pesq, "dnsmos": dnsmos}
+# What takes so long that it is not measured at every number of codebooks.
+SLOW = ("dnsmos",)
 
 # {measure: sum of the values, and of how many items}
 Totals = dict[str, tuple[float, float]]
@@ -82,15 +88,19 @@ class SpeechScores:
                 helper.process.wait()
                 helper.line.close()
 
-    def measure(self, add: Callable[[str, float, float], None], x_hat: Tensor, x: Tensor) -> None:
+    def measure(
+        self, add: Callable[[str, float, float], None], x_hat: Tensor, x: Tensor, slow: bool = True
+    ) -> None:
         """Give `add` each measure's name, its sum over the pairs of x_hat and x, (B, C, T) both, and how many
         it could be taken of: some time later, but in the order of the calls.
 
-        Raises what a measure of these or of earlier pairs raised; `ChildProcessError` if a helper has ended.
+        dnsmos has no reference, so that of x comes too, as dnsmos_original; neither without `slow`. Raises
+        what a measure of these or of earlier pairs raised; `ChildProcessError` if a helper has ended.
         """
-        if not self.names:
+        names = tuple(name for name in self.names if slow or name not in SLOW)
+        if not names:
             return
-        job = (self.names, x_hat.float().cpu().numpy(), x.float().cpu().numpy())
+        job = (names, x_hat.float().cpu().numpy(), x.float().cpu().numpy())
         self._asked = deque(future for future in self._asked if not future.done())
         if len(self._asked) < 2 * len(self.helpers):  # one that it works on, and one for when it is done
             future = self._threads.submit(self._ask, job)
@@ -152,7 +162,9 @@ def totals(job: Job, sample_rate: int) -> Totals:
     """The measures that a job asks for."""
     names, *pair = job
     x_hat, x = map(torch.from_numpy, pair)
-    scores = {name: {"stoi": stoi, "pesq": pesq}[name](x_hat, x, sample_rate) for name in names}
+    scores = {name: MEASURES[name](x_hat, x, sample_rate) for name in names}
+    if "dnsmos" in scores:
+        scores["dnsmos_original"] = dnsmos(x, x, sample_rate)
     return {name: (float(s.values.double().sum()), float(s.measured.sum())) for name, s in scores.items()}
 
 

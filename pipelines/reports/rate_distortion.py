@@ -34,6 +34,8 @@ QUANTITIES = {
     "stft_distance": Quantity("STFT distance", "", "lower"),
     "stoi": Quantity("STOI", "0 to 1", "higher"),
     "pesq": Quantity("PESQ", "1 to 4.6", "higher", 2),
+    "dnsmos": Quantity("DNSMOS", "1 to 5", "higher", 2),
+    "dnsmos_original": Quantity("DNSMOS of the data", "1 to 5", "", 2),
     "psnr": Quantity("PSNR", "dB", "higher", 2),
     "l1": Quantity("L1", "", "lower", 4),
     "l2": Quantity("L2", "", "lower", 5),

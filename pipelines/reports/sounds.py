@@ -117,7 +117,7 @@ class SoundReport(Report):
     def remarks(self, measured: Measured) -> str:
         """A table by number of codebooks, if there are several. The log names measures whose packages are not
         installed."""
-        if missing := {"stoi", "pesq"} - set(available()):
+        if missing := {"stoi", "pesq", "dnsmos"} - set(available()):
             which = "them" if len(missing) > 1 else "it"
             logger.info("not measured: %s; install %s with: %s", ", ".join(sorted(missing)), which, INSTALL)
         if len(measured.rates) < 2:
@@ -172,5 +172,7 @@ def rebuilt_clips(tok: Tokenizer, x: Tensor) -> dict[str, Tensor]:
 
 
 def curve(row: Mapping[str, float]) -> dict[str, float]:
-    """What belongs on a plot over the bitrate: no measures of single codebooks, of use and of speed."""
-    return {k: v for k, v in row.items() if not k.startswith(("usage", "perplexity", "encode_", "decode_"))}
+    """What belongs on a plot over the bitrate: no measures of single codebooks, of use and of speed, and none
+    that is taken for all codebooks alone."""
+    others = ("usage", "perplexity", "encode_", "decode_", "dnsmos")
+    return {k: v for k, v in row.items() if not k.startswith(others)}

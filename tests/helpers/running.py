@@ -97,10 +97,11 @@ def as_a_new_process() -> Iterator[None]:
         root.setLevel(level)
 
 
-def run_script(name: str, *words: object, code: int | None = 0) -> Finished:
+def run_script(name: str, *words: object, code: int | None = 0, dnsmos: bool = False) -> Finished:
     """pipelines/NAME.py with `words` as its command line, in this process.
 
-    An exit status other than `code` fails the test that asked (None: any is fine).
+    Without `dnsmos` as where that cannot be measured, as it takes a second for each clip. An exit status
+    other than `code` fails the test that asked (None: any is fine).
     """
     from pipelines.run.command_line import run
 
@@ -108,6 +109,8 @@ def run_script(name: str, *words: object, code: int | None = 0) -> Finished:
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, as_a_new_process():
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        if not dnsmos:
+            patch.setattr("tokenizer.dnsmos.weights_file", lambda: None)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 run(main)

@@ -20,17 +20,18 @@ from pipelines.data.config import DataConfig
 from pipelines.evaluation import sounds as sound_evaluation
 from pipelines.evaluation.clips import one_thread
 from pipelines.evaluation.sounds import evaluate_sound
-from pipelines.evaluation.speech import MOST, SECONDS_EACH, SpeechScores, helper_count
+from pipelines.evaluation.speech import MEASURES, MOST, SECONDS_EACH, SLOW, SpeechScores, helper_count
 from pipelines.evaluation.tokenizers import Measured
 from tests.helpers.running import as_a_new_process
 from tests.helpers.speech import RATE, noise, speech
 from tests.helpers.tiny import codec
 from tests.helpers.warm import run_ranks, run_words
 from tokenizer import Tokenizer
-from tokenizer.sound_metrics import available, is_silent, pesq, si_sdr, stoi
+from tokenizer.sound_metrics import available, dnsmos, is_silent, si_sdr
 from tokenizer.spectral import mel_distance, stft_distance
 
 Added = list[tuple[int, str, float, float]]
+QUICK = tuple(name for name in available() if name not in SLOW)
 
 
 def pair(i: int) -> tuple[Tensor, Tensor]:
@@ -49,8 +50,8 @@ def direct() -> Added:
     """What direct calls make of nine pairs."""
     wanted = []
     for i in range(9):
-        for name in available():
-            score = {"stoi": stoi, "pesq": pesq}[name](*pair(i), RATE)
+        for name in QUICK:
+            score = MEASURES[name](*pair(i), RATE)
             wanted.append((i, name, score.values.double().sum().item(), float(score.measured.sum())))
     return wanted
 
@@ -77,7 +78,7 @@ def add_all(scores: SpeechScores) -> None:
 def test_scores_are_those_of_direct_calls_in_the_same_order_until_one_raises(helpers: int) -> None:
     added: Added = []
     with pytest.raises(ValueError, match=r"x_hat .*finite.*\[-1, 1\], got NaN") as raised:  # noqa: SIM117
-        with SpeechScores(available(), RATE, helpers) as scores:
+        with SpeechScores(QUICK, RATE, helpers) as scores:
             asked = noted(scores)
             for i in range(9):
                 scores.measure(functools.partial(take, added, i), *pair(i))
@@ -91,6 +92,22 @@ def test_scores_are_those_of_direct_calls_in_the_same_order_until_one_raises(hel
         assert "in totals" in "".join(raised.value.__notes__)
 
 
+def test_what_takes_long_is_left_out_where_asked_and_dnsmos_is_that_of_the_data_too() -> None:
+    added: Added = []
+    x = speech(4, 1.2)[None]  # 8 times make one window
+    x_hat = x + noise(x, 0.02)
+    with SpeechScores(available(), RATE, 0) as scores:
+        scores.measure(functools.partial(take, added, 0), x_hat, x, slow=False)
+        scores.measure(functools.partial(take, added, 1), x_hat, x)
+        scores.measure(functools.partial(take, added, 2), *pair(2))  # silent
+    assert [name for i, name, *_ in added if i == 0] == [*QUICK]
+    rebuilt, original = (dnsmos(y, x, RATE).values.item() for y in (x_hat, x))
+    wanted = [(1, "dnsmos", rebuilt, 1.0), (1, "dnsmos_original", original, 1.0)]
+    assert [row for row in added if row[0] == 1][len(QUICK) :] == wanted
+    assert original > rebuilt + 0.1
+    assert added[-2:] == [(2, "dnsmos", 0.0, 0.0), (2, "dnsmos_original", 0.0, 0.0)]
+
+
 def test_nothing_is_started_or_added_for_no_measures() -> None:
     added: Added = []
     with SpeechScores((), RATE, 2) as scores:
@@ -102,7 +119,7 @@ def test_nothing_is_started_or_added_for_no_measures() -> None:
 def test_helpers_are_deaf_to_signals_of_the_run_and_end_with_the_context() -> None:
     added: Added = []
     with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
-        with SpeechScores(available(), RATE, 2) as scores:
+        with SpeechScores(QUICK, RATE, 2) as scores:
             first, second = (helper.process for helper in scores.helpers)
             assert len({os.getpgid(0), os.getpgid(first.pid), os.getpgid(second.pid)}) == 3
             asked = noted(scores)
@@ -131,9 +148,9 @@ def test_helpers_are_deaf_to_signals_of_the_run_and_end_with_the_context() -> No
 # Its helpers hold its stdout too.
 KILLED = """
 import os, signal
-from tests.pipelines.evaluation.test_speech import RATE, SpeechScores, available, pair
+from tests.pipelines.evaluation.test_speech import QUICK, RATE, SpeechScores, pair
 
-with SpeechScores(available(), RATE, 2) as scores:
+with SpeechScores(QUICK, RATE, 2) as scores:
     for i in range(4):
         scores.measure(lambda *_: None, *pair(i))
     print("measuring", flush=True)
@@ -181,8 +198,8 @@ def plain_means(tok: Tokenizer, clips: Clips, k: int) -> dict[str, float]:
         }
         assert not is_silent(x)
         found["si_sdr"] = si_sdr(x_hat, x).item()
-        for name in available():
-            mean = {"stoi": stoi, "pesq": pesq}[name](x_hat, x, RATE).mean()
+        for name in QUICK:
+            mean = MEASURES[name](x_hat, x, RATE).mean()
             if mean is not None:
                 found[name] = mean
         for name, value in found.items():
@@ -194,6 +211,7 @@ def test_an_evaluation_is_the_mean_of_plain_measures_with_and_without_helpers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tok = codec().eval()
+    monkeypatch.setattr(sound_evaluation, "available", lambda: QUICK)
     clips = load_splits(DataConfig("embedded:speech", limit=2), tok.modality).held_out
     threads = torch.get_num_threads()
     found = [measured_with(helpers, tok, clips, monkeypatch) for helpers in (0, 1)]
@@ -219,11 +237,13 @@ from pipelines.data.config import DataConfig
 from pipelines.evaluation import sounds as sound_evaluation
 from pipelines.evaluation.sounds import evaluate_sound
 from tests.helpers.tiny import codec
+from tests.pipelines.evaluation.test_speech import QUICK
 
 tok = codec().eval()  # before it could start its codes together with the other rank
 accelerator = Accelerator(cpu=True)
 asked = []
 sound_evaluation.helper_count = lambda _, local: asked.append(local) or 1
+sound_evaluation.available = lambda: QUICK
 if accelerator.process_index == 1 and sys.argv[1] == "dies":
     sound_evaluation.measure_sounds = lambda *_: os._exit(3)
 clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
@@ -244,11 +264,12 @@ def test_two_ranks_with_helpers_get_the_scores_of_one_process_and_leave_none(
     with one_thread(True):  # as the ranks have
         tok = codec().eval()
     clips = load_splits(DataConfig("embedded:speech", limit=3), tok.modality).held_out
+    monkeypatch.setattr(sound_evaluation, "available", lambda: QUICK)
     alone = measured_with(0, tok, clips, monkeypatch)
     assert list(rates) == [str(k) for k in alone.rates]
     for k, row in alone.rates.items():
         wanted = {name: value for name, value in row.items() if not name.endswith("_speed")}
-        assert set(available()) <= set(wanted)
+        assert {*QUICK} <= set(wanted)
         assert {name: rates[str(k)][name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
     assert alone.counts is not None and counts == alone.counts.tolist()
 

@@ -75,9 +75,9 @@ def test_clips_of_a_row_share_colours_and_time() -> None:
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        (("stoi", "pesq"), ""),
-        (("stoi",), "not measured: pesq; install it with: "),
-        ((), "not measured: pesq, stoi; install them with: "),
+        (("stoi", "pesq", "dnsmos"), ""),
+        (("stoi", "dnsmos"), "not measured: pesq; install it with: "),
+        ((), "not measured: dnsmos, pesq, stoi; install them with: "),
     ],
 )
 def test_measures_that_are_not_installed_are_named(
