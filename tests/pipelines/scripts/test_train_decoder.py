@@ -257,6 +257,17 @@ def test_a_preset_for_other_data_is_refused(
         assert_refused(finished, f"the preset {preset} is not for", f"train_decoder.py {other}")
 
 
+def test_a_short_run_is_called_so(whole: Path, tiny_tokenizer: Path, script: Script, tmp_path: Path) -> None:
+    words = ("pictures", "--tokenizer", tiny_tokenizer, "--data.path", "/nowhere", "--warmup-steps", 2)
+    for steps, short in ((59, True), (60, False)):
+        given = ("--max-steps", steps, "--adversarial.start", 3, "--output", tmp_path / "no")
+        finished = script("train_decoder", *words, *given, code=2)
+        said = f"--max-steps {steps} is short (the preset has 600)"
+        assert (said in finished.err) == short, finished.err
+    resumed = script("train_decoder", "--output", whole, "--resume", "latest")
+    assert "is short" not in resumed.err and "is finished" in resumed.err
+
+
 def test_a_tokenizer_of_another_modality_than_the_data(
     tiny_codec: Path, script: Script, tmp_path: Path
 ) -> None:
