@@ -61,9 +61,11 @@ CASES = {
         OF_EMOJI,
         lambda metrics: {},
     ),
+    # Two codebooks, since every script at its end measures all held-out clips at each number of them.
     "speech": Case(
         first=(
             *("audio-small-frames", "--model.modality.dim", 96, "--model.modality.depth", 3),
+            *("--model.bottleneck.num-codebooks", 2),
             *("--model.modality.size", 6400, "--max-steps", 500),
         ),
         second=("speech", "--batch-size", 8, "--adversarial.width", 4),
