@@ -34,7 +34,7 @@ from pipelines.training.balance import Balance
 from pipelines.training.loop import Course
 from pipelines.training.options import DecoderTraining
 from pipelines.training.run_folder import check_run_folder, command_line, run_on_data
-from pipelines.training.setup import optimizers_of, start_accelerator
+from pipelines.training.setup import optimizers_of, start_accelerator, warn_of_short_run
 from pipelines.training.sharding import is_sharded
 from tokenizer import Tokenizer
 from tokenizer.decoder_stage import DecoderOutput, DecoderStage, with_decoder
@@ -57,11 +57,14 @@ def main() -> None:
     options = parse(DecoderTraining, __doc__ or "", presets=DECODERS, default_preset=DEFAULT_PRESET)
     accelerator = start_accelerator(options)
     check_options(options, accelerator)
+    name = chosen_preset(DEFAULT_PRESET)
+    if accelerator.is_main_process:
+        warn_of_short_run(options, DECODERS[name].build().max_steps if name else 0)
     check_run_folder(accelerator, options)
     check_push(accelerator, options, resumed=bool(options.resume))
     # Mistakes in the options are found before the data are read and the folder is claimed.
     old = load_tokenizer(options).to(accelerator.device)
-    check_preset(chosen_preset(DEFAULT_PRESET), old)
+    check_preset(name, old)
     losses = chosen_losses(options, old)
     stage = DecoderStage(begin(old, options), losses)
     jury = load_jury(options, old)

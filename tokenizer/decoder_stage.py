@@ -51,6 +51,8 @@ class DecoderStage(nn.Module):
         with torch.no_grad():
             z_q = tok.bottleneck.frozen(tok._latents(x), step)
         x_hat = tok._crop(tok._decoded(z_q), x.shape[2:])
+        # Half precision is read here, not by each loss, so that all gradients meet in what is given back.
+        x_hat = x_hat.to(torch.promote_types(x_hat.dtype, torch.float32))
         terms = reconstruction_losses(x_hat, x, self.losses, tok.modality.sample_rate)
         losses = {k: self.losses[k] * v for k, v in terms.items()}
         return DecoderOutput(x_hat, losses, {k: v.detach() for k, v in terms.items()})

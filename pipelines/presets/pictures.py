@@ -104,7 +104,7 @@ def _image_64() -> TokenizerTraining:
 @preset(TOKENIZERS, "image-256")
 def _image_256() -> TokenizerTraining:
     """256 × 256 colour pictures, 1024 codes of 13 bits. Estimate: days on several data-centre GPUs for 1 M
-    pictures, in bf16; 43 M parameters."""
+    pictures, in bf16; 43 M parameters. Not trained."""
     return TokenizerTraining(
         max_steps=200_000,
         batch_size=128,

@@ -77,12 +77,12 @@ def _audio(rate: int, widths: tuple[int, ...], codebooks: int) -> TokenizerTrain
 @preset(TOKENIZERS, "audio-16k")
 def _audio_16k() -> TokenizerTraining:
     """16 kHz mono sound, causal, 50 frames per second of 8 codes of 10 bits (4 kbit/s). Estimate: a day on
-    one GPU for some hundred hours of sound; 21 M parameters."""
+    one GPU for some hundred hours of sound; 21 M parameters. Not trained."""
     return _audio(16000, (64, 128, 256, 512), 8)
 
 
 @preset(TOKENIZERS, "audio-24k")
 def _audio_24k() -> TokenizerTraining:
     """24 kHz mono sound, causal, 75 frames per second of 8 codes of 10 bits (6 kbit/s). Estimate: days on one
-    GPU for some hundred hours of sound; 37 M parameters."""
+    GPU for some hundred hours of sound; 37 M parameters. Not trained."""
     return _audio(24000, (64, 128, 320, 704), 8)

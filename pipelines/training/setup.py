@@ -142,15 +142,22 @@ def seed_layers(seed: int, step: int, rank: int) -> None:
 SHORT = 0.1
 
 
-def short_run(options: Any, log: bool, usual: int = 0) -> Any:
-    """`options` with warm-ups that fit a run of few steps; says what it changed, and what a run so short is
-    good for. `usual`: the steps of the preset, 0 for none."""
-    bottleneck, steps = options.model.bottleneck, options.max_steps
-    least = max(bottleneck.start_steps, options.warmup_steps) + 1
-    if log and not options.resume and (steps < least or steps < SHORT * usual):
+def warn_of_short_run(options: TrainingOptions, usual: int = 0, least: int = 0) -> None:
+    """Say what a run is good for that has less than `least` steps, or few of those of its preset, `usual` (0
+    for none). A run that goes on was told so when it began."""
+    steps = options.max_steps
+    if not options.resume and (steps < max(least, options.warmup_steps + 1) or steps < SHORT * usual):
         of = f" (the preset has {usual})" if usual else ""
         text = "--max-steps %d is short%s: enough to try things out, too little to learn much"
         logger.warning(text, steps, of)
+
+
+def short_run(options: Any, log: bool, usual: int = 0) -> Any:
+    """`options` with warm-ups that fit a run of few steps; says what it changed, and what a run so short is
+    good for. `usual`: the steps of the preset, 0 for none."""
+    bottleneck = options.model.bottleneck
+    if log:
+        warn_of_short_run(options, usual, bottleneck.start_steps + 1)
     if bottleneck.start_steps and bottleneck.start_steps >= options.max_steps:
         bottleneck = bottleneck.starting_within(options.max_steps // 2)
         if log:

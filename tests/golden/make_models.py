@@ -4,14 +4,15 @@ Left out: the comparison (test_models.py). Run `python -m tests.golden.make_mode
 codes is meant, and say so in the commit: saved models of users then mean something else. A golden file is one
 safetensors file: the tensors `model.*` are the model's weights, the others its inputs and outputs, and the
 metadata hold its config. For every kind of bottleneck there is `KIND.safetensors`, of pictures; and there are
-`codec.safetensors`, of sound, and `prior.safetensors`. Names on the command line make those files only.
-Pictures whose codes lie so close to a border between two entries that another machine's rounding could move
-them are passed over.
+`codec.safetensors` and `codec_frames.safetensors`, of sound and its two networks, and `prior.safetensors`.
+Names on the command line make those files only. Pictures and sound whose codes lie so close to a border
+between two entries that another machine's rounding could move them are passed over.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -105,19 +106,26 @@ def make_tokenizer(kind: str, pictures: Tensor) -> None:
     write(kind, tok, {"x": x, **tensors})
 
 
-def make_codec() -> None:
+# Files of sound, and their networks.
+CODECS: dict[str, dict[str, Any]] = {
+    "codec": {"widths": (4, 6, 6)},
+    "codec_frames": {"network": "frames", "dim": 6, "depth": 1},
+}
+
+
+def make_codec(name: str) -> None:
     """A tokenizer of sound with three codebooks, and two pieces of speech."""
     clips = load_splits(DataConfig("embedded:speech", limit=60), AudioConfig().build()).train
     x = torch.stack([clips.segment(i, 1200, 0.5)[0] for i in range(len(clips))])
     config = TokenizerConfig(
-        audio_config(widths=(4, 6, 6)), bottleneck_config("rvq", num_codebooks=3), {"l1": 1.0, "mel": 1.0}
+        audio_config(**CODECS[name]), bottleneck_config("rvq", num_codebooks=3), {"l1": 1.0, "mel": 1.0}
     )
     tok = trained(config, x)
     x = x[robust(tok, x)]
     loudest = x.square().mean((1, 2)).argsort(descending=True)[:PICTURES]
     x = x[loudest]
     codes = tok.encode(x)
-    write("codec", tok, {"x": x, "codes": codes, "x_hat": tok.decode(codes)})
+    write(name, tok, {"x": x, "codes": codes, "x_hat": tok.decode(codes)})
 
 
 def make_prior() -> None:
@@ -140,10 +148,10 @@ def make_prior() -> None:
 
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
-    wanted = sys.argv[1:] or [*kinds(), "codec", "prior"]
+    wanted = sys.argv[1:] or [*kinds(), *CODECS, "prior"]
     for name in wanted:
-        if name == "codec":
-            make_codec()
+        if name in CODECS:
+            make_codec(name)
         elif name == "prior":
             make_prior()
         else:

@@ -17,7 +17,8 @@ from tokenizer.bottlenecks import kinds
 from tokenizer.variants import config_from_dict
 
 GOLDEN = Path(__file__).parent
-TOKENIZERS = sorted(p.stem for p in GOLDEN.glob("*.safetensors") if p.stem not in ("codec", "prior"))
+CODECS = ["codec", "codec_frames"]
+TOKENIZERS = sorted(p.stem for p in GOLDEN.glob("*.safetensors") if p.stem not in (*CODECS, "prior"))
 
 
 def read(name: str) -> tuple[dict[str, object], dict[str, Tensor], dict[str, Tensor]]:
@@ -63,8 +64,9 @@ def test_tokenizers_give_the_same_codes_and_pictures(name: str) -> None:
     assert (x_hat - x).square().mean() < 0.5 * x.var()
 
 
-def test_a_codec_gives_the_same_codes_and_sound() -> None:
-    tok, golden = load_tokenizer("codec")
+@pytest.mark.parametrize("name", CODECS)
+def test_codecs_give_the_same_codes_and_sound(name: str) -> None:
+    tok, golden = load_tokenizer(name)
     codes = tok.encode(golden["x"])
     assert torch.equal(codes, golden["codes"]) and codes.unique().numel() > 8 and codes.shape == (2, 3, 20)
     streamed = torch.cat(list(tok.encode_stream(golden["x"].split(370, dim=2))), dim=2)

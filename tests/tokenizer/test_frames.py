@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.helpers.tiny import audio_config, codec, sounds, tokenizer
 from tokenizer import Tokenizer, TokenizerConfig
@@ -125,6 +127,68 @@ def test_no_number_is_complex() -> None:
     with _Types() as types:
         tok.decode(tok.encode(sounds(1, 1, 600)))
     assert torch.float32 in types.seen and not any(dtype.is_complex for dtype in types.seen)
+
+
+class _Encode(nn.Module):
+    """x (B, C, t · hop) → codes (B, K, t): encoder and search, without the checks of what goes in."""
+
+    def __init__(self, tok: Tokenizer) -> None:
+        super().__init__()
+        self.encoder, self.bottleneck = tok.encoder, tok.bottleneck
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes: Tensor = self.bottleneck.encode(self.encoder(x))
+        return codes
+
+
+class _Decode(nn.Module):
+    """Codes (B, K, t) → x_hat (B, C, t · hop)."""
+
+    def __init__(self, tok: Tokenizer) -> None:
+        super().__init__()
+        self.bottleneck, self.decoder = tok.bottleneck, tok.decoder
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x_hat: Tensor = self.decoder(self.bottleneck.decode(codes))
+        return x_hat
+
+
+class _Fourier(nn.Module):
+    """What the networks must not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x).abs()
+
+
+def exported(module: nn.Module, example: Tensor, step: int = 1) -> ExportedProgram:
+    """By `torch.export`, for any batch and any number of frames of `step` along the last axis."""
+    sizes = {0: Dim("batch"), 2: step * Dim("frames", min=2)}
+    with torch.no_grad():
+        return torch.export.export(module, (example,), dynamic_shapes=(sizes,))
+
+
+def types_in(program: ExportedProgram) -> set[torch.dtype]:
+    """Of all tensors in a graph and its inner ones: weights, constants and what operations give."""
+    graphs = [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    values = [node.meta.get("val") for graph in graphs for node in graph.graph.nodes]
+    kept = [*program.state_dict.values(), *program.constants.values()]
+    return {leaf.dtype for leaf in tree_leaves([values, kept]) if isinstance(leaf, Tensor)}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_both_ways_export_in_real_arithmetic(causal: bool) -> None:
+    tok = codec(network="frames", causal=causal, channels=2, depth=1)
+    x = sounds(2, 2, 1200)
+    encode, decode = exported(_Encode(tok), x, step=60), exported(_Decode(tok), tok.encode(x))
+    for program in (encode, decode):
+        found = types_in(program)
+        assert torch.float32 in found and not any(dtype.is_complex for dtype in found)
+    for batch, frames in [(1, 2), (1, 53), (3, 7)]:
+        x = sounds(batch, 2, frames * 60, seed=frames)
+        codes = tok.encode(x)
+        assert torch.equal(encode.module()(x), codes) and codes.unique().numel() > 2
+        torch.testing.assert_close(decode.module()(codes), tok.decode(codes), rtol=0, atol=1e-5)
+    assert torch.complex64 in types_in(exported(_Fourier(), x))
 
 
 def test_codes_of_one_network_are_decoded_by_the_other() -> None:

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines.encode_dataset import EncodeOptions
 from pipelines.evaluate import EvaluateOptions
-from pipelines.presets import PRIORS, TOKENIZERS
+from pipelines.presets import DECODERS, PRIORS, TOKENIZERS
 from pipelines.quantize_vae import QuantizeOptions
 from pipelines.quickstart import QuickstartOptions
 from pipelines.run.command_line import parse
 from pipelines.sample import SampleOptions
-from pipelines.training.options import PriorTraining, TokenizerTraining
+from pipelines.train_decoder import check_preset, chosen_losses, load_jury, weights_of
+from pipelines.training.options import DecoderTraining, PriorTraining, TokenizerTraining
 from tests.pipelines.run.test_command_line import prior_options, tokenizer_options
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks import BottleneckConfig
+from tokenizer.decoder_stage import DecoderStage
+from tokenizer.perceptual import load_perceptual
 from tokenizer.variants import config_from_dict, config_to_dict
 
 
@@ -49,6 +53,41 @@ def test_every_prior_preset_builds_and_can_be_written_down(name: str) -> None:
     assert options.model.dim % (options.model.heads * 4) == 0  # whole pairs for two axes
 
 
+# The presets of tokenizers that those of decoders are for, where they have not the same name.
+FIRST = {"pictures": "emoji", "speech": "audio-small"}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_preset_builds_on_its_tokenizer_and_can_be_written_down(name: str) -> None:
+    options = parse(DecoderTraining, "Train.", [name], DECODERS, "pictures")
+    assert options == DECODERS[name].build()
+    assert config_from_dict(DecoderTraining, config_to_dict(options)) == options
+    first = TOKENIZERS[FIRST.get(name, name)].build()
+    with torch.device("meta"):  # weights of hundreds of megabytes, of which no value matters
+        tok = Tokenizer(first.model)
+        check_preset(name, tok)
+        jury = load_jury(options, tok)
+        stage = DecoderStage(tok, chosen_losses(options, tok))
+    assert jury is None or jury.config.modality == tok.modality.name
+    # All that the decoder pays for has a weight, and is judged by networks that are there.
+    weights = {k: weight for k, weight in weights_of(options, stage).items() if weight > 0}
+    assert set(weights) & {*first.model.losses} and ("adversarial" in weights) == (jury is not None)
+    assert ("perceptual" in weights) == bool(options.perceptual)
+    if options.perceptual:
+        load_perceptual(options.perceptual)
+    # As in the first stage, where that is not for two cores.
+    if name not in FIRST:
+        same = ("batch_size", "mixed_precision", "checkpoint_every", "eval_every", "data", "augment")
+        assert [getattr(options, k) for k in same] == [getattr(first, k) for k in same]
+        assert DECODERS[name].about.endswith("Not trained.")
+        assert TOKENIZERS[name].about.endswith("Not trained.")
+
+
+def test_the_decoder_presets_that_were_promised_are_there() -> None:
+    assert list(DECODERS)[:2] == ["pictures", "speech"]
+    assert set(DECODERS) >= {"audio-16k", "audio-24k", "image-256"}
+
+
 def test_every_bottleneck_has_a_preset_that_shows_it() -> None:
     shown = {preset.build().model.bottleneck.kind for preset in TOKENIZERS.values()}
     assert shown == set(BottleneckConfig.members())
@@ -68,7 +107,11 @@ def help_of(cls: type, monkeypatch: pytest.MonkeyPatch, **presets: Any) -> str:
 
 @pytest.mark.parametrize(
     ("cls", "presets", "default"),
-    [(TokenizerTraining, TOKENIZERS, "emoji"), (PriorTraining, PRIORS, "small")],
+    [
+        (TokenizerTraining, TOKENIZERS, "emoji"),
+        (PriorTraining, PRIORS, "small"),
+        (DecoderTraining, DECODERS, "pictures"),
+    ],
 )
 def test_help_lists_every_preset_with_its_cost(
     cls: type, presets: Any, default: str, monkeypatch: pytest.MonkeyPatch
@@ -96,7 +139,7 @@ def flags_of(cls: type) -> list[str]:
 @pytest.mark.parametrize(
     "cls",
     [
-        *(TokenizerTraining, PriorTraining, EncodeOptions, EvaluateOptions, SampleOptions),
+        *(TokenizerTraining, PriorTraining, DecoderTraining, EncodeOptions, EvaluateOptions, SampleOptions),
         *(QuantizeOptions, QuickstartOptions),
     ],
 )

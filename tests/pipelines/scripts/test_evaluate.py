@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from pipelines.data.batches import load_splits
 from pipelines.data.config import DataConfig
+from pipelines.evaluation import kid
 from pipelines.evaluation.kid import evaluate_kid
 from pipelines.evaluation.priors import code_batches, evaluate_prior
 from pipelines.tokens.items import read_tokens
@@ -224,7 +225,7 @@ def test_without_label_dropout_only_labels_are_measured_and_sampled(
 
 
 def test_kid_of_a_prior_that_knows_classes_only(
-    tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tok = Tokenizer.from_pretrained(tiny_tokenizer)
     config = PriorConfig(32, grid=(8, 8), class_names=EMOJI, unconditional=False, dim=24, depth=1, heads=2)
@@ -241,6 +242,15 @@ def test_kid_of_a_prior_that_knows_classes_only(
     metrics = evaluate_kid(network, tok, prior, examples, batch_size=16)
     assert {"kid_reconstructions", "kid_samples"} < metrics.keys()
     assert len(torch.cat(asked)) == len(examples) and torch.cat(asked).unique().numel() > 4
+    (warning,) = caplog.messages
+    spread = f"{metrics['kid_samples']:.2g} ± {metrics['kid_samples_std']:.1g}"
+    assert "--kid of 40 pictures is a rough estimate" in warning and f"kid_samples {spread}" in warning
+    assert f"kid_reconstructions {metrics['kid_reconstructions']:.2g} ±" in warning
+
+    caplog.clear()
+    monkeypatch.setattr(kid, "FEW", 40)
+    evaluate_kid(network, tok, None, examples, batch_size=16)
+    assert not caplog.messages
 
 
 # Another tokenizer

@@ -3,6 +3,7 @@ what cannot be before data are read.
 """
 
 import json
+import math
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -102,6 +103,16 @@ def test_balanced_losses_resume_to_the_byte(
     script("train_decoder", "--output", folder, "--resume", "latest")
     for name in ("model.safetensors", "checkpoints/step-6/balance.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_balanced_losses_in_bf16(
+    tiny_tokenizer: Path, script: Script, no_plots: None, tmp_path: Path
+) -> None:
+    words = (*PICTURES, "--tokenizer", tiny_tokenizer, "--adversarial.balance", "--mixed-precision", "bf16")
+    script("train_decoder", *words, "--max-steps", 5, "--eval-every", 9, "--output", tmp_path / "run")
+    rows = [row for row in rows_of(tmp_path / "run") if "train/loss" in row]
+    assert len(rows) == 5 and all(math.isfinite(value) for row in rows for value in row.values())
+    assert "train/adversarial" in rows[-1] and rows[-1]["train/gradient_norm"] > 0
 
 
 def test_going_on_from_discriminators(
@@ -255,6 +266,17 @@ def test_a_preset_for_other_data_is_refused(
         words = (preset, "--tokenizer", tok, "--output", tmp_path / "no")
         finished = script("train_decoder", *words, code=2)
         assert_refused(finished, f"the preset {preset} is not for", f"train_decoder.py {other}")
+
+
+def test_a_short_run_is_called_so(whole: Path, tiny_tokenizer: Path, script: Script, tmp_path: Path) -> None:
+    words = ("pictures", "--tokenizer", tiny_tokenizer, "--data.path", "/nowhere", "--warmup-steps", 2)
+    for steps, short in ((59, True), (60, False)):
+        given = ("--max-steps", steps, "--adversarial.start", 3, "--output", tmp_path / "no")
+        finished = script("train_decoder", *words, *given, code=2)
+        said = f"--max-steps {steps} is short (the preset has 600)"
+        assert (said in finished.err) == short, finished.err
+    resumed = script("train_decoder", "--output", whole, "--resume", "latest")
+    assert "is short" not in resumed.err and "is finished" in resumed.err
 
 
 def test_a_tokenizer_of_another_modality_than_the_data(
