@@ -41,10 +41,10 @@ def distance_of_pictures(metrics: Metrics) -> dict[str, float]:
 
 
 def distances_of_speech(metrics: Metrics) -> dict[str, float]:
-    """PESQ, or where it is not installed STOI and the distance of spectra."""
+    """DNSMOS and PESQ; STOI and the distance of spectra where PESQ is not installed."""
     if "pesq" in available():
-        return {"pesq": -metrics["pesq"]}
-    return {"stoi": -metrics["stoi"], "mel_distance": metrics["mel_distance"]}
+        return {"dnsmos": -metrics["dnsmos"], "pesq": -metrics["pesq"]}
+    return {name: -metrics[name] for name in ("dnsmos", "stoi")} | {"mel_distance": metrics["mel_distance"]}
 
 
 EMOJI = (
@@ -64,7 +64,7 @@ CASES = {
     # Two codebooks, since every script at its end measures all held-out clips at each number of them.
     "speech": Case(
         first=(
-            *("audio-small-frames", "--model.modality.dim", 96, "--model.modality.depth", 3),
+            *("audio-small", "--model.modality.dim", 96, "--model.modality.depth", 3),
             *("--model.bottleneck.num-codebooks", 2),
             *("--model.modality.size", 6400, "--max-steps", 500),
         ),
@@ -76,7 +76,7 @@ CASES = {
 
 
 def measured(script: Script, case: Case, tokenizer: Path, output: Path) -> Metrics:
-    script("evaluate", "--tokenizer", tokenizer, *case.evaluation, "--output", output)
+    script("evaluate", "--tokenizer", tokenizer, *case.evaluation, "--output", output, dnsmos=True)
     metrics: Metrics = read(output / "metrics.json")
     return metrics
 
