@@ -131,8 +131,8 @@ def dnsmos(x_hat: Tensor, x: Tensor, sample_rate: int) -> Scores:
 
     It has no reference: x only says which items to leave out, and `dnsmos(x, x, sample_rate)` is the score of
     the data. Channels are mixed to one, rates other than 16 kHz are resampled. Takes 0.4 s of a CPU core for
-    each window of 9 s, of which a sound has up to 7, and 1 for each second beyond 33. Not measured: items
-    with a silent reference, and those below 0.25 s. `ValueError` without the packages speechmos and
+    9 s and for less, to which 0.4 s come with each second up to 16, and beyond 33. Not measured: items with a
+    silent reference, and those below 0.25 s. `ValueError` without the packages speechmos and
     onnxruntime, or for unequal shapes, NaN or infinity.
     """
     _package("dnsmos")

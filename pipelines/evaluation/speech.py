@@ -29,7 +29,7 @@ from tokenizer.sound_metrics import dnsmos, pesq, stoi
 # A helper takes 2 to 3 s to start, as long as it takes over some 70 s of sound.
 SECONDS_EACH = 300
 # Seconds of sound that take STOI and PESQ as long as a clip takes DNSMOS, of what is rebuilt and of the data.
-DNSMOS_SECONDS = 100
+DNSMOS_SECONDS = 30
 # Each holds some 0.3 GiB.
 MOST = 8
 # More threads than processes would only get in each other's way.

@@ -35,17 +35,21 @@ def _pictures() -> DecoderTraining:
 
 @preset(DECODERS, "speech", timed=True)
 def _speech() -> DecoderTraining:
-    """Speech of 16 kHz, such as that of the preset audio-small. Estimate from 60 steps: 70 minutes on 2 CPU
-    cores. Not trained yet."""
+    """Speech of 16 kHz, such as that of the preset audio-small: spectra alone, without the waveform, whose
+    phases the codes hold already. About 9 minutes on 2 CPU cores. Discriminators by --adversarial.weight 1
+    --adversarial.feature-weight 2, at several times the cost; not trained with them."""
+    # Measured on audio-small: PESQ 2.20 → 2.44, STOI 0.926 → 0.932. With l1 as well PESQ stood still for 300
+    # steps; so it did, lower, with compressed complex spectra (Braun and Tashev 2020, arXiv 2009.12286).
     return DecoderTraining(
-        max_steps=1000,
+        max_steps=2000,
         batch_size=16,
         optimizer="adamw",
         learning_rate=5e-4,
         betas=(0.8, 0.99),
+        losses={**default_weights(), "mel": 1.0, "stft": 0.5},
         data=DataConfig(path="embedded:speech"),
         adversarial=AdversarialOptions(
-            width=16, loss="least_squares", weight=1.0, feature_weight=2.0, start=100, betas=(0.8, 0.99)
+            width=8, loss="least_squares", weight=0.0, start=100, learning_rate=5e-4, betas=(0.8, 0.99)
         ),
     )
 

@@ -40,7 +40,8 @@ PICTURES = (
     "adamw",
 )
 PICTURES += ("--adversarial.weight", 0.1, "--adversarial.start", 3, *COMMON, *STEPS)
-SOUND = ("speech", "--batch-size", 4, "--data.limit", 2, "--adversarial.names", "period", *COMMON)
+JUDGED = ("--adversarial.names", "period", "--adversarial.weight", 1, "--adversarial.feature-weight", 2)
+SOUND = ("speech", "--batch-size", 4, "--data.limit", 2, *JUDGED, *COMMON)
 SOUND += ("--adversarial.start", 1, "--max-steps", 3)
 
 
