@@ -1,0 +1,78 @@
+"""Tiny models of other libraries, with random weights, and what these libraries themselves make of data.
+
+Left out: tests.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+
+
+class Tiny(NamedTuple):
+    """How a family's tiny model is made; its own `encode(model, x)` and `decode(model, codes)`."""
+
+    make: Callable[[], Any]
+    encode: Callable[[Any, Tensor], Tensor]
+    decode: Callable[[Any, Tensor], Tensor]
+
+
+def encodec(**changes: Any) -> Any:
+    """4 samples per frame, 4 codebooks of 16 entries."""
+    sizes: dict[str, Any] = {"num_filters": 2, "hidden_size": 8, "codebook_size": 16, "sampling_rate": 4000}
+    sizes |= {"upsampling_ratios": [2, 2], "target_bandwidths": [4.0, 8.0, 16.0], "num_lstm_layers": 1}
+    model = transformers.EncodecModel(transformers.EncodecConfig(**sizes | changes))
+    fit_codebooks([layer.codebook.embed for layer in model.quantizer.layers], model.encoder(sounds(1, 800)))
+    return model
+
+
+@torch.no_grad()
+def fit_codebooks(codebooks: list[Tensor], z: Tensor) -> None:
+    """Fill codebooks (N, D) so that latents z (1, D, t) are near many entries, and what is left over too."""
+    vectors = z[0].T
+    for k, codebook in enumerate(codebooks):
+        noise = torch.randn(codebook.shape)
+        codebook.copy_(noise * vectors.std(0) / 2**k + (vectors.mean(0) if k == 0 else 0))
+
+
+TINY: Mapping[str, Tiny] = {
+    "encodec": Tiny(
+        encodec,
+        lambda model, x: model.encode(x, bandwidth=model.config.target_bandwidths[-1]).audio_codes[0],
+        lambda model, codes: model.decode(codes[None], [None]).audio_values,
+    ),
+}
+
+
+@functools.cache
+def _made(name: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TINY[name].make().eval()
+
+
+def model_of(name: str) -> Any:
+    """A copy of the family's tiny model, in eval mode."""
+    return copy.deepcopy(_made(name))
+
+
+def saved(name: str, folder: Path) -> Path:
+    """The family's tiny model in a folder, as its library saves it."""
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model_of(name).save_pretrained(folder)
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+    return folder
+
+
+def sounds(batch: int, samples: int, seed: int = 0) -> Tensor:
+    """Noise (batch, 1, samples) in [-1, 1]."""
+    return torch.rand((batch, 1, samples), generator=torch.Generator().manual_seed(seed)) * 2 - 1
