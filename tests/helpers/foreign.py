@@ -40,11 +40,50 @@ def fit_codebooks(codebooks: list[Tensor], z: Tensor) -> None:
         codebook.copy_(noise * vectors.std(0) / 2**k + (vectors.mean(0) if k == 0 else 0))
 
 
+def dac(**changes: Any) -> Any:
+    """10 samples per frame, 3 codebooks of 16 entries; one stride is odd, as in those for 16 and 24 kHz."""
+    sizes: dict[str, Any] = {
+        "encoder_hidden_size": 4,
+        "decoder_hidden_size": 16,
+        "downsampling_ratios": [2, 5],
+    }
+    sizes |= {"n_codebooks": 3, "codebook_size": 16, "codebook_dim": 4, "sampling_rate": 4000}
+    model = transformers.DacModel(transformers.DacConfig(**sizes | changes))
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.mul_(8)  # 0.02 as made, with which all frames are alike
+    return model
+
+
+def mimi(**changes: Any) -> Any:
+    """8 samples per frame, 3 codebooks of 16 entries, and attention to the 5 frames before."""
+    sizes: dict[str, Any] = {"num_filters": 2, "hidden_size": 16, "upsampling_ratios": [2, 2]}
+    sizes |= {"codebook_size": 16, "codebook_dim": 8, "vector_quantization_hidden_dimension": 8}
+    sizes |= {"num_quantizers": 3, "upsample_groups": 16, "sampling_rate": 4000, "sliding_window": 5}
+    sizes |= {"num_hidden_layers": 1, "intermediate_size": 16, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 2, "layer_scale_initial_scale": 0.5}
+    model = transformers.MimiModel(transformers.MimiConfig(**sizes | changes))
+    z, quantizer = model.encoder(sounds(1, 800)).latents, model.quantizer
+    for half in (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer):
+        fit_codebooks([layer.codebook.embed_sum for layer in half.layers], half.input_proj(z))
+    return model
+
+
 TINY: Mapping[str, Tiny] = {
+    "dac": Tiny(
+        dac,
+        lambda model, x: model.encode(x).audio_codes,
+        lambda model, codes: model.decode(audio_codes=codes).audio_values[:, None],
+    ),
     "encodec": Tiny(
         encodec,
         lambda model, x: model.encode(x, bandwidth=model.config.target_bandwidths[-1]).audio_codes[0],
         lambda model, codes: model.decode(codes[None], [None]).audio_values,
+    ),
+    "mimi": Tiny(
+        mimi,
+        lambda model, x: model.encode(x).audio_codes,
+        lambda model, codes: model.decode(codes).audio_values,
     ),
 }
 

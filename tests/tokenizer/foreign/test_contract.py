@@ -57,7 +57,7 @@ def test_codes_and_sound_are_those_of_the_library(name: str, tok: Tokenizer) -> 
 def test_between_whole_frames_the_last_code_alone_is_ours(name: str, tok: Tokenizer) -> None:
     """Sound is padded with zeros to whole frames, not layer by layer, where a frame would not be the same in
     a batch."""
-    if tok.chunk_exact:  # the family's own reader pads so too
+    if name not in ("encodec", "mimi"):  # their own readers pad to whole frames
         return
     x = sounds(2, tok.stride * 20 - 1)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_how_many_passes_a_padded_batch_takes(tok: Tokenizer, monkeypatch: pytes
 
 
 def test_long_sound_has_the_codes_of_the_whole(tok: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = sounds(1, 400 * tok.stride - 1)
+    x = sounds(1, (400 if tok.chunk_exact else 60) * tok.stride - 1)
     codes, longest = tok.encode(x), 0
     x_hat = tok.decode(codes)
     run = tok.encoder._run
