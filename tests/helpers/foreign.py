@@ -69,6 +69,35 @@ def mimi(**changes: Any) -> Any:
     return model
 
 
+def xcodec2(**changes: Any) -> Any:
+    """320 samples per frame, as its spectrum has, and one codebook of 16 entries."""
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes |= {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "encoder_hidden_size": 2}
+    sizes |= {"downsampling_ratios": [8, 8, 5], "quantization_dim": 72, "quantization_levels": [4, 4]}
+    semantic: dict[str, Any] = {"model_type": "wav2vec2-bert", "hidden_size": 8, "num_hidden_layers": 1}
+    semantic |= {"num_attention_heads": 2, "intermediate_size": 8, "output_hidden_size": 8}
+    sizes |= {"semantic_model_config": {**semantic, "conv_depthwise_kernel_size": 3}}
+    model = transformers.Xcodec2Model(transformers.Xcodec2Config(**sizes | changes))
+    # With weights as made all frames are alike: spread what is quantized over all levels.
+    last, seen = model.quantizer.project_in, []
+    hook = last.register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.no_grad():
+        xcodec2_codes(model.eval(), sounds(1, 320 * 20))
+        hook.remove()
+        scale = 1 / seen[0].std((0, 1))
+        last.bias.copy_((last.bias - seen[0].mean((0, 1))) * scale)
+        last.weight.mul_(scale[:, None])
+    return model
+
+
+def xcodec2_codes(model: Any, x: Tensor) -> Tensor:
+    """Those of the sound, which the library follows by a frame of silence."""
+    reader = transformers.Xcodec2FeatureExtractor()
+    read = reader([item[0].numpy() for item in x], sampling_rate=16000, return_tensors="pt")
+    codes: Tensor = model.encode(read["input_values"], read["input_features"]).audio_codes
+    return codes[:, :, : x.shape[2] // 320].long()
+
+
 TINY: Mapping[str, Tiny] = {
     "dac": Tiny(
         dac,
@@ -85,6 +114,7 @@ TINY: Mapping[str, Tiny] = {
         lambda model, x: model.encode(x).audio_codes,
         lambda model, codes: model.decode(codes).audio_values,
     ),
+    "xcodec2": Tiny(xcodec2, xcodec2_codes, lambda model, codes: model.decode(codes).audio_values),
 }
 
 

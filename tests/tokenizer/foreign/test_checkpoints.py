@@ -38,6 +38,7 @@ KNOWN = {
     ),
     "descript/dac_44khz": Known({**DAC_44, "sampling_rate": 44100}, 44100, 512, 9, 1024, 76_620_777),
     "kyutai/mimi": Known({"model_type": "mimi", "frame_rate": 12.5}, 24000, 1920, 32, 2048, 79_308_609),
+    "HKUSTAudio/xcodec2-hf": Known({"model_type": "xcodec2"}, 16000, 320, 1, 65536, 629_281_706),
 }
 
 

@@ -66,8 +66,9 @@ def test_between_whole_frames_the_last_code_alone_is_ours(name: str, tok: Tokeni
 
 
 def test_every_length_comes_back(tok: Tokenizer) -> None:
-    x = sounds(1, 3 * tok.stride)
-    for length in range(1, x.shape[2] + 1):
+    x, n = sounds(1, 3 * tok.stride), tok.stride
+    some = (1, 2, n - 1, n, n + 1, 2 * n - 1, 2 * n, 3 * n)
+    for length in some if n > 10 else range(1, 3 * n + 1):
         codes = tok.encode(x[:, :, :length])
         assert codes.shape[2] == tok.code_lengths([length])[0] == -(-length // tok.stride)
         assert tok.decode(codes, size=length).shape[2] == length
