@@ -48,7 +48,10 @@ class TransformersFamily(Family):
 
     @cached_property
     def theirs(self) -> Any:
-        config = getattr(import_library(self.library), self.config_class)
+        library = import_library(self.library)
+        # Imported now: what modules make as they are imported must not come to lie on the device meta, on
+        # which models are outlined.
+        config, *_ = (getattr(library, n) for n in (self.config_class, self.model_class, self.reader_class))
         try:
             return config.from_dict(dict(self.raw))
         except Exception as error:  # of its own checks, in classes of its own

@@ -16,6 +16,7 @@ from tokenizer.bottlenecks import Bottleneck, Bottlenecked
 from tokenizer.bottlenecks.parts.estimators import straight_through
 from tokenizer.distributed import Step
 from tokenizer.foreign.library import TransformersFamily
+from tokenizer.installation import import_torchaudio
 from tokenizer.layers_1d import State
 from tokenizer.modalities.audio import AudioConfig, AudioModality
 from tokenizer.variants import require
@@ -166,6 +167,7 @@ class SoundFamily(TransformersFamily):
         raise TypeError(f"{type(self).__name__} does not define dequantize")
 
     def check(self) -> None:
+        import_torchaudio()  # not first on the device meta, where its constants would stay
         strides = self.strides()
         require(
             bool(strides) and all(isinstance(n, int) and n >= 1 for n in strides),
