@@ -13,6 +13,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.helpers.tiny import pictures
+
 
 class Tiny(NamedTuple):
     """How a family's tiny model is made; its own `encode(model, x)` and `decode(model, codes)`."""
@@ -118,11 +120,29 @@ TINY: Mapping[str, Tiny] = {
 }
 
 
+def janus(**changes: Any) -> Any:
+    """Pictures of 16 × 16 pixels, halved twice, and a codebook of 16 entries of several lengths."""
+    sizes: dict[str, Any] = {"base_channels": 32, "channel_multiplier": [1, 1, 1], "num_res_blocks": 1}
+    sizes |= {"latent_channels": 8, "embed_dim": 4, "num_embeddings": 16, "num_patches": 4}
+    model = transformers.JanusVQVAE(transformers.JanusVQVAEConfig(**sizes | changes))
+    with torch.no_grad():
+        model.quantize.embedding.weight.copy_(torch.randn(16, 4) * (0.2 + torch.rand(16, 1)))
+        z = model.quant_conv(model.encoder(pictures(4, 3, 16, 16)))
+        scale = 1 / z.std((0, 2, 3))
+        model.quant_conv.weight.mul_(scale[:, None, None, None])
+        model.quant_conv.bias.copy_((model.quant_conv.bias - z.mean((0, 2, 3))) * scale)
+    return model
+
+
+# Families of pictures, which differ too much for one way in.
+PICTURES: Mapping[str, Callable[[], Any]] = {"janus_vqgan": janus}
+
+
 @functools.cache
 def _made(name: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return TINY[name].make().eval()
+        return (PICTURES[name] if name in PICTURES else TINY[name].make)().eval()
 
 
 def model_of(name: str) -> Any:

@@ -43,15 +43,16 @@ def import_library(name: str) -> Any:
 class TransformersFamily(Family):
     """Models of transformers."""
 
-    # Class of what reads data for the model there.
-    reader_class: ClassVar[str]
+    # Class of what reads data for the model there; "" for none.
+    reader_class: ClassVar[str] = ""
 
     @cached_property
     def theirs(self) -> Any:
         library = import_library(self.library)
         # Imported now: what modules make as they are imported must not come to lie on the device meta, on
         # which models are outlined.
-        config, *_ = (getattr(library, n) for n in (self.config_class, self.model_class, self.reader_class))
+        names = (self.config_class, self.model_class, self.reader_class)
+        config, *_ = (getattr(library, name) for name in names if name)
         try:
             return config.from_dict(dict(self.raw))
         except Exception as error:  # of its own checks, in classes of its own

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.foreign import TINY, model_of, saved, sounds
+from tests.helpers.foreign import PICTURES, TINY, model_of, saved, sounds
 from tokenizer import Tokenizer, model
 from tokenizer.foreign import families
 from tokenizer.streaming import DecodeStream, EncodeStream
@@ -39,7 +39,7 @@ def tok(name: str, loaded: dict[str, Tokenizer]) -> Tokenizer:
 
 
 def test_every_family_is_tested() -> None:
-    assert set(families()) == set(TINY)
+    assert set(families()) == set(TINY) | set(PICTURES)
 
 
 def test_codes_and_sound_are_those_of_the_library(name: str, tok: Tokenizer) -> None:
