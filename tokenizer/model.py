@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks import Bottleneck
+from tokenizer.bottlenecks import Bottleneck, BottleneckConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.bottlenecks.gaussian_quant import quantizing
 from tokenizer.card import describe
@@ -30,7 +30,7 @@ from tokenizer.checks import (
 )
 from tokenizer.config import TokenizerConfig
 from tokenizer.distributed import Step
-from tokenizer.foreign import Family, family_of, is_foreign, read_family
+from tokenizer.foreign import Family, family_of, is_foreign, own_files, read_family
 from tokenizer.hub.files import CONFIG, PREPROCESSOR, read_json, write_atomically, write_json
 from tokenizer.hub.meta import outline_of
 from tokenizer.hub.model import HubModel
@@ -39,7 +39,7 @@ from tokenizer.losses import reconstruction_losses
 from tokenizer.network import TokenizerNetwork
 from tokenizer.precision import full_precision
 from tokenizer.streaming import DecodeStream, EncodeStream, run_stream
-from tokenizer.variants import changed_fields, shortened
+from tokenizer.variants import changed_fields, config_from_dict, config_to_dict, shortened
 
 
 def fingerprint(described: dict[str, Any], encoder: nn.Module, bottleneck: Bottleneck) -> str:
@@ -249,7 +249,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
         tokenizer of another library: of the weights that decide codes, and of its adapter here.
         """
         if (family := self.family) is not None:
-            return family.fingerprint(self.encoder, self.bottleneck)
+            return family.fingerprint(self.encoder, self.bottleneck, self.config.bottleneck)
         described = {
             "modality": changed_fields(self.config.modality),
             "bottleneck": changed_fields(self.config.bottleneck),
@@ -263,14 +263,21 @@ class Tokenizer(TokenizerNetwork, HubModel):
 
     @classmethod
     def _read_config(cls, directory: Path) -> tuple[dict[str, Any], TokenizerConfig]:
-        """Of another library's config.json the config of its family."""
-        if (path := directory / CONFIG).exists() and is_foreign(raw := read_json(path)):
+        """Of another library's config.json the config of its family; of ours that holds one, with a
+        bottleneck of ours."""
+        path = directory / CONFIG
+        raw = read_json(path) if path.exists() else {}
+        if is_foreign(raw):
             return raw, read_family(raw, path).config()
+        if raw.get("model_type") == cls.model_type and isinstance(theirs := raw.get("foreign"), dict):
+            config = read_family(theirs, path).config()
+            bottleneck = config_from_dict(BottleneckConfig, raw.get("config"), f"{path}: config")
+            return raw, dataclasses.replace(config, bottleneck=bottleneck)
         return super()._read_config(directory)
 
     @classmethod
     def _filled(cls, directory: Path, config: TokenizerConfig) -> tuple[Self, torch.dtype | None]:
-        if (family := family_of(config)) is None:
+        if (family := own_files(config)) is None:
             return super()._filled(directory, config)
         # Sizes are compared with the file before anything is allocated.
         tok = outline_of(lambda: cls(config))
@@ -279,7 +286,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
 
     def write_model(self, directory: Path) -> None:
         """Of a tokenizer of another library its own files, which that library loads too."""
-        if (family := self.family) is None:
+        if (family := own_files(self.config)) is None:
             return super().write_model(directory)
         whole = family.join(outline_of(family.whole), (self.encoder, self.bottleneck, self.decoder))
         dtype = next(self.parameters()).dtype
@@ -292,7 +299,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
             write_atomically(directory / PREPROCESSOR, partial(shutil.copyfile, before))
 
     def _is_as_in(self, directory: Path) -> bool:
-        if self.family is None:
+        if own_files(self.config) is None:
             return super()._is_as_in(directory)
         try:
             other = type(self).from_pretrained(directory)
@@ -302,10 +309,14 @@ class Tokenizer(TokenizerNetwork, HubModel):
         return all(torch.equal(v.to("cpu", held[k].dtype), held[k]) for k, v in self.state_dict().items())
 
     def extra_config(self) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint()}
+        theirs = {} if self.family is None else {"foreign": dict(self.family.raw)}
+        return {"fingerprint": self.fingerprint(), **theirs}
+
+    def plain_config(self) -> dict[str, Any]:
+        return super().plain_config() if self.family is None else config_to_dict(self.config.bottleneck)
 
     def check_extra_config(self, extra: Mapping[str, Any]) -> None:
-        if self.family is None and extra.get("fingerprint") != self.fingerprint():
+        if own_files(self.config) is None and extra.get("fingerprint") != self.fingerprint():
             raise ValueError(
                 f"config.json gives fingerprint {shortened(extra.get('fingerprint'))}, but config and "
                 f"weights make {self.fingerprint()!r}: the files do not belong together; download or save "

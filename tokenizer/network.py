@@ -37,7 +37,9 @@ class TokenizerNetwork(nn.Module):
 
     def take(self, family: Family, whole: Any) -> None:
         """Take the networks of a model of another library."""
-        self.modality, self.bottleneck = family.modality(), family.bottleneck(whole)
+        own = self.config.bottleneck == family.bottleneck_config()
+        self.modality = family.modality()
+        self.bottleneck = family.bottleneck(whole) if own else self.config.bottleneck.build()
         self.encoder, self.decoder = family.encoder(whole), family.decoder(whole)
 
     @property

@@ -134,8 +134,37 @@ def janus(**changes: Any) -> Any:
     return model
 
 
+# Levels, blocks and channels of both autoencoders of diffusers.
+DIFFUSION: dict[str, Any] = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    **{"norm_num_groups": 4, "layers_per_block": 1, "latent_channels": 4, "sample_size": 16},
+}
+
+
+def vq_model() -> Any:
+    """Pictures of 16 × 16 pixels, halved once, and a codebook of 16 entries."""
+    import diffusers
+
+    model = diffusers.VQModel(num_vq_embeddings=16, **DIFFUSION)
+    with torch.no_grad():
+        model.quantize.embedding.weight.normal_(std=0.5)
+    return model
+
+
+def autoencoder_kl() -> Any:
+    import diffusers
+
+    return diffusers.AutoencoderKL(**DIFFUSION)
+
+
 # Families of pictures, which differ too much for one way in.
-PICTURES: Mapping[str, Callable[[], Any]] = {"janus_vqgan": janus}
+PICTURES: Mapping[str, Callable[[], Any]] = {
+    "janus_vqgan": janus,
+    "VQModel": vq_model,
+    "AutoencoderKL": autoencoder_kl,
+}
 
 
 @functools.cache

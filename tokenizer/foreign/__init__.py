@@ -21,7 +21,7 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.hub.files import WEIGHTS
 from tokenizer.losses import default_weights
 from tokenizer.modalities import Modality, ModalityConfig
-from tokenizer.variants import import_modules, shortened
+from tokenizer.variants import changed_fields, import_modules, shortened
 
 # Where their config.json names the kind of model: transformers and diffusers.
 NAMES = ("model_type", "_class_name")
@@ -118,19 +118,27 @@ class Family:
     def join(self, whole: Any, ours: Iterable[Any]) -> Any:
         """The library's model made of our networks, as `parts` took it apart."""
         for network in ours:
-            for name, part in network.parts.items():
+            for name, part in getattr(network, "parts", {}).items():
                 setattr(whole, name, part)
         return whole
 
     def config(self) -> TokenizerConfig:
         """The config of a tokenizer of this family."""
         losses = {**default_weights(), **self.losses}
-        return TokenizerConfig(ForeignModality(self), ForeignBottleneck(self), losses)
+        return TokenizerConfig(ForeignModality(self), self.bottleneck_config(), losses)
 
-    def fingerprint(self, encoder: nn.Module, bottleneck: Bottleneck) -> str:
+    def bottleneck_config(self) -> BottleneckConfig:
+        """That of the library's own quantizer, or of a bottleneck of ours that does the same."""
+        return ForeignBottleneck(self)
+
+    def fingerprint(self, encoder: nn.Module, bottleneck: Bottleneck, config: BottleneckConfig) -> str:
         """16 hex digits of the adapter, of what the config decides, and of all tensors that decide codes,
-        whatever a version of the library calls them."""
-        described = [self.name, self.adapter, {name: getattr(self.theirs, name) for name in self.decides}]
+        whatever a version of the library calls them; and of the config of a bottleneck of ours in place of
+        theirs."""
+        decided = {name: getattr(self.theirs, name) for name in self.decides}
+        described: list[Any] = [self.name, self.adapter, decided]
+        if config != self.bottleneck_config():
+            described.append(changed_fields(config))
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=list).encode())
         state = dict(encoder.state_dict())
         state |= {
@@ -180,6 +188,13 @@ def families() -> dict[str, type[Family]]:
 def family_of(config: TokenizerConfig) -> Family | None:
     """The family of a tokenizer of another library; None for one of ours."""
     return config.modality.family if isinstance(config.modality, ForeignModality) else None
+
+
+def own_files(config: TokenizerConfig) -> Family | None:
+    """The family whose library's files hold all of a tokenizer: None for one of ours, and for codes of ours
+    made of a VAE of another library, for which its files have no place."""
+    family = family_of(config)
+    return family if family is not None and config.bottleneck == family.bottleneck_config() else None
 
 
 def is_foreign(raw: Mapping[str, Any]) -> bool:

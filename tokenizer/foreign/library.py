@@ -72,7 +72,7 @@ class TransformersFamily(Family):
                 f"read: they may run code. Load and save the model with {self.library} first"
             )
         require_memory(outline, check_whole(path), path)
-        with _quietly(import_library(self.library)):
+        with quietly(import_library(self.library)):
             model, info = getattr(import_library(self.library), self.model_class).from_pretrained(
                 folder,
                 config=type(self.theirs).from_dict(self.theirs.to_dict()),
@@ -87,7 +87,7 @@ class TransformersFamily(Family):
         return model
 
     def save(self, whole: Any, path: Path) -> None:
-        with _quietly(import_library(self.library)):
+        with quietly(import_library(self.library)):
             whole.save_pretrained(path.parent, max_shard_size="1000GB")
 
     def saved_config(self, dtype: torch.dtype) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def require_finite_weights(model: nn.Module, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quietly(library: Any) -> Iterator[None]:
+def quietly(library: Any) -> Iterator[None]:
     """Without the library's bars and reports on stderr: what matters of them is raised here."""
     logs = library.utils.logging
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()

@@ -70,6 +70,10 @@ class HubModel(nn.Module):
         """Facts that stand in config.json beside the config; `check_extra_config` checks them on loading."""
         return {}
 
+    def plain_config(self) -> dict[str, Any]:
+        """The config as plain JSON values; `_read_config` reads them."""
+        return config_to_dict(self.config)
+
     def check_extra_config(self, extra: Mapping[str, Any]) -> None:
         """Raise `ValueError` if the loaded model contradicts what config.json says of it."""
 
@@ -117,7 +121,7 @@ class HubModel(nn.Module):
             "model_type": self.model_type,
             "library_version": library_version(),
             **self.extra_config(),
-            "config": config_to_dict(self.config),
+            "config": self.plain_config(),
         }
         state = {k: v.detach().to("cpu").contiguous() for k, v in self.state_dict().items()}
         write_json(directory / CONFIG, config, allow_nan=False)

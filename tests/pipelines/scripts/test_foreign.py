@@ -83,6 +83,21 @@ def test_a_decoder_is_trained_anew(
         assert torch.equal(TINY["encodec"].decode(peer, codes), x_hat)
 
 
+def test_pictures_from_its_name_to_samples(script: Script, no_plots: None, tmp_path: Path) -> None:
+    data, name = ("--data.path", "embedded:emoji", "--data.limit", 24), saved("janus_vqgan", tmp_path / "vq")
+    script("encode_dataset", "--tokenizer", name, *data, "--output", tmp_path / "tokens")
+    words = ("--tokens", tmp_path / "tokens", "--output", tmp_path / "prior", "--max-steps", 2)
+    script("train_prior", "small", *TINY_PRIOR, *words, "--batch-size", 4, "--tracker", "none")
+    assert Prior.from_pretrained(tmp_path / "prior").config.grid == (4, 4)
+    words = ("--prior", tmp_path / "prior", "--tokenizer", name, "--num", 2, "--output", tmp_path / "new")
+    script("sample", *words)
+    assert (tmp_path / "new" / "samples.png").exists()
+    words = ("--tokenizer", name, *data, "--batch-size", 2, "--max-steps", 2, "--warmup-steps", 1)
+    script("train_decoder", "pictures", *words, "--tracker", "none", "--output", tmp_path / "sharp")
+    new, old = Tokenizer.from_pretrained(tmp_path / "sharp"), Tokenizer.from_pretrained(name)
+    assert new.fingerprint() == old.fingerprint()
+
+
 def test_names_of_models_within_others(theirs: Path) -> None:
     assert split_name("user/name:vae") == ("user/name", "vae")
     assert split_name("user/name") == ("user/name", "") and split_name(":vae") == (":vae", "")
