@@ -25,6 +25,7 @@ from pipelines.data.config import DataConfig
 from pipelines.data.kinds import KINDS, FixedViews, Split
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import claimed_folder, require_writable
+from pipelines.run.models import load_tokenizer
 from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator
 from pipelines.run.progress import progress
 from pipelines.tokens.info import MAX_VIEWS, TokenInfo, write_info
@@ -48,7 +49,7 @@ class EncodeOptions:
     """Options of encode_dataset.py."""
 
     tokenizer: str = "runs/tokenizer"
-    """Folder or Hub id of the tokenizer."""
+    """Folder or Hub id of the tokenizer; ID:FOLDER for one in a folder within."""
     output: Path = Path("runs/tokens")
     """Folder for the tokens."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -80,7 +81,7 @@ def main() -> None:
     tok = load_alike(
         accelerator,
         "the tokenizer's weights",
-        lambda: Tokenizer.from_pretrained(options.tokenizer),
+        lambda: load_tokenizer(options.tokenizer),
         Tokenizer.fingerprint,
     ).to(accelerator.device)
     if not tok.bottleneck.num_codebooks:

@@ -63,7 +63,8 @@ class EvaluateOptions:
     """Options of evaluate.py."""
 
     tokenizer: str = ""
-    """Folder or Hub id of a tokenizer; left out, the one that the prior names."""
+    """Folder or Hub id of a tokenizer (ID:FOLDER for one in a folder within); left out, the one that the
+    prior names."""
     prior: str = ""
     """Folder or Hub id of a prior over its codes, to be measured too."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -28,6 +28,7 @@ from pipelines.evaluation.tokenizers import Measured, measure_tokenizer
 from pipelines.reports.tokenizers import write_results
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
+from pipelines.run.models import load_tokenizer
 from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator, sum_over_processes
 from pipelines.run.publishing import check_push, push
 from tokenizer import Tokenizer
@@ -85,7 +86,7 @@ def main() -> None:
         raise ValueError(
             f"{options.output} already holds a model; choose another --output or delete that folder"
         )
-    vae = Tokenizer.from_pretrained(options.tokenizer).to(accelerator.device)
+    vae = load_tokenizer(options.tokenizer).to(accelerator.device)
     if vae.bottleneck.num_codebooks:
         raise ValueError(f"{options.tokenizer} has codes already: encode_dataset.py makes tokens with it")
     if vae.bottleneck.out_dim % options.group_dim:

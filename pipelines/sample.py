@@ -46,8 +46,8 @@ class SampleOptions:
     prior: str = ""
     """Folder or Hub id of a prior."""
     tokenizer: str = ""
-    """Folder or Hub id of the tokenizer; left out, the one that the prior names. Alone: a VAE to draw from.
-    """
+    """Folder or Hub id of the tokenizer (ID:FOLDER for one in a folder within); left out, the one that the
+    prior names. Alone: a VAE to draw from."""
     output: Path = Path("runs/samples")
     """Folder for the samples, as files, and as the sheet samples.png (sound: also the page samples.html)."""
     num: int = 16

@@ -27,6 +27,7 @@ from pipelines.evaluation.tokenizers import EVAL_BATCH, evaluate_tokenizer, meas
 from pipelines.presets import DECODERS
 from pipelines.reports.tokenizers import write_tokenizer_report
 from pipelines.run.command_line import chosen_preset, parse, run
+from pipelines.run.models import load_tokenizer
 from pipelines.run.processes import meet, sum_over_processes
 from pipelines.run.publishing import check_push, push
 from pipelines.training.adversary import Adversary
@@ -63,7 +64,7 @@ def main() -> None:
     check_run_folder(accelerator, options)
     check_push(accelerator, options, resumed=bool(options.resume))
     # Mistakes in the options are found before the data are read and the folder is claimed.
-    old = load_tokenizer(options).to(accelerator.device)
+    old = old_tokenizer(options).to(accelerator.device)
     check_preset(name, old)
     losses = chosen_losses(options, old)
     stage = DecoderStage(begin(old, options), losses)
@@ -94,10 +95,10 @@ def check_options(options: DecoderTraining, accelerator: Accelerator) -> None:
         )
 
 
-def load_tokenizer(options: DecoderTraining) -> Tokenizer:
+def old_tokenizer(options: DecoderTraining) -> Tokenizer:
     """The tokenizer whose codes stay."""
     try:
-        return Tokenizer.from_pretrained(options.tokenizer)
+        return load_tokenizer(options.tokenizer)
     except ValueError as error:
         raise ValueError(f"--tokenizer {error}") from error
 

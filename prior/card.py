@@ -14,7 +14,8 @@ def describe(config: PriorConfig) -> dict[str, Any]:
     classes = f"one of {len(config.class_names)} classes" if config.class_names else "no class"
     grid = " × ".join(map(str, config.grid))
     known = "/" in config.tokenizer_id
-    named = config.tokenizer_id if known else "path/or/hub-id"
+    named, _, folder = (config.tokenizer_id if known else "path/or/hub-id").partition(":")
+    within = f", subfolder={json.dumps(folder)}" if folder else ""
     where = "" if known or not config.tokenizer_id else " (a folder beside it, not known to be on the Hub)"
     label = f", label={json.dumps(config.class_names[0])}" if config.class_names else ""
     return {
@@ -31,7 +32,7 @@ def describe(config: PriorConfig) -> dict[str, Any]:
         "usage": (
             "from prior import Prior\nfrom tokenizer import Tokenizer\n\n"
             'prior = Prior.from_pretrained("path/or/hub-id/of/this/prior")\n'
-            f"tokenizer = Tokenizer.from_pretrained({json.dumps(named)})\n"
+            f"tokenizer = Tokenizer.from_pretrained({json.dumps(named)}{within})\n"
             "prior.check_tokenizer(tokenizer.fingerprint())\n"
             f"codes = prior.sample(16{label})\n"
             "new = tokenizer.postprocess(tokenizer.decode(codes))"

@@ -7,13 +7,16 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks import Bottleneck
+from tokenizer.bottlenecks import Bottleneck, BottleneckConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, Posterior
 from tokenizer.bottlenecks.gaussian_quant import quantizing
 from tokenizer.card import describe
@@ -27,13 +30,16 @@ from tokenizer.checks import (
 )
 from tokenizer.config import TokenizerConfig
 from tokenizer.distributed import Step
+from tokenizer.foreign import Family, family_of, is_foreign, own_files, read_family
+from tokenizer.hub.files import CONFIG, PREPROCESSOR, read_json, write_atomically, write_json
+from tokenizer.hub.meta import outline_of
 from tokenizer.hub.model import HubModel
 from tokenizer.layers_1d import zero_after
 from tokenizer.losses import reconstruction_losses
 from tokenizer.network import TokenizerNetwork
 from tokenizer.precision import full_precision
 from tokenizer.streaming import DecodeStream, EncodeStream, run_stream
-from tokenizer.variants import changed_fields, shortened
+from tokenizer.variants import changed_fields, config_from_dict, config_to_dict, shortened
 
 
 def fingerprint(described: dict[str, Any], encoder: nn.Module, bottleneck: Bottleneck) -> str:
@@ -239,19 +245,78 @@ class Tokenizer(TokenizerNetwork, HubModel):
     def fingerprint(self) -> str:
         """A hash (16 hex digits) of all that decides what a code means: config, encoder and codebooks.
 
-        Equal after saving and loading and after a change of the decoder's weights or of the losses.
+        Equal after saving and loading and after a change of the decoder's weights or of the losses. Of a
+        tokenizer of another library: of the weights that decide codes, and of its adapter here.
         """
+        if (family := self.family) is not None:
+            return family.fingerprint(self.encoder, self.bottleneck, self.config.bottleneck)
         described = {
             "modality": changed_fields(self.config.modality),
             "bottleneck": changed_fields(self.config.bottleneck),
         }
         return fingerprint(described, self.encoder, self.bottleneck)
 
+    @property
+    def family(self) -> Family | None:
+        """The family of a tokenizer of another library; None for one of ours."""
+        return family_of(self.config)
+
+    @classmethod
+    def _read_config(cls, directory: Path) -> tuple[dict[str, Any], TokenizerConfig]:
+        """Of another library's config.json the config of its family; of ours that holds one, with a
+        bottleneck of ours."""
+        path = directory / CONFIG
+        raw = read_json(path) if path.exists() else {}
+        if is_foreign(raw):
+            return raw, read_family(raw, path).config()
+        if raw.get("model_type") == cls.model_type and isinstance(theirs := raw.get("foreign"), dict):
+            config = read_family(theirs, path).config()
+            bottleneck = config_from_dict(BottleneckConfig, raw.get("config"), f"{path}: config")
+            return raw, dataclasses.replace(config, bottleneck=bottleneck)
+        return super()._read_config(directory)
+
+    @classmethod
+    def _filled(cls, directory: Path, config: TokenizerConfig) -> tuple[Self, torch.dtype | None]:
+        if (family := own_files(config)) is None:
+            return super()._filled(directory, config)
+        # Sizes are compared with the file before anything is allocated.
+        tok = outline_of(lambda: cls(config))
+        tok.take(family, family.load(directory, tok))
+        return tok, next(tok.parameters()).dtype
+
+    def write_model(self, directory: Path) -> None:
+        """Of a tokenizer of another library its own files, which that library loads too."""
+        if (family := own_files(self.config)) is None:
+            return super().write_model(directory)
+        whole = family.join(outline_of(family.whole), (self.encoder, self.bottleneck, self.decoder))
+        dtype = next(self.parameters()).dtype
+        write_json(directory / CONFIG, family.saved_config(dtype), allow_nan=False)
+        write_atomically(directory / family.weights, partial(family.save, whole))
+        before = None if self._loaded_from is None else self._loaded_from / PREPROCESSOR
+        if before is None or not before.exists():
+            write_json(directory / PREPROCESSOR, family.preprocessor(), allow_nan=False)
+        elif before.resolve() != (directory / PREPROCESSOR).resolve():
+            write_atomically(directory / PREPROCESSOR, partial(shutil.copyfile, before))
+
+    def _is_as_in(self, directory: Path) -> bool:
+        if own_files(self.config) is None:
+            return super()._is_as_in(directory)
+        try:
+            other = type(self).from_pretrained(directory)
+        except ValueError:  # the folder was changed or went away
+            return False
+        held = other.state_dict()
+        return all(torch.equal(v.to("cpu", held[k].dtype), held[k]) for k, v in self.state_dict().items())
+
     def extra_config(self) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint()}
+        theirs = {} if self.family is None else {"foreign": dict(self.family.raw)}
+        return {"fingerprint": self.fingerprint(), **theirs}
+
+    def plain_config(self) -> dict[str, Any]:
+        return super().plain_config() if self.family is None else config_to_dict(self.config.bottleneck)
 
     def check_extra_config(self, extra: Mapping[str, Any]) -> None:
-        if extra.get("fingerprint") != self.fingerprint():
+        if own_files(self.config) is None and extra.get("fingerprint") != self.fingerprint():
             raise ValueError(
                 f"config.json gives fingerprint {shortened(extra.get('fingerprint'))}, but config and "
                 f"weights make {self.fingerprint()!r}: the files do not belong together; download or save "

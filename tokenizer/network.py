@@ -4,12 +4,14 @@ Left out: what people call (`model.py`), and sound in chunks (`streaming.py`).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenizer.checks import Array, as_integers, as_tensor, check_codes, check_input
 from tokenizer.config import TokenizerConfig
+from tokenizer.foreign import Family, family_of
 
 NO_CODES = "a VAE has no codes; use posterior(x) and decode_latents(z), or quantized(...).encode(x)"
 
@@ -22,13 +24,23 @@ class TokenizerNetwork(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.modality = config.modality.build()
-        self.bottleneck = config.bottleneck.build()
-        self.encoder = self.modality.build_encoder(self.bottleneck.in_dim)
-        mirrored = config.decoder.applied(config.modality).build()
-        self.decoder = mirrored.build_decoder(self.bottleneck.out_dim)
+        if (family := family_of(config)) is None:
+            self.modality = config.modality.build()
+            self.bottleneck = config.bottleneck.build()
+            self.encoder = self.modality.build_encoder(self.bottleneck.in_dim)
+            mirrored = config.decoder.applied(config.modality).build()
+            self.decoder = mirrored.build_decoder(self.bottleneck.out_dim)
+        else:
+            self.take(family, family.whole())
         # Whether `encode` and streams may use TF32 on a GPU, faster: codes then depend on the batch.
         self.tf32 = False
+
+    def take(self, family: Family, whole: Any) -> None:
+        """Take the networks of a model of another library."""
+        own = self.config.bottleneck == family.bottleneck_config()
+        self.modality = family.modality()
+        self.bottleneck = family.bottleneck(whole) if own else self.config.bottleneck.build()
+        self.encoder, self.decoder = family.encoder(whole), family.decoder(whole)
 
     @property
     def device(self) -> torch.device:
@@ -49,6 +61,18 @@ class TokenizerNetwork(nn.Module):
     def frame_rate(self) -> float:
         """Codes of sound per second and codebook, sample_rate / stride; 0.0 for pictures."""
         return self.sample_rate / self.stride
+
+    @property
+    def batch_exact(self) -> bool:
+        """Whether a padded batch goes through the encoder at once. False for some networks of other
+        libraries: items of equal length go together then. Codes are those of an item alone in any case."""
+        return self.modality.batch_exact
+
+    @property
+    def chunk_exact(self) -> bool:
+        """Whether long sound goes through in chunks, in bounded memory. False for some networks of other
+        libraries: it goes through whole then. Codes are those of the whole in any case."""
+        return self.modality.chunk_exact
 
     @property
     def is_discrete(self) -> bool:

@@ -4,14 +4,21 @@ Left out: the layers' own states (`tokenizer.layers_1d`), and reading or playing
 """
 
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from tokenizer.layers_1d import Network, State
+from tokenizer.layers_1d import State
 from tokenizer.network import TokenizerNetwork
 from tokenizer.precision import full_precision
+
+
+class Streamed(Protocol):
+    """A network for signals that takes them in chunks, as `tokenizer.layers_1d.Network` does."""
+
+    def start(self, like: Tensor) -> State: ...
+    def stream(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]: ...
 
 
 class _Stream:
@@ -20,9 +27,9 @@ class _Stream:
     _takes: ClassVar[str]
 
     def __init__(self, tok: TokenizerNetwork, network: torch.nn.Module) -> None:
-        if not isinstance(network, Network):
+        if not tok.modality.timed:
             raise ValueError("streams are for sound; this tokenizer is for pictures")
-        self._tok, self._network = tok, network
+        self._tok, self._network = tok, cast(Streamed, network)
         self.state: State = None
         self.steps = 0
         self._like: Tensor | None = None

@@ -11,10 +11,9 @@ from torch import Tensor
 from pipelines.evaluation.priors import NAME, Positions
 from pipelines.reports.kinds import report_of
 from pipelines.reports.plots import BLUE, ORANGE, panel_figure, save_figure
-from pipelines.run.models import tokenizer_of
+from pipelines.run.models import load_tokenizer, tokenizer_of
 from pipelines.tokens.info import TokenInfo
 from prior import Prior
-from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
 from tokenizer.hub.files import write_text
 
@@ -76,7 +75,7 @@ def write_prior_sample(prior: Prior, folder: Path) -> None:
     so."""
     config = prior.config
     try:
-        tok = Tokenizer.from_pretrained(tokenizer_of(folder, prior)).to(next(prior.parameters()).device)
+        tok = load_tokenizer(str(tokenizer_of(folder, prior))).to(next(prior.parameters()).device)
         prior.check_tokenizer(tok.fingerprint())
     except ValueError as error:
         logger.warning("no sample.png: %s", error)

@@ -20,6 +20,19 @@ def require_models(prior: str, tokenizer: str) -> None:
         raise ValueError("give --prior DIR, or --tokenizer DIR, or both")
 
 
+def load_tokenizer(name: str, **options: Any) -> Tokenizer:
+    """The tokenizer in a folder or on the Hub: user/name, or user/name:FOLDER for one in a folder within;
+    `options` are those of `from_pretrained`."""
+    source, subfolder = split_name(name)
+    return Tokenizer.from_pretrained(source, subfolder=subfolder, **options)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The folder or Hub id of a model, and the folder within, "" for none."""
+    whole, _, subfolder = name.partition(":")
+    return (name, "") if Path(name).is_dir() or not whole else (whole, subfolder)
+
+
 def load_models(
     prior: str, tokenizer: str, device: torch.device | str | int | None, local_files_only: bool = False
 ) -> tuple[Prior | None, Tokenizer]:
@@ -32,10 +45,10 @@ def load_models(
     options: dict[str, Any] = {"device": device, "local_files_only": local_files_only}
     loaded = Prior.from_pretrained(prior, **options) if prior else None
     if loaded is None or tokenizer:
-        tok = Tokenizer.from_pretrained(tokenizer, **options)
+        tok = load_tokenizer(tokenizer, **options)
     else:
         try:
-            tok = Tokenizer.from_pretrained(tokenizer_of(Path(prior), loaded), **options)
+            tok = load_tokenizer(str(tokenizer_of(Path(prior), loaded)), **options)
         except ValueError as error:
             raise ValueError(
                 f"the prior's tokenizer cannot be loaded; give it with --tokenizer: {error}"
@@ -48,8 +61,9 @@ def load_models(
 def public_name(tokenizer: str) -> str:
     """What a prior, which may be published, names as its tokenizer: the Hub id that this was loaded from or
     pushed to, else the name of its folder without the path, which is nobody else's."""
-    folder = Path(tokenizer)
-    if not folder.is_dir() and tokenizer.count("/") == 1 and not tokenizer.startswith((".", "/", "~")):
+    source, within = split_name(tokenizer)
+    folder = Path(source, within)
+    if not folder.is_dir() and source.count("/") == 1 and not source.startswith((".", "/", "~")):
         return tokenizer
     run = folder / RUN_FILE
     pushed = read_json(run).get("push_to_hub") if run.exists() else None
@@ -65,7 +79,7 @@ def tokenizer_of(prior: Path, loaded: Prior) -> str | Path:
         return named
     if (prior / TOKENS_FILE).exists():
         learnt = read_json(prior / TOKENS_FILE).get("tokenizer")
-        if isinstance(learnt, str) and Path(learnt).is_dir():
+        if isinstance(learnt, str) and Path(*split_name(learnt)).is_dir():
             return learnt
     beside = prior.parent / Path(named).name
     return beside if named and beside.is_dir() else named

@@ -29,6 +29,7 @@ from pipelines.training.setup import seed_layers
 from pipelines.training.sharding import sharded_like, whole_tensors
 from tokenizer.hub.files import (
     CHECKPOINTS,
+    DIFFUSION_WEIGHTS,
     SAVED,
     WEIGHTS,
     folder_beside,
@@ -222,12 +223,15 @@ class Checkpoints:
         """Whether a run that stands at `step` is finished: all steps done, and all files of the model written
         after them."""
         checkpoint, run = self.folder / f"step-{step}", self.folder.parent
-        files = [checkpoint / STATE, *(run / name for name in SAVED)]
+        # The weights of a model of diffusers have a name of their own.
+        weights = next((name for name in (WEIGHTS, DIFFUSION_WEIGHTS) if (run / name).exists()), WEIGHTS)
+        names = [weights if name == WEIGHTS else name for name in SAVED]
+        files = [checkpoint / STATE, *(run / name for name in names)]
         if step < max_steps or not all(path.exists() for path in files):
             return False
         # Not by the times of the files, which a copy changes.
         written = read_state(checkpoint / STATE).model_written
-        return _is_model_of(run / WEIGHTS, checkpoint) if written is None else written
+        return _is_model_of(run / weights, checkpoint) if written is None else written
 
     def mark_written(self, step: int) -> None:
         """Note in the checkpoint at `step` that the model, which the run ends with, is written."""

@@ -175,7 +175,7 @@ class DecoderTraining(TrainingOptions):
     output: Path = Path("runs/decoder")
     """Folder of the run, and at its end the Hub-ready folder of the tokenizer."""
     tokenizer: str = ""
-    """The tokenizer whose codes stay: a folder, or user/name on the Hub."""
+    """The tokenizer whose codes stay: a folder, or user/name on the Hub (user/name:FOLDER for one within)."""
     data: DataConfig = field(default_factory=DataConfig)
     """Where pictures or sound come from."""
     augment: Augment = field(default_factory=Augment)

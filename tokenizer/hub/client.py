@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tokenizer.hub.files import CONFIG, MODEL_FILES, WEIGHTS, read_json
+from tokenizer.hub.files import CONFIG, DIFFUSION_WEIGHTS, KNOWN_FILES, WEIGHTS, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,9 @@ def fetch(path_or_hub_id: str | Path, check: Callable[[Path], object], source: H
     check(folder / within)
     with _explained(problem, name, source):
         # The cache names the folder by its commit: all files are of one, whatever is pushed meanwhile.
-        folder = _download(name, list(MODEL_FILES), source._replace(revision=folder.name))
-        if source.local_files_only and not (folder / within / WEIGHTS).exists():
+        folder = _download(name, list(KNOWN_FILES), source._replace(revision=folder.name))
+        weights = [folder / within / file for file in (WEIGHTS, DIFFUSION_WEIGHTS)]
+        if source.local_files_only and not any(path.exists() for path in weights):
             raise ValueError(NOT_CACHED)
     return folder / within
 
@@ -197,7 +198,7 @@ def push_folder(
             folder_path=directory,
             path_in_repo=subfolder or None,
             revision=revision,
-            allow_patterns=list(MODEL_FILES),
+            allow_patterns=list(KNOWN_FILES),
             commit_message="Upload model",
         )
     return str(commit)

@@ -36,6 +36,10 @@ SAMPLES = ("sample.png", "sample.wav")
 # What every saved model has, and what some have too.
 SAVED = (CONFIG, WEIGHTS, PREPROCESSOR, CARD, METRICS)
 MODEL_FILES = (*SAVED, *SAMPLES)
+# As diffusers calls the weights of its models.
+DIFFUSION_WEIGHTS = "diffusion_pytorch_model.safetensors"
+# What of a repository may be a model's, whichever library it is of.
+KNOWN_FILES = (*MODEL_FILES, DIFFUSION_WEIGHTS)
 
 # Ends the names of folders of what is not whole yet.
 UNFINISHED = ".unfinished"
@@ -113,17 +117,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
-    """Bytes of the header of a safetensors file, and what it says."""
-    size = struct.unpack("<Q", file.read(8))[0]
-    if size > min(100_000_000, os.fstat(file.fileno()).st_size):
-        raise ValueError(f"header of {size} bytes")
-    return size, json.loads(file.read(size))
+def check_whole(path: Path) -> int:
+    """Bytes of the tensors in a safetensors file; `ValueError` if it is none, cut short or longer."""
+    return _shapes(path)[1]
 
 
-def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], partly: bool = False) -> None:
-    """Compare a safetensors file's header with names and shapes (`partly`: some may be missing); `ValueError`
-    names the first difference."""
+def _shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shapes of the tensors in a safetensors file by name, and their bytes; `ValueError` unless it is
+    whole."""
     try:
         with path.open("rb") as file:
             size, header = _header(file)
@@ -138,6 +139,21 @@ def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], partly: b
         *(TypeError, AttributeError, RecursionError),
     ) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); {AGAIN}") from error
+    return found, data
+
+
+def _header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Bytes of the header of a safetensors file, and what it says."""
+    size = struct.unpack("<Q", file.read(8))[0]
+    if size > min(100_000_000, os.fstat(file.fileno()).st_size):
+        raise ValueError(f"header of {size} bytes")
+    return size, json.loads(file.read(size))
+
+
+def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], partly: bool = False) -> None:
+    """Compare a safetensors file's header with names and shapes (`partly`: some may be missing); `ValueError`
+    names the first difference."""
+    found, _ = _shapes(path)
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             if partly:

@@ -70,6 +70,10 @@ class HubModel(nn.Module):
         """Facts that stand in config.json beside the config; `check_extra_config` checks them on loading."""
         return {}
 
+    def plain_config(self) -> dict[str, Any]:
+        """The config as plain JSON values; `_read_config` reads them."""
+        return config_to_dict(self.config)
+
     def check_extra_config(self, extra: Mapping[str, Any]) -> None:
         """Raise `ValueError` if the loaded model contradicts what config.json says of it."""
 
@@ -100,17 +104,7 @@ class HubModel(nn.Module):
             else:
                 card, samples = CardInfo(license=_license_in(source / CARD), notes=CHANGED), ()
         card = card or CardInfo()
-        config = {
-            "model_type": self.model_type,
-            "library_version": library_version(),
-            **self.extra_config(),
-            "config": config_to_dict(self.config),
-        }
-        state = {k: v.detach().to("cpu").contiguous() for k, v in self.state_dict().items()}
-        write_json(directory / CONFIG, config, allow_nan=False)
-        # No metadata beyond the format: equal weights are equal files.
-        write_atomically(directory / WEIGHTS, lambda p: save_file(state, p, metadata={"format": "pt"}))
-        write_json(directory / PREPROCESSOR, self.preprocessor_config(), allow_nan=False)
+        self.write_model(directory)
         for name, path in kept.items():
             if path.resolve() != (directory / name).resolve():
                 write_atomically(directory / name, partial(shutil.copyfile, path))
@@ -120,6 +114,20 @@ class HubModel(nn.Module):
             samples = tuple(n for n in samples if (directory / n).exists())
             write_atomically(directory / CARD, lambda p: self._card(samples, card).save(p))
         return directory
+
+    def write_model(self, directory: Path) -> None:
+        """Write config.json, the weights and preprocessor_config.json into a folder."""
+        config = {
+            "model_type": self.model_type,
+            "library_version": library_version(),
+            **self.extra_config(),
+            "config": self.plain_config(),
+        }
+        state = {k: v.detach().to("cpu").contiguous() for k, v in self.state_dict().items()}
+        write_json(directory / CONFIG, config, allow_nan=False)
+        # No metadata beyond the format: equal weights are equal files.
+        write_atomically(directory / WEIGHTS, lambda p: save_file(state, p, metadata={"format": "pt"}))
+        write_json(directory / PREPROCESSOR, self.preprocessor_config(), allow_nan=False)
 
     @classmethod
     def from_pretrained(
@@ -151,20 +159,27 @@ class HubModel(nn.Module):
         raw, config = cls._read_config(directory)
         # Whatever torch's default is now: it would decide the weights' type, and constants that no file has.
         with _default_dtype(torch.float32):
-            # Sizes are compared with the files before anything is allocated.
-            model = outline_of(lambda: cls(config))
-            expected = model.state_dict()
-            state = load_tensors(directory / WEIGHTS, expected)
-            check_tables(model, (directory / WEIGHTS).stat().st_size, f"{directory / CONFIG}: config")
-            stored = {value.dtype for value in state.values() if value.is_floating_point()}
-            if len(stored) > 1:  # of several types the one that weights are made in
-                state = {name: value.to(expected[name].dtype) for name, value in state.items()}
-            fill(model, state)
-        model.to(torch.get_default_device(), stored.pop() if len(stored) == 1 else None)
+            model, stored = cls._filled(directory, config)
+        model.to(torch.get_default_device(), stored)
         model.eval()
         model.check_extra_config(raw)
         model._loaded_from = directory
         return model.to(device=where, dtype=kind)
+
+    @classmethod
+    def _filled(cls, directory: Path, config: Any) -> tuple[Self, torch.dtype | None]:
+        """The model of a config with the weights in a folder, on the CPU, and the type that these are stored
+        in, None for several."""
+        # Sizes are compared with the files before anything is allocated.
+        model = outline_of(lambda: cls(config))
+        expected = model.state_dict()
+        state = load_tensors(directory / WEIGHTS, expected)
+        check_tables(model, (directory / WEIGHTS).stat().st_size, f"{directory / CONFIG}: config")
+        stored = {value.dtype for value in state.values() if value.is_floating_point()}
+        if len(stored) > 1:  # of several types the one that weights are made in
+            state = {name: value.to(expected[name].dtype) for name, value in state.items()}
+        fill(model, state)
+        return model, stored.pop() if len(stored) == 1 else None
 
     def _is_as_in(self, directory: Path) -> bool:
         """Whether a folder holds this very model: its config, and weights with these values."""

@@ -42,6 +42,10 @@ class Modality:
     timed: ClassVar[bool] = False
     # Samples per second; 0 for what has no rate.
     sample_rate: int = 0
+    # Whether a padded batch goes through the network at once, each item with the codes it has alone, and
+    # whether long data go through in parts, in bounded memory, with the codes of the whole.
+    batch_exact: bool = True
+    chunk_exact: bool = True
 
     @property
     def drawn_size(self) -> tuple[int, ...] | None:
