@@ -23,8 +23,8 @@ from tokenizer.dnsmos import RATE, WINDOW, load_session, overall_score, window_s
     ],
 )
 def test_scores_are_those_of_speechmos(clip: int, seconds: float, level: float, wanted: float) -> None:
-    """By dnsmos.run(x.numpy(), 16000)["ovrl_mos"] of speechmos 0.0.1.1 with librosa 0.11, which doubles x until
-    it fills a window."""
+    """By dnsmos.run(x.numpy(), 16000)["ovrl_mos"] of speechmos 0.0.1.1 with librosa 0.11, which doubles x
+    until it fills a window."""
     x = speech(clip, seconds)
     x = (x + noise(x, level)).clamp(-1, 1)[0]
     doubled = x
