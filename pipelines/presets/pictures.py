@@ -85,7 +85,8 @@ def _digits_vae() -> TokenizerTraining:
 
 @preset(TOKENIZERS, "image-64")
 def _image_64() -> TokenizerTraining:
-    """64 × 64 colour pictures, 256 codes of 10 bits. Estimate: some hours on one GPU; 5.6 M parameters."""
+    """64 × 64 colour pictures, 256 codes of 10 bits. Estimate: some hours on one GPU; 5.6 M parameters. Not
+    trained but for 1000 steps of a smaller network (cards/photographs.md)."""
     return TokenizerTraining(
         max_steps=50_000,
         batch_size=128,
