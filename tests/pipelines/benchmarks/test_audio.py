@@ -159,7 +159,10 @@ def test_the_words_of_the_command_line() -> None:
             ("--preset", "emoji"),
             ("--preset emoji is of pictures", "audio-small, audio-small-waveform, audio-16k"),
         ),
-        (("--preset", "audio"), ("--preset audio is unknown", "audio-small, audio-small-waveform, audio-16k")),
+        (
+            ("--preset", "audio"),
+            ("--preset audio is unknown", "audio-small, audio-small-waveform, audio-16k"),
+        ),
         (("--preset", "audio-16k", "--tokenizer", "x"), ("both given",)),
         (("--tokenizer", "no/such/folder"), ("no/such/folder",)),
         (("--seconds", "0"), ("seconds is 0",)),
