@@ -231,6 +231,6 @@ def _as_distances(mean: Tensor, logvar: Tensor, codebook: Tensor) -> tuple[Tenso
     features = torch.cat([codebook.square(), codebook], dim=1)
     # With one more coordinate all entries get the same length, and the largest inner product is the nearest.
     squares = features.square().sum(1, keepdim=True)
-    longest = squares.amax()
+    longest = squares.amax(0)  # (1,); ONNX has no maximum without an axis
     entries = torch.cat([features, (longest - squares).sqrt()], dim=1)
     return longest.sqrt() * F.pad(F.normalize(rows, dim=1), (0, 1)), entries
