@@ -28,6 +28,7 @@ ROOMS = {
     "training": ("data", "run"),
     "presets": ("data", "run", "training"),
     "evaluation": ("data", "run", "tokens"),
+    "graphs": (),
     "reports": ("data", "evaluation", "run", "tokens"),
     "benchmarks": ("data", "evaluation", "presets", "reports", "run", "tokens", "training"),
 }

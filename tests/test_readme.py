@@ -104,7 +104,7 @@ def test_commands_fit_their_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 text = json.dumps(config_to_dict(command.options))
                 (command.options.output / "run.json").write_text(text)
     scripts = {"quickstart", "train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate"}
-    assert seen >= scripts | {"train_decoder", "quantize_vae", "cut_pictures"}
+    assert seen >= scripts | {"train_decoder", "quantize_vae", "cut_pictures", "export"}
 
 
 def test_the_first_block_is_the_two_commands_that_set_up() -> None:

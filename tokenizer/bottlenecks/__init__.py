@@ -95,6 +95,29 @@ class Bottleneck(nn.Module):
         `codebook_vectors` as, for plots; None if those are."""
         return None
 
+    def with_entries(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """z: (B, in_dim, *grid), codes: (B, K, *grid) → two (K, M, D): what its M = B · positions vectors are
+        compared as, and the entries of `codes`. `TypeError` where entries cannot be told."""
+        rows, vectors = self.compared(z), self.codebook_vectors()
+        if rows is None or vectors is None:
+            raise TypeError(f"{type(self).__name__} does not tell its entries: it defines no with_entries")
+        books = vectors.to(rows.device).expand(len(rows), *vectors.shape[-2:])
+        numbers = codes.transpose(0, 1).flatten(1)
+        return rows, torch.stack([book[n] for book, n in zip(books, numbers, strict=True)])
+
+    @torch.no_grad()
+    def gaps(self, z: Tensor, codes: Tensor) -> Tensor:
+        """z: (B, in_dim, *grid), codes: (B, K, *grid) → (B, K, *grid) float64: by what share of the sum of
+        both distances each code's entry is farther than the nearest one, given the codes before it; 0 where
+        it is that. Tells codes that only rounding changed from wrong ones."""
+        distances = []
+        for chosen in (codes, self.encode(z)):
+            rows, entries = self.with_entries(z, chosen)
+            distances.append(torch.linalg.vector_norm(rows.double() - entries.double(), dim=-1))
+        given, nearest = distances
+        share: Tensor = (given - nearest) / (given + nearest).clamp(min=torch.finfo(torch.float64).tiny)
+        return share.reshape(codes.transpose(0, 1).shape).transpose(0, 1)
+
     def training_state(self) -> dict[str, Tensor]:
         """Tensors that an exact resume needs and a saved model does not."""
         return {}

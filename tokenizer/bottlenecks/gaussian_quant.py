@@ -156,16 +156,18 @@ class GaussianQuant(Gaussian):
     @torch.no_grad()
     def _codes(self, posterior: Posterior) -> Tensor:
         """The code of each group: (B, K, *grid)."""
+        batch, channels, *grid = posterior.mean.shape
+        codes = nearest(*self._rows_and_entries(posterior))
+        return codes.reshape(batch, channels // self.config.group_dim, *grid)
+
+    def _rows_and_entries(self, posterior: Posterior) -> tuple[Tensor, Tensor]:
+        """What the search compares: a row for each group, (B · K · positions, D), and (N, D)."""
         codebook = self.codebook.to(torch.promote_types(posterior.mean.dtype, self.codebook.dtype))
         mean, logvar = (
-            rearrange(v, "b (k m) ... -> b k ... m", m=self.config.group_dim)
+            rearrange(v, "b (k m) ... -> b k ... m", m=self.config.group_dim).flatten(0, -2)
             for v in (posterior.mean, posterior.logvar)
         )
-        if self.config.group_dim == 1:
-            rows = mean.flatten(0, -2)
-        else:
-            rows, codebook = _as_distances(mean.flatten(0, -2), logvar.flatten(0, -2), codebook)
-        return nearest(rows, codebook).reshape(mean.shape[:-1])
+        return (mean, codebook) if self.config.group_dim == 1 else _as_distances(mean, logvar, codebook)
 
     @torch.no_grad()
     def _weights(self, kl: Tensor) -> Tensor:
@@ -203,6 +205,11 @@ class GaussianQuant(Gaussian):
     def compared(self, z: Tensor) -> Tensor:
         return rearrange(self.posterior(z).mean, "b (k m) ... -> k (b ...) m", m=self.config.group_dim)
 
+    def with_entries(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        rows, entries = self._rows_and_entries(self.posterior(z))
+        rows = rearrange(rows, "(b k p) d -> k (b p) d", b=len(z), k=self.num_codebooks)
+        return rows, entries[rearrange(codes, "b k ... -> k (b ...)")]
+
     def training_state(self) -> dict[str, Tensor]:
         return self.health.training_state()
 
@@ -224,6 +231,6 @@ def _as_distances(mean: Tensor, logvar: Tensor, codebook: Tensor) -> tuple[Tenso
     features = torch.cat([codebook.square(), codebook], dim=1)
     # With one more coordinate all entries get the same length, and the largest inner product is the nearest.
     squares = features.square().sum(1, keepdim=True)
-    longest = squares.amax()
+    longest = squares.amax(0)  # (1,); ONNX has no maximum without an axis
     entries = torch.cat([features, (longest - squares).sqrt()], dim=1)
     return longest.sqrt() * F.pad(F.normalize(rows, dim=1), (0, 1)), entries

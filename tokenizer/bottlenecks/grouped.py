@@ -90,6 +90,12 @@ class Grouped(Several):
     def frozen(self, z: Tensor, step: Step | None = None) -> Tensor:
         return torch.cat([member.frozen(part, step) for member, part in self._parts(z)], dim=1)
 
+    @torch.no_grad()
+    def gaps(self, z: Tensor, codes: Tensor) -> Tensor:
+        chosen = rearrange(codes, "b (g k) ... -> g b k ...", g=self.config.groups)
+        parts = zip(self._parts(z), chosen, strict=True)
+        return torch.cat([member.gaps(part, c) for (member, part), c in parts], dim=1)
+
     def compared(self, z: Tensor) -> Tensor | None:
         seen = [member.compared(part) for member, part in self._parts(z)]
         known = [s for s in seen if s is not None]

@@ -153,6 +153,14 @@ class RVQ(Several):
             count = torch.where(u < self.config.dropout, fewer, count)
         return send(count, z.device).view(-1, *(1,) * (z.ndim - 1))
 
+    @torch.no_grad()
+    def gaps(self, z: Tensor, codes: Tensor) -> Tensor:
+        residual, found = z.to(torch.promote_types(z.dtype, torch.float32)), []
+        for stage, chosen in zip(self.each(), torch.split(codes, 1, dim=1), strict=True):
+            found.append(stage.gaps(residual, chosen))
+            residual = residual - stage.decode(chosen).to(residual.dtype)
+        return torch.cat(found, dim=1)
+
     def compared(self, z: Tensor) -> Tensor | None:
         residual, seen = z.to(torch.promote_types(z.dtype, torch.float32)), []
         for stage in self.each():

@@ -73,6 +73,10 @@ class Implicit(Projected):
         with torch.autocast(z.device.type, enabled=False):
             return self.quantized(self.to_rows(z))[0][None]
 
+    def with_entries(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.compared(z)
+        return rows, self.entries(codes.flatten(), rows.dtype)[None]
+
     def codebook_vectors(self) -> Tensor | None:
         if self.codebook_size > MOST_DRAWN:
             return None
