@@ -44,14 +44,6 @@ class Dac(SoundFamily, name="dac"):
         parts = self.parts(whole, self.decoder_parts)
         return SoundNetwork(parts, self.decoded, 1, gives=self.stride, reach=reach_of(parts))
 
-    def encoded(self, parts: nn.ModuleDict, x: Tensor) -> Tensor:
-        z_e: Tensor = parts["encoder"](x)
-        return z_e
-
-    def decoded(self, parts: nn.ModuleDict, z: Tensor) -> Tensor:
-        x_hat: Tensor = parts["decoder"](z)
-        return x_hat
-
     def quantize(self, parts: nn.ModuleDict, z: Tensor, count: int) -> Tensor:
         codes = []
         for layer in cast(Any, parts["quantizer"]).quantizers[:count]:

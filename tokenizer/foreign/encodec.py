@@ -71,14 +71,6 @@ class Encodec(SoundFamily, name="encodec"):
         parts = self.parts(whole, self.decoder_parts)
         return SoundNetwork(parts, self.decoded, self.channels(), gives=self.stride)
 
-    def encoded(self, parts: nn.ModuleDict, x: Tensor) -> Tensor:
-        z_e: Tensor = parts["encoder"](x)
-        return z_e
-
-    def decoded(self, parts: nn.ModuleDict, z: Tensor) -> Tensor:
-        x_hat: Tensor = parts["decoder"](z)
-        return x_hat
-
     def quantize(self, parts: nn.ModuleDict, z: Tensor, count: int) -> Tensor:
         codes = []
         for layer in cast(Any, parts["quantizer"]).layers[:count]:

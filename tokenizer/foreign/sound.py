@@ -152,11 +152,13 @@ class SoundFamily(TransformersFamily):
 
     def encoded(self, parts: nn.ModuleDict, x: Tensor) -> Tensor:
         """x: (B, C, T) → z_e (B, in_dim, T / stride), by the modules of the encoder."""
-        raise TypeError(f"{type(self).__name__} does not define encoded")
+        z_e: Tensor = parts["encoder"](x)
+        return z_e
 
     def decoded(self, parts: nn.ModuleDict, z: Tensor) -> Tensor:
         """z: (B, out_dim, t) → x_hat (B, C, t · stride), by the modules of the decoder."""
-        raise TypeError(f"{type(self).__name__} does not define decoded")
+        x_hat: Tensor = parts["decoder"](z)
+        return x_hat
 
     def quantize(self, parts: nn.ModuleDict, z: Tensor, count: int) -> Tensor:
         """z: (B, in_dim, t) → codes of the first stages (B, count, t) int64, by those of the bottleneck."""
