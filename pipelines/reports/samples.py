@@ -28,21 +28,22 @@ MEANINGS = {
     "copies": "same codes as a training item",
 }
 SHARES = {"agreement", "blanks", "silence", "repeats", "copies"}
+# Digits after the point; of shares, in percent, and of all others: 1 and 2.
+DIGITS = {"kid": 4, "frechet": 3}
 
 
 def sample_table(table: Mapping[str, Mapping[str, Figure]]) -> str:
     """Figures by set in Markdown: means, with the spread over seeds where there are several."""
     lines = ["| figure | " + " | ".join(of.replace("_", "-") for of in SETS) + " |", "|---" * 5 + "|"]
     for name, row in table.items():
-        cells = [in_words(row[of], name in SHARES) if of in row else "" for of in SETS]
+        cells = [in_words(row[of], name) if of in row else "" for of in SETS]
         lines.append(f"| {MEANINGS.get(name, name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def in_words(figure: Figure, share: bool) -> str:
+def in_words(figure: Figure, name: str) -> str:
     """A mean and its spread; shares in percent."""
-    scale, unit = (100, " %") if share else (1, "")
-    digits = 1 if share else 2 if abs(figure.mean) >= 1 else 4
+    scale, unit, digits = (100, " %", 1) if name in SHARES else (1, "", DIGITS.get(name, 2))
     text = f"{figure.mean * scale:.{digits}f}"
     return text + (f" ± {figure.spread * scale:.{digits}f}" if figure.spread is not None else "") + unit
 
