@@ -17,7 +17,7 @@ from pipelines.run.progress import progress
 from tokenizer.distributed import keyed_generator
 
 # The recipe. Two convolutions per width; larger pictures are brought to SIDE first.
-WIDTHS, SIDE, STEPS, BATCH, RATE = (24, 48, 96), 64, 1000, 64, 4e-3
+WIDTHS, SIDE, STEPS, BATCH, RATE = (24, 48, 96), 64, 600, 64, 4e-3
 # Largest changes of a view: radians, shear, share of the size, and share of half a side.
 TURN, SHEAR, ZOOM, SHIFT = 0.2, 0.2, 0.1, 1 / 7
 
