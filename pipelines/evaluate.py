@@ -1,5 +1,5 @@
-"""Measure a tokenizer, and a prior over its codes, on held-out data: `python pipelines/evaluate.py
---tokenizer DIR`.
+"""Measure a tokenizer, a prior over its codes, and what it draws (--samples N), beside held-out data: `python
+pipelines/evaluate.py --tokenizer DIR`.
 
 Left out: training curves, which the training scripts write.
 """
@@ -25,13 +25,24 @@ from pipelines.data.kinds import Split
 from pipelines.evaluation.kid import evaluate_kid, load_features
 from pipelines.evaluation.priors import NAME as POSITIONS
 from pipelines.evaluation.priors import Positions, evaluate_prior, measure_positions
+from pipelines.evaluation.samples.kinds import (
+    LEAST,
+    MEASURES,
+    Draw,
+    SampleMeasures,
+    check_samples,
+    draw_samples,
+)
 from pipelines.evaluation.tokenizers import EVAL_BATCH, measure_tokenizer
 from pipelines.reports.kinds import report_of
+from pipelines.reports.neighbours import training_items
 from pipelines.reports.priors import write_positions
 from pipelines.reports.rate_distortion import quantity
+from pipelines.reports.samples import SECTION, sample_table, write_samples
 from pipelines.reports.tokenizers import write_results
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import RUN_FILE, require_writable
+from pipelines.run.generator import Generator
 from pipelines.run.models import load_models
 from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator
 from pipelines.tokens.clips import CodeClips
@@ -39,9 +50,10 @@ from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import TokenRows, TokenSplit
 from pipelines.tokens.windows import rows_of
 from prior import Prior
+from prior.sampling.choice import Choice, SamplingOptions
 from tokenizer import Tokenizer
 from tokenizer.hub.files import CHECKPOINTS, CONFIG, write_json
-from tokenizer.variants import at_least
+from tokenizer.variants import at_least, require
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +67,9 @@ RESULTS = (
     "rate_distortion.png",
     f"{POSITIONS}.json",
     f"{POSITIONS}.png",
+    SECTION,
+    "sample.png",
+    "sample.wav",
 )
 
 
@@ -81,8 +96,46 @@ class EvaluateOptions:
     kid_download: bool = False
     """Allow the feature network's weights to be downloaded."""
 
+    samples: int = 0
+    """Also draw so many samples with each seed, as many of each class, and measure them beside
+    reconstructions, training and held-out items (cards/samples.md). Needs pip install -c
+    pipelines/configs/constraints.txt -e '.[kid,metrics]' (pictures: kid, sound: metrics)."""
+    seeds: int = 3
+    """Samples are drawn with the seeds 0, 1, ..., so many, which gives every figure a spread."""
+    temperature: float = 1.0
+    """Of samples: below 1 is safer, above 1 more varied; 0 takes the likeliest codes."""
+    top_p: float | None = None
+    """Of samples: draw from the likeliest codes that together have this probability."""
+    cfg_scale: float = 1.0
+    """Of samples: above 1 follows the label more closely. Needs labels."""
+    tokens: str = ""
+    """Of samples: folder of the tokens that the prior learnt, to count samples that copy a training item."""
+
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size")
+        at_least(self, 1, "batch_size", "seeds")
+        Choice(**self.choice)  # checks itself
+        require(
+            self.samples == 0 or self.samples >= LEAST,
+            f"samples is {self.samples}, expected {LEAST} or more (some hundreds give a steady figure)",
+        )
+        require(not self.samples or bool(self.prior), "--samples are drawn from a prior; give --prior DIR")
+        for name, neutral in (
+            ("seeds", 3),
+            ("temperature", 1),
+            ("top_p", None),
+            ("cfg_scale", 1),
+            ("tokens", ""),
+        ):
+            given = getattr(self, name) != neutral
+            require(
+                bool(self.samples) or not given,
+                f"--{name.replace('_', '-')} is for samples; give --samples N too, or leave it out",
+            )
+
+    @property
+    def choice(self) -> SamplingOptions:
+        """How codes of samples are chosen."""
+        return SamplingOptions(temperature=self.temperature, top_p=self.top_p, cfg_scale=self.cfg_scale)
 
 
 def main() -> None:
@@ -100,6 +153,10 @@ def main() -> None:
     examples = splits.held_out if len(splits.held_out) else splits.train
     if not len(splits.held_out):
         logger.warning("nothing is held out in %s: measuring on all of it", options.data.path)
+    ready = None
+    if options.samples and prior is not None:
+        # What stands in the way of measuring samples is said before anything long begins, everywhere alike.
+        ready = prepare_samples(options, prior, tok, splits)
     measured = measure_tokenizer(tok, examples, accelerator, options.batch_size, thorough=True)
     metrics = {"items": float(len(examples))} | measured.metrics
     of_prior = None
@@ -108,6 +165,10 @@ def main() -> None:
         metrics |= {f"prior_{k}": v for k, v in of_prior.metrics.items()}
     if network is not None and accelerator.is_main_process:
         metrics |= evaluate_kid(network, tok, prior, examples, options.batch_size)
+    of_samples = None
+    if ready is not None and accelerator.is_main_process:
+        of_samples = measure_samples(options, ready)
+        metrics |= of_samples.metrics
     if accelerator.is_main_process:
         options.output.mkdir(parents=True, exist_ok=True)
         for name in RESULTS:  # of an earlier evaluation, perhaps of another model
@@ -116,6 +177,9 @@ def main() -> None:
         write_results(tok, splits, measured, options.output, sample=False)
         if of_prior is not None and of_prior.positions is not None:
             write_positions(of_prior.positions, of_prior.info, options.output)
+        if of_samples is not None:
+            write_samples(*of_samples[:3], how_drawn(options), options.output)
+            print(of_samples.table)
         if remarks := report_of(tok.modality).remarks(measured):
             print(remarks, end="\n\n")
         for name, value in metrics.items():
@@ -134,6 +198,50 @@ def check_output(folder: Path) -> None:
             f"--output {folder} holds a model or its training, whose metrics.json and pictures an evaluation "
             "would replace; choose another folder"
         )
+
+
+class Ready(NamedTuple):
+    """What samples are drawn and measured by; `items`: what the prior learnt, if it was given."""
+
+    generator: Generator
+    measures: SampleMeasures
+    items: TokenRows | None
+
+
+class OfSamples(NamedTuple):
+    """What was drawn and measured: the table for people, and the metrics."""
+
+    generator: Generator
+    draws: list[Draw]
+    table: str
+    metrics: dict[str, float]
+
+
+def prepare_samples(options: EvaluateOptions, prior: Prior, tok: Tokenizer, splits: Splits) -> Ready:
+    """`ValueError` for whatever stands in the way of drawing and measuring."""
+    check_samples(prior, splits, options.samples, options.cfg_scale)
+    generator = Generator(prior, tok)
+    measures = MEASURES.of(tok.modality)(generator, splits, options.samples, options.batch_size)
+    items = training_items(tok, options.tokens) if options.tokens else None
+    return Ready(generator, measures, None if items is None else rows_of(items, prior.config.grid[0]))
+
+
+def measure_samples(options: EvaluateOptions, ready: Ready) -> OfSamples:
+    """Draw, and measure beside reconstructions, training and held-out items."""
+    how = (options.samples, options.seeds, options.batch_size, options.choice)
+    draws = draw_samples(ready.generator, *how)
+    figures = ready.measures.measure(draws, ready.items)
+    return OfSamples(ready.generator, draws, sample_table(figures.table()), figures.metrics())
+
+
+def how_drawn(options: EvaluateOptions) -> str:
+    """How the samples were drawn, in words."""
+    seeds = f"each of {options.seeds} seeds; mean ± spread over them" if options.seeds > 1 else "seed 0"
+    top_p = "" if options.top_p is None else f", top-p {options.top_p:g}"
+    return (
+        f"{options.samples} samples of {seeds}. Temperature {options.temperature:g}, guidance "
+        f"{options.cfg_scale:g}{top_p}. What the figures mean: cards/samples.md."
+    )
 
 
 class OfPrior(NamedTuple):

@@ -184,8 +184,8 @@ def kid(
         )
     values = torch.empty(subsets, dtype=torch.float64)
     for i in range(subsets):
-        a, b = (f[_draw(f, subset_size, generator)].double() for f in (features_a, features_b))
-        values[i] = _mmd2(a, b)
+        a, b = (f[_draw(f, subset_size, generator)] for f in (features_a, features_b))
+        values[i] = mmd2(a, b)
     return values.mean().item(), values.std(correction=0).item()
 
 
@@ -193,11 +193,36 @@ def _draw(features: Tensor, size: int, generator: torch.Generator | None) -> Ten
     return torch.randperm(len(features), generator=generator)[:size].to(features.device)
 
 
-def _mmd2(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased MMD² of equally many rows (n, d): diagonals are left out of the two kernels within a set."""
-    n, d = a.shape
-    within = [k.sum() - k.diagonal().sum() for k in ((a @ a.T / d + 1) ** 3, (b @ b.T / d + 1) ** 3)]
-    return (within[0] + within[1]) / (n * (n - 1)) - 2 * ((a @ b.T / d + 1) ** 3).mean()
+def mmd2(
+    features_a: Tensor,
+    features_b: Tensor,
+    weights_a: Tensor | None = None,
+    weights_b: Tensor | None = None,
+    paired: bool = False,
+) -> float:
+    """Unbiased MMD² of all rows (n, d) and (m, d) with the kernel of `kid`, which is its mean over subsets.
+
+    `weights_a` (n,) and `weights_b` (m,) say how much rows count (left out: all alike). A row is not compared
+    with itself, nor, with `paired`, row i of one set with row i of the other, which was made of it:
+    reconstructions would else come out too near to their originals. `ValueError` for shapes that do not fit.
+    """
+    a, b = features_a.double(), features_b.double()
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(
+            f"mmd2: needs (n, d) and (m, d), 2 rows or more, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if paired and len(a) != len(b):
+        raise ValueError(f"mmd2: paired rows must be equally many, got {len(a)} and {len(b)}")
+    u, v = (torch.ones_like(f[:, 0]) if w is None else w.to(f) for f, w in ((a, weights_a), (b, weights_b)))
+    return _kernel(a, a, u, u, True) + _kernel(b, b, v, v, True) - 2 * _kernel(a, b, u, v, paired)
+
+
+def _kernel(a: Tensor, b: Tensor, u: Tensor, v: Tensor, apart: bool) -> float:
+    """Weighted mean of the kernel over pairs of rows; `apart`: without those of equal number."""
+    values, weights = (a @ b.T / a.shape[1] + 1) ** 3, torch.outer(u, v)
+    if apart:
+        weights.fill_diagonal_(0)
+    return float((values * weights).sum() / weights.sum())
 
 
 def _pair(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

