@@ -98,8 +98,8 @@ class EvaluateOptions:
 
     samples: int = 0
     """Also draw so many samples with each seed, as many of each class, and measure them beside
-    reconstructions, training and held-out items (cards/samples.md). Needs pip install -c
-    pipelines/configs/constraints.txt -e '.[kid,metrics]' (pictures: kid, sound: metrics)."""
+    reconstructions, training and held-out items (cards/samples.md). Needs (pictures: kid, sound: metrics)
+    pip install -c pipelines/configs/constraints.txt -e '.[kid,metrics]'"""
     seeds: int = 3
     """Samples are drawn with the seeds 0, 1, ..., so many, which gives every figure a spread."""
     temperature: float = 1.0
