@@ -18,12 +18,14 @@ from tokenizer.foreign import Family
 from tokenizer.foreign.library import (
     import_library,
     quietly,
+    refused,
     require_all_loaded,
     require_finite_weights,
-    require_memory,
+    save_whole,
+    weights_file,
 )
 from tokenizer.foreign.pictures import ForeignPicture, NearestEntry, PictureNetwork
-from tokenizer.hub.files import AGAIN, DIFFUSION_WEIGHTS, check_whole
+from tokenizer.hub.files import AGAIN, DIFFUSION_WEIGHTS
 from tokenizer.hub.meta import outline_of
 from tokenizer.modalities import Modality
 from tokenizer.variants import require
@@ -48,8 +50,7 @@ class DiffusersFamily(Family):
         try:
             return outline_of(lambda: make(dict(self.raw))).config
         except Exception as error:  # of its own checks, of many kinds
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{self.library} refuses this config of {self.name}: {reason:.300}") from error
+            raise refused(self, error) from error
 
     def check(self) -> None:
         config = self.theirs
@@ -62,13 +63,7 @@ class DiffusersFamily(Family):
         return self._class.from_config(dict(self.raw))
 
     def load(self, folder: Path, outline: nn.Module) -> Any:
-        path = folder / self.weights
-        if not path.exists():
-            raise ValueError(
-                f"{folder}: has no {self.weights}; pickled weights, as in diffusion_pytorch_model.bin, are "
-                f"not read: they may run code. Load and save the model with {self.library} first"
-            )
-        require_memory(outline, check_whole(path), path)
+        path = weights_file(self, folder, outline, pickled="diffusion_pytorch_model.bin")
         with safe_open(path, framework="pt") as file:
             dtype = file.get_tensor(next(iter(file.keys()))).dtype
         with quietly(import_library(self.library)):
@@ -89,8 +84,7 @@ class DiffusersFamily(Family):
         return model
 
     def save(self, whole: Any, path: Path) -> None:
-        with quietly(import_library(self.library)):
-            whole.save_pretrained(path.parent, max_shard_size="1000GB")
+        save_whole(self, whole, path)
 
     def preprocessor(self) -> dict[str, Any]:
         return {"image_processor_type": "VaeImageProcessor", "vae_scale_factor": 1 << self._levels}

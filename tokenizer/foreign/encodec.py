@@ -27,9 +27,6 @@ class Encodec(SoundFamily, name="encodec"):
     def strides(self) -> tuple[int, ...]:
         return tuple(self.theirs.upsampling_ratios)
 
-    def channels(self) -> int:
-        return int(self.theirs.audio_channels)
-
     def check(self) -> None:
         super().check()
         config = self.theirs

@@ -1,4 +1,5 @@
-"""transformers: imported when a model asks for it, and its models from and to files.
+"""transformers and diffusers: imported when a model asks for them, and models of transformers from and to
+files.
 
 Left out: what the models are (the families beside this file).
 """
@@ -56,8 +57,7 @@ class TransformersFamily(Family):
         try:
             return config.from_dict(dict(self.raw))
         except Exception as error:  # of its own checks, in classes of its own
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{self.library} refuses this config of {self.name}: {reason:.300}") from error
+            raise refused(self, error) from error
 
     def whole(self) -> Any:
         # A copy, as a model may write into its config.
@@ -65,13 +65,7 @@ class TransformersFamily(Family):
         return getattr(import_library(self.library), self.model_class)(config)
 
     def load(self, folder: Path, outline: nn.Module) -> Any:
-        path = folder / self.weights
-        if not path.exists():
-            raise ValueError(
-                f"{folder}: has no {self.weights}; pickled weights, as in pytorch_model.bin, are not "
-                f"read: they may run code. Load and save the model with {self.library} first"
-            )
-        require_memory(outline, check_whole(path), path)
+        path = weights_file(self, folder, outline, pickled="pytorch_model.bin")
         with quietly(import_library(self.library)):
             model, info = getattr(import_library(self.library), self.model_class).from_pretrained(
                 folder,
@@ -87,8 +81,7 @@ class TransformersFamily(Family):
         return model
 
     def save(self, whole: Any, path: Path) -> None:
-        with quietly(import_library(self.library)):
-            whole.save_pretrained(path.parent, max_shard_size="1000GB")
+        save_whole(self, whole, path)
 
     def saved_config(self, dtype: torch.dtype) -> dict[str, Any]:
         kept = {k: v for k, v in self.raw.items() if k != "torch_dtype"}
@@ -102,6 +95,31 @@ class TransformersFamily(Family):
     def reader_options(self) -> dict[str, Any]:
         """Arguments of the class that reads data for the model."""
         raise TypeError(f"{type(self).__name__} does not define reader_options")
+
+
+def refused(family: Family, error: Exception) -> ValueError:
+    """What to raise where the library refuses the config of a family."""
+    reason = " ".join(str(error).split())
+    return ValueError(f"{family.library} refuses this config of {family.name}: {reason:.300}")
+
+
+def weights_file(family: Family, folder: Path, outline: nn.Module, pickled: str) -> Path:
+    """The file of weights in a folder. `ValueError` if it is missing (perhaps a file called `pickled` is
+    there), not whole, or far smaller than the model."""
+    path = folder / family.weights
+    if not path.exists():
+        raise ValueError(
+            f"{folder}: has no {family.weights}; pickled weights, as in {pickled}, are not read: they may "
+            f"run code. Load and save the model with {family.library} first"
+        )
+    require_memory(outline, check_whole(path), path)
+    return path
+
+
+def save_whole(family: Family, whole: Any, path: Path) -> None:
+    """Write the weights of a library's model to one file, as the library names it."""
+    with quietly(import_library(family.library)):
+        whole.save_pretrained(path.parent, max_shard_size="1000GB")
 
 
 def require_memory(outline: nn.Module, stored: int, path: Path) -> None:

@@ -37,9 +37,6 @@ class Mimi(SoundFamily, name="mimi"):
     def strides(self) -> tuple[int, ...]:
         return (*self.theirs.upsampling_ratios, self.theirs.latent_stride)
 
-    def channels(self) -> int:
-        return int(self.theirs.audio_channels)
-
     def check(self) -> None:
         super().check()
         config = self.theirs

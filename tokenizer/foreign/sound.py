@@ -142,8 +142,8 @@ class SoundFamily(TransformersFamily):
         raise TypeError(f"{type(self).__name__} does not define strides")
 
     def channels(self) -> int:
-        """Channels of the sound."""
-        return 1
+        """Channels of the sound: one where the config has no word for them."""
+        return int(getattr(self.theirs, "audio_channels", 1))
 
     @property
     def stride(self) -> int:
