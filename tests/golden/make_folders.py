@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.presets import PRIORS, TOKENIZERS
+from pipelines.presets import DECODERS, PRIORS, TOKENIZERS
 from pipelines.run.command_line import flatten
 from tests.helpers.running import (
     TINY_CODEC,
@@ -76,7 +76,8 @@ def options() -> dict[str, dict[str, Any]]:
     """By the first words of a command line, the options as they are then; of a preset what differs from the
     first preset of its script."""
     found = {name: flatten(config_to_dict(options_of(name, []))) for name in SCRIPTS}
-    for name, presets in {"train_tokenizer": TOKENIZERS, "train_prior": PRIORS}.items():
+    scripts = {"train_tokenizer": TOKENIZERS, "train_decoder": DECODERS, "train_prior": PRIORS}
+    for name, presets in scripts.items():
         first: dict[str, Any] = {}
         for preset in presets:
             values = flatten(config_to_dict(options_of(name, [preset])))

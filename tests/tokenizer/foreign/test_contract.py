@@ -191,6 +191,17 @@ def test_the_fingerprint_is_of_what_decides_codes(
     assert tok.fingerprint() != mark
 
 
+def test_the_fingerprint_is_of_the_adapter_and_of_what_the_config_decides(
+    tok: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, marks = type(tok.family), {tok.fingerprint()}
+    monkeypatch.setattr(family, "adapter", family.adapter + 1)
+    marks.add(tok.fingerprint())
+    monkeypatch.setattr(family, "decides", family.decides[1:])
+    marks.add(tok.fingerprint())
+    assert len(marks) == 3
+
+
 def test_an_unchanged_model_keeps_card_and_reader(name: str, tmp_path: Path) -> None:
     folder = saved(name, tmp_path / "theirs")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Theirs\n")
