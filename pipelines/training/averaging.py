@@ -1,5 +1,6 @@
 """The moving average of weights, which is what is measured and saved."""
 
+import copy
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -44,10 +45,25 @@ class WeightAverage:
             value.copy_(sharded_like(shadow[name], value))
 
     def averaged(self, model: M) -> M:
-        """A copy of a `HubModel` with the averaged weights, whole and in eval mode. Every process must
-        call it."""
-        # The copy's first weights must not shift the noise of layer dropout.
-        with torch.random.fork_rng(devices=[]):
-            copy = type(model)(model.config)
-        copy.load_state_dict({**whole_tensors(model.state_dict()), **whole_tensors(self.shadow)})
-        return copy.to(next(model.parameters()).device).eval()
+        """A `HubModel` with the averaged weights, in eval mode, to read from until the next step: its
+        tensors are those of the average, and of the model itself where none are averaged. Every process must
+        call it.
+
+        Under FSDP it is a whole copy on every process, each of which measures its share of the data.
+        """
+        from torch.distributed.tensor import DTensor  # takes most of a second, so not with this module
+
+        if any(isinstance(p, DTensor) for p in model.parameters()):
+            # The copy's first weights must not shift the noise of layer dropout.
+            with torch.random.fork_rng(devices=[]):
+                whole = type(model)(model.config)
+            whole.load_state_dict({**whole_tensors(model.state_dict()), **whole_tensors(self.shadow)})
+            return whole.to(next(model.parameters()).device).eval()
+        # What deepcopy takes for each tensor, so that it makes none.
+        taken: dict[int, Tensor] = {id(b): b for b in model.buffers()}
+        for name, p in model.named_parameters():
+            taken[id(p)] = nn.Parameter(self.shadow.get(name, p.detach()), requires_grad=False)
+        found = copy.deepcopy(model, taken).eval()
+        for name in ("forward", "_original_forward"):  # accelerate's, which autocasts
+            vars(found).pop(name, None)
+        return found

@@ -6,6 +6,7 @@ Left out: the optimizers (test_optimizers.py), and run folders with their logs (
 import dataclasses
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_weight_average_by_hand() -> None:
     assert model.weight.item() == 4.0
 
 
-def test_averaged_is_a_copy_with_the_averages_and_the_buffers_as_they_are() -> None:
+def test_averaged_has_the_averages_and_the_buffers_as_they_are_and_takes_no_memory() -> None:
     tok = tiny_tokenizer_model().train()
     average = WeightAverage(tok, 0.5)
     with torch.no_grad():
@@ -98,18 +99,32 @@ def test_averaged_is_a_copy_with_the_averages_and_the_buffers_as_they_are() -> N
             p.add_(1.0)
     tok.bottleneck.codebook.entries.fill_(0.25)
     average.update(tok, 100)
-    trained, drawn = weights(tok), torch.get_rng_state()
-    copy = average.averaged(tok)
-    assert type(copy) is Tokenizer and not copy.training and tok.training
-    for name, p in copy.named_parameters():
+    trained, drawn, held = weights(tok), torch.get_rng_state(), storages(average.shadow.values())
+    found = average.averaged(tok)
+    assert type(found) is Tokenizer and not found.training and tok.training
+    for name, p in found.named_parameters():
         torch.testing.assert_close(p.detach(), trained[name] - 0.5)
-    assert bool((copy.bottleneck.codebook.entries == 0.25).all())
-    # What trains is neither changed nor shared, and the noise to come is the same.
-    assert all(torch.equal(p, trained[n]) for n, p in tok.named_parameters())
-    with torch.no_grad():
-        next(copy.parameters()).zero_()
-    assert all(torch.equal(p, trained[n]) for n, p in tok.named_parameters())
+        assert not p.requires_grad
+    assert bool((found.bottleneck.codebook.entries == 0.25).all())
+    assert storages(found.parameters()) == held and storages(found.buffers()) == storages(tok.buffers())
+    # What trains stays as it is, learns as before, and the noise to come is the same.
+    assert all(torch.equal(p, trained[n]) and p.requires_grad for n, p in tok.named_parameters())
+    assert not held & storages(tok.parameters())
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_averaged_computes_as_one_process_in_float32_whatever_training_does() -> None:
+    tok = tiny_tokenizer_model().train()
+    x = torch.rand(2, 3, 16, 16)
+    expected = WeightAverage(tok, 0.5).averaged(tok)(x).x_hat
+    with as_a_new_process():
+        prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare(tok)
+    assert prepared is tok and "forward" in vars(tok)
+    assert torch.equal(WeightAverage(tok, 0.5).averaged(tok)(x).x_hat, expected)
+
+
+def storages(tensors: Iterable[torch.Tensor]) -> set[int]:
+    return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
 
 
 def test_decay_0_keeps_the_last_weights() -> None:
