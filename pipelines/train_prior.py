@@ -63,6 +63,8 @@ def main() -> None:
     if accelerator.is_main_process:
         logger.info("%s", found_in(options, info, splits))
         check_preset(chosen_preset(DEFAULT_PRESET), info)
+    if options.keep == "best" and not len(splits["held_out"]):
+        raise ValueError("--keep best is judged on held-out items, but none are held out; use --keep last")
     note_license(accelerator, options, info.source)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
@@ -159,7 +161,11 @@ def train(
 ) -> None:
     """Train, evaluate and checkpoint; at the end write the Hub-ready folder."""
     optimizers = optimizers_of(prior, options, betas=(0.9, 0.95))
-    course = Course(accelerator, options, prior, optimizers, "prior", headline="bits_per_code")
+    course = Course(
+        *(accelerator, options, prior, optimizers, "prior"),
+        headline="bits_per_code",
+        keep_best=options.keep == "best",
+    )
     if course.finished:
         return
 
@@ -197,8 +203,19 @@ def finish(
     course: Course,
 ) -> None:
     """Evaluate the averaged weights and write model, card, metrics and the plot of losses."""
-    prior = course.average.averaged(prior)
-    metrics = evaluate_prior(prior, info, splits["held_out"], accelerator)
+    measure = partial(evaluate_prior, info=info, split=splits["held_out"], accelerator=accelerator)
+    prior, net, kept = course.average.averaged(prior), prior, ""
+    metrics = measure(prior)
+    if course.best is not None and not course.best.offer(metrics[course.headline], options.max_steps):
+        last, best = metrics[course.headline], int(course.best.step)
+        course.best.put_back()
+        prior = course.average.averaged(net)
+        metrics = measure(prior)
+        kept = (
+            f" These are the averaged weights of step {best}, with {metrics[course.headline]:.4g} bits per "
+            f"code; those of the last step had {last:.4g}."
+        )
+        logger.info("%s", kept.strip())
     train_metrics = evaluate_prior(prior, info, splits["train"].first(len(splits["held_out"])), accelerator)
     if "bits_per_code" in train_metrics:
         metrics["train_bits_per_code"] = train_metrics["bits_per_code"]
@@ -217,6 +234,7 @@ def finish(
             notes=f"Trained on {len(splits['train'])} {unit}{views}, measured on {len(splits['held_out'])}; "
             f"train_bits_per_code is of as many training {unit}: the difference is what it memorised."
             + length
+            + kept
             + credit(info.source),
         )
         prior.save_pretrained(options.output, card)

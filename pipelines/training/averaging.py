@@ -1,4 +1,4 @@
-"""The moving average of weights, which is what is measured and saved."""
+"""The moving average of weights, which is what is measured and saved, and the best of it so far."""
 
 import copy
 from collections.abc import Mapping
@@ -67,3 +67,41 @@ class WeightAverage:
         for name in ("forward", "_original_forward"):  # accelerate's, which autocasts
             vars(found).pop(name, None)
         return found
+
+
+class Best(nn.Module):
+    """The averaged weights of that evaluation at which a measure, of which less is better, was lowest; kept
+    with checkpoints. `step` is 0 before the first one."""
+
+    step: Tensor
+    value: Tensor
+
+    def __init__(self, average: WeightAverage) -> None:
+        super().__init__()
+        self.average = average
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("value", torch.zeros((), dtype=torch.float64))
+        for name, weight in average.shadow.items():
+            self.register_buffer(self._of(name), weight.clone())
+
+    @staticmethod
+    def _of(name: str) -> str:
+        return f"weight/{name.replace('.', '/')}"
+
+    @torch.no_grad()
+    def offer(self, value: float, step: int) -> bool:
+        """Keep the averages as they are after `step` if none had so low a value; whether they are kept.
+        Every process must offer the same."""
+        if int(self.step) and not value < float(self.value):
+            return False
+        self.value.fill_(value)
+        self.step.fill_(step)
+        for name, weight in self.average.shadow.items():
+            self.get_buffer(self._of(name)).copy_(weight)
+        return True
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Make the kept weights the averages again."""
+        for name, weight in self.average.shadow.items():
+            weight.copy_(self.get_buffer(self._of(name)))

@@ -22,7 +22,7 @@ from pipelines.run.processes import gather_objects, mean_over_processes, meet
 from pipelines.run.progress import progress
 from pipelines.run.signals import Stopped, StopRequests
 from pipelines.training.adversary import Adversary
-from pipelines.training.averaging import WeightAverage
+from pipelines.training.averaging import Best, WeightAverage
 from pipelines.training.balance import Balance
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.log import MetricsLog
@@ -123,7 +123,8 @@ class Course:
     `net` is the model unwrapped, for evaluation and saving only; what trains is made of it here, or of
     `trained`, a module around it. `headline` is the value that the progress bar shows, `events` what happened
     since the last call, to be logged. An `adversary` learns in the same steps, from what the forward passes
-    leave with it; the averages of a `balance` of losses are kept in checkpoints.
+    leave with it; the averages of a `balance` of losses are kept in checkpoints. With `keep_best` so are the
+    averaged weights of the evaluation whose `headline` was lowest.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Course:
         trained: nn.Module | None = None,
         adversary: Adversary | None = None,
         balance: Balance | None = None,
+        keep_best: bool = False,
     ) -> None:
         self.accelerator, self.options, self.net = accelerator, options, net
         self.name, self.headline, self.events = name, headline, events
@@ -150,12 +152,14 @@ class Course:
             self.optimizers = [*self.optimizers, adversary.optimizer]
             self.learners["discriminator_"] = adversary.net
         self.average = WeightAverage(net, options.ema_decay)
+        self.best = Best(self.average) if keep_best else None
         self.checkpoints = Checkpoints(
             *(accelerator, options.output, net, self.average, self.optimizers),
             *(options.keep_checkpoints, options.seed),
             others={
                 **({} if adversary is None else {"discriminator": adversary.net}),
                 **({} if balance is None else {"balance": balance}),
+                **({} if self.best is None else {"best": self.best}),
             },
         )
         seed_layers(options.seed, 0, accelerator.process_index)
@@ -316,7 +320,10 @@ class Course:
             self.bar.set_postfix(**{self.headline: f"{values[self.headline]:.4g}"})
             self._log_events(step)
         if step % options.eval_every == 0 and not last:
-            self.record(step, evaluate(self.average.averaged(self.net)), "valid")
+            measured = evaluate(self.average.averaged(self.net))
+            self.record(step, measured, "valid")
+            if self.best is not None:
+                self.best.offer(measured[self.headline], step)
             meet(self.accelerator)
         asked = self.requests.agreed(self.accelerator.device)
         if step % options.checkpoint_every == 0 or last or asked:

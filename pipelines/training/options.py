@@ -280,6 +280,9 @@ class PriorTraining(TrainingOptions):
     """The transformer."""
     label_dropout: float = 0.1
     """Share of examples whose label is hidden, which classifier-free guidance needs."""
+    keep: Literal["last", "best"] = "last"
+    """Averaged weights that are saved: the last ones, or, of those at each --eval-every and at the end, the
+    ones with the fewest bits per code on held-out items, as for a small set that is learnt by heart."""
     compile: bool = False
     """Compile the transformer's blocks (torch.compile): faster after a first step of half a minute or more. A
     CPU needs a C++ compiler for it."""
@@ -290,3 +293,7 @@ class PriorTraining(TrainingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.seconds < math.inf, f"seconds is {self.seconds}, expected more than 0")
+        require(
+            self.keep == "last" or self.ema_decay > 0,
+            "keep is best, which needs averaged weights, but ema_decay is 0; set --ema-decay above it",
+        )
