@@ -254,7 +254,7 @@ def finish(
 ) -> None:
     """Compare the codes, evaluate the averaged weights and write model, discriminators, card and pictures."""
     assert isinstance(course.net, Tokenizer)
-    tok = course.average.averaged(course.net)
+    tok = course.final(course.net, "decoder.")  # what makes codes stays as it is
     compared = codes_that_stayed(old.eval(), tok, splits.held_out, accelerator)
     measured = measure_tokenizer(tok, splits.held_out, accelerator, thorough=True)
     before = measure_tokenizer(old, splits.held_out, accelerator, thorough=True)

@@ -204,12 +204,12 @@ def finish(
 ) -> None:
     """Evaluate the averaged weights and write model, card, metrics and the plot of losses."""
     measure = partial(evaluate_prior, info=info, split=splits["held_out"], accelerator=accelerator)
-    prior, net, kept = course.average.averaged(prior), prior, ""
+    prior, net, kept = course.final(prior), prior, ""
     metrics = measure(prior)
     if course.best is not None and not course.best.offer(metrics[course.headline], options.max_steps):
         last, best = metrics[course.headline], int(course.best.step)
         course.best.put_back()
-        prior = course.average.averaged(net)
+        prior = course.final(net)
         metrics = measure(prior)
         kept = (
             f" These are the averaged weights of step {best}, with {metrics[course.headline]:.4g} bits per "

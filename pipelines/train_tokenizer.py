@@ -106,7 +106,7 @@ def finish(
     course: Course,
 ) -> None:
     """Evaluate the averaged weights on all held-out data and write model, card, metrics and pictures."""
-    tok = course.average.averaged(tok)
+    tok = course.final(tok)
     measured = measure_tokenizer(tok, splits.held_out, accelerator, thorough=True)
     metrics = measured.headline()
     course.record(options.max_steps, metrics, "valid")

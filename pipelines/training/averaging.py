@@ -69,6 +69,20 @@ class WeightAverage:
         return found
 
 
+def round_weights(model: nn.Module, prefix: str = "") -> None:
+    """Round all weights to bfloat16 that a model saves, and whose names begin with `prefix`; they stay
+    float32, in new tensors, so that what they were taken from stays as it is."""
+    saved = model.state_dict()
+    for path, module in model.named_modules():
+        own = [(n, t) for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
+        for name, tensor in own:
+            full = f"{path}.{name}" if path else name
+            if full in saved and full.startswith(prefix) and tensor.is_floating_point():
+                rounded = tensor.detach().to(torch.bfloat16).to(tensor.dtype)
+                is_weight = name in module._parameters
+                setattr(module, name, nn.Parameter(rounded, tensor.requires_grad) if is_weight else rounded)
+
+
 class Best(nn.Module):
     """The averaged weights of that evaluation at which a measure, of which less is better, was lowest; kept
     with checkpoints. `step` is 0 before the first one."""

@@ -22,7 +22,7 @@ from pipelines.run.processes import gather_objects, mean_over_processes, meet
 from pipelines.run.progress import progress
 from pipelines.run.signals import Stopped, StopRequests
 from pipelines.training.adversary import Adversary
-from pipelines.training.averaging import Best, WeightAverage
+from pipelines.training.averaging import Best, M, WeightAverage, round_weights
 from pipelines.training.balance import Balance
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.log import MetricsLog
@@ -344,6 +344,15 @@ class Course:
         of_rivals = [] if self.adversary is None else self.adversary.events()
         for event in [*self.events(), *of_rivals]:
             logger.info("step %d: %s", step if event.step is None else event.step, event.text)
+
+    def final(self, net: M, trained: str = "") -> M:
+        """`net`, the model of this course, as it is to be measured and saved at the end: with the averaged
+        weights, of which those whose names begin with `trained` are rounded if that is asked for. Every
+        process must call it."""
+        model = self.average.averaged(net)
+        if self.options.rounded:
+            round_weights(model, trained)
+        return model
 
     def _pace(self, step: int) -> dict[str, float]:
         """After the optimizer step `step`: its learning rate, the norm of its gradient, and the items per

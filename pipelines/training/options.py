@@ -64,6 +64,9 @@ class TrainingOptions:
     the run."""
     ema_decay: float = 0.99
     """Decay of the moving average of weights, which is what is saved. 0 saves the last weights."""
+    rounded: bool = False
+    """Round weights to bfloat16, in files of float32 still, before they are measured and saved: the files
+    compress to half."""
     log_every: int = 50
     """Steps between log lines."""
     eval_every: int = 500

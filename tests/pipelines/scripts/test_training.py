@@ -16,6 +16,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 
 from pipelines.tokens.items import read_tokens
 from pipelines.training.setup import rate_scale
@@ -24,6 +25,7 @@ from tests.helpers.running import (
     EMOJI,
     MODEL,
     ROOT,
+    TINY_PRIOR,
     TINY_TOKENIZER,
     Script,
     assert_refused,
@@ -33,6 +35,7 @@ from tests.helpers.running import (
 )
 from tokenizer import Tokenizer
 
+AS_DECODER = ("--batch-size", 16, "--data.limit", 32, "--adversarial.weight", 0, "--perceptual", "")
 RUN = {"run.json", "command.txt", "metrics.jsonl", "loss.png", "checkpoints", "logs"}
 
 
@@ -137,6 +140,26 @@ def test_mixed_precision_trains(script: Script, no_plots: None, tmp_path: Path) 
     assert all(math.isfinite(value) for value in metrics.values())
     assert all(v.dtype != torch.bfloat16 for v in Tokenizer.from_pretrained(tmp_path).state_dict().values())
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("name", ["train_tokenizer", "train_decoder", "train_prior"])
+def test_rounded_weights_are_saved_and_measured(
+    name: str, script: Script, no_plots: None, tiny_tokenizer: Path, tiny_tokens: Path, tmp_path: Path
+) -> None:
+    words = {
+        "train_tokenizer": ("emoji", *TINY_TOKENIZER),
+        "train_decoder": ("pictures", *AS_DECODER, "--tokenizer", tiny_tokenizer),
+        "train_prior": ("small", *TINY_PRIOR, "--tokens", tiny_tokens),
+    }[name]
+    script(name, *words, "--output", tmp_path, "--max-steps", 2, "--tracker", "none", "--rounded")
+    saved, stayed = load_file(tmp_path / "model.safetensors"), load_file(tiny_tokenizer / "model.safetensors")
+    for key, value in saved.items():
+        if name == "train_decoder" and not key.startswith("decoder."):
+            assert torch.equal(value, stayed[key])  # codes are those of the tokenizer
+        elif value.is_floating_point():
+            assert value.dtype == torch.float32 and torch.equal(value, value.bfloat16().float())
+    averages = load_file(tmp_path / "checkpoints" / "step-2" / "average.safetensors")
+    assert any(not torch.equal(value, saved[key]) for key, value in averages.items())
 
 
 def test_a_short_run_says_that_k_means_starts_early(script: Script, no_plots: None, tmp_path: Path) -> None:

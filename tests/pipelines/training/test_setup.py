@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipelines.training import setup
-from pipelines.training.averaging import WeightAverage
+from pipelines.training.averaging import WeightAverage, round_weights
 from pipelines.training.optimizers import Muon
 from pipelines.training.options import PriorSize, TokenizerTraining
 from pipelines.training.setup import (
@@ -125,6 +125,24 @@ def test_averaged_computes_as_one_process_in_float32_whatever_training_does() ->
 
 def storages(tensors: Iterable[torch.Tensor]) -> set[int]:
     return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+
+
+def test_rounded_weights_are_bfloat16_in_float32_and_leave_those_that_train_alone() -> None:
+    tok = tiny_tokenizer_model()
+    average = WeightAverage(tok, 0.5)
+    trained, shadow = weights(tok), {name: value.clone() for name, value in average.shadow.items()}
+    found = average.averaged(tok)
+    round_weights(found, "decoder.")
+    for name, value in found.state_dict().items():
+        whole = tok.state_dict()[name]
+        expected = whole.bfloat16().float() if name.startswith("decoder.") else whole
+        assert value.dtype == whole.dtype and torch.equal(value, expected), name
+    assert found.fingerprint() == tok.fingerprint()
+    round_weights(found)
+    assert found.fingerprint() != tok.fingerprint()
+    assert all(torch.equal(v, v.bfloat16().to(v.dtype)) for v in found.state_dict().values())
+    assert all(torch.equal(p, trained[n]) for n, p in tok.named_parameters())
+    assert all(torch.equal(value, shadow[n]) for n, value in average.shadow.items())
 
 
 def test_decay_0_keeps_the_last_weights() -> None:
