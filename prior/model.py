@@ -27,6 +27,7 @@ from prior.checks import (
 from prior.interop import to_llama
 from prior.likelihood import Score, in_parts, nats, nats_and_entropy
 from prior.network import PriorNetwork
+from prior.orders import check_order, in_order, in_raster, random_orders, require_any_order
 from prior.sampling.choice import Choice, Generators, SamplingOptions, generator_of
 from prior.sampling.generate import generate
 from prior.sampling.weights import PreparedWeights, Weights
@@ -59,39 +60,62 @@ class Prior(PriorNetwork):
     # What FSDP gathers the weights of at a time; the name is transformers', which accelerate reads.
     _no_split_modules = ("Block",)
 
-    def forward(self, codes: Tensor, label: Tensor | None = None) -> PriorOutput:
+    def forward(self, codes: Tensor, label: Tensor | None = None, order: Tensor | None = None) -> PriorOutput:
         """codes (B, K, *grid) int64, label (B,) int64 (-1 or None: unconditional) → losses, stats and nats.
 
-        Dropout acts in training mode. Raises `ValueError` for codes or labels of wrong shape, dtype or range;
-        in training on a GPU their range is not looked at, for which it would stand still.
+        `order` as in `nll`. Dropout acts in training mode. Raises `ValueError` for codes, labels or orders of
+        wrong shape, dtype or range; in training on a GPU their range is not looked at, for which it would
+        stand still.
         """
         codes = self._checked(codes)
         if not len(codes):
             raise ValueError("codes: expected 1 example or more, got 0")
-        nll = self._nats(codes, label, self.config.dropout if self.training else 0.0)
+        nll = self._nats(codes, label, self.config.dropout if self.training else 0.0, order)
         mean = nll.mean() / self.config.num_codes
         return PriorOutput({"nll": mean}, {"bits_per_code": mean.detach() / math.log(2)}, nll)
 
     @torch.no_grad()
-    def nll(self, codes: Array, label: Label = None) -> Tensor:
+    def nll(self, codes: Array, label: Label = None, order: Array | None = None) -> Tensor:
         """Exact negative log-likelihood in nats, (B,) float32, of codes (B, K, *grid); never with dropout.
 
         Codes are integers of torch or numpy, of any width; none of them give none. `label` takes all forms
-        that `sample` takes. Raises `ValueError` as `forward` does.
+        that `sample` takes. With an `order` (P,) or (B, P), which a prior of the order `any` takes, positions
+        come in that order, order[i] the i-th (`prior/orders.py`). Raises `ValueError` as `forward` does.
         """
         codes = self._checked(codes)
         if not len(codes):
             return torch.zeros(len(self._classes(label, 0)), device=codes.device)
-        return self._nats(codes, label, dropout=0.0)
+        return self._nats(codes, label, dropout=0.0, order=order)
 
     @torch.no_grad()
-    def likelihood(self, codes: Array, label: Label = None) -> Likelihood:
+    def nll_over_orders(
+        self,
+        codes: Array,
+        label: Label = None,
+        orders: int = 8,
+        generator: torch.Generator | int | None = None,
+    ) -> Tensor:
+        """What `nll` gives in each of so many random orders, the same ones for all examples, (orders, B).
+
+        Each row is an exact likelihood; of a prior that has learnt every order equally well all have equal
+        means. Raises `ValueError` as `nll` does, and for a prior of raster order.
+        """
+        require_any_order(self.config, "nll_over_orders")
+        if orders < 1:
+            raise ValueError(f"orders: expected 1 or more, got {orders}")
+        drawn = random_orders(orders, self.config.num_positions, generator_of(generator))
+        return torch.stack([self.nll(codes, label, order) for order in drawn])
+
+    @torch.no_grad()
+    def likelihood(self, codes: Array, label: Label = None, order: Array | None = None) -> Likelihood:
         """What `nll` adds up, code by code; same arguments, same errors."""
         codes = self._checked(codes)
         if not len(codes):
             return Likelihood(*torch.zeros((2, *codes.shape), device=codes.device))
-        values = self._score(nats_and_entropy, codes, label, dropout=0.0)
-        return Likelihood(*rearrange(values, "v k (b p) -> v b k p", b=len(codes)).view(2, *codes.shape))
+        order = self._order(order, len(codes))
+        values = self._score(nats_and_entropy, codes, label, 0.0, order)
+        both = rearrange(values, "v k (b p) -> v b k p", b=len(codes)).view(2, *codes.shape)
+        return Likelihood(*both) if order is None else Likelihood(*(in_raster(x, order) for x in both))
 
     @torch.no_grad()
     def sample(
@@ -290,17 +314,28 @@ class Prior(PriorNetwork):
         """Whether values are checked: not in a step of training on a GPU."""
         return not (self.training and torch.is_grad_enabled()) or self.head.device.type == "cpu"
 
-    def _nats(self, codes: Tensor, label: Label, dropout: float) -> Tensor:
+    def _nats(self, codes: Tensor, label: Label, dropout: float, order: Array | None = None) -> Tensor:
         """Nats per example, (B,), of codes (B, K, *grid)."""
-        return reduce(self._score(nats, codes, label, dropout), "1 k (b p) -> b", "sum", b=len(codes))
+        values = self._score(nats, codes, label, dropout, self._order(order, len(codes)))
+        return reduce(values, "1 k (b p) -> b", "sum", b=len(codes))
 
-    def _score(self, score: Score, codes: Tensor, label: Label, dropout: float) -> Tensor:
-        """Values (V, K, B · P) of codes (B, K, *grid)."""
+    def _score(
+        self, score: Score, codes: Tensor, label: Label, dropout: float, order: Tensor | None = None
+    ) -> Tensor:
+        """Values (V, K, B · P) of codes (B, K, *grid), positions in `order` (1 or B, P)."""
         rows = self._classes(label, len(codes))
+        if order is not None:
+            codes = in_order(codes, order)
         sequence = self.pattern.to_sequence(codes)
-        hidden = self.hidden(self.inputs(sequence[:, :-1], rows), dropout)
+        hidden = self.hidden(self.inputs(sequence[:, :-1], rows), dropout, order)
         hidden = self.by_codebook(hidden, codes, dropout)
         return in_parts(score, hidden, self.head, rearrange(codes, "b k ... -> k (b ...)"))
+
+    def _order(self, order: Array | None, batch_size: int) -> Tensor | None:
+        """An order in any form as (1 or batch_size, P) int64."""
+        if order is None:
+            return None
+        return check_order(order, self.config, batch_size, self.head.device, look=self._looks())
 
     def _classes(self, label: Label, batch_size: int) -> Tensor:
         names, device = self.config.class_names, self.head.device
