@@ -70,6 +70,8 @@ def test_sounds_of_a_prior_are_measured(
         (("--samples", 3), ("samples is 3", "4 or more")),
         (("--samples", 10), ("--samples 10", "9 classes", "give 9 or 18")),
         (("--seeds", 2), ("--seeds is for samples", "--samples N")),
+        (("--steps", 2), ("--steps is for samples", "--samples N")),
+        (("--samples", 9, "--steps", 2), ("steps", "raster order only", "--model.order any")),
         (("--samples", 9, "--top-p", 2), ("top_p",)),
         (("--samples", 9, "--data.limit", 3), ("3 are held out", "--data.valid-fraction")),
         (("--samples", 9, "--tokens", "nowhere"), ("nowhere",)),
