@@ -72,7 +72,7 @@ class Branches(Decoder):
         return self.norm(hidden)
 
     def keep(self, branch: Tensor) -> None:
-        """Take one of the latest branches (rows,) into the row."""
+        """Take one of the latest branches (rows,) into the row: it is told what came next."""
         at = (self.length + branch).view(1, 1, -1, 1, 1, 1)
         layers, both, rows, heads, _, width = self.cache.shape
         chosen = self.cache.gather(4, at.expand(layers, both, rows, heads, 1, width))
@@ -210,7 +210,8 @@ def fill(
         chosen, rest = looked.gather(1, first), rest.gather(1, turn[:, size:]) if choose else rest[:, size:]
         wide = first[..., None].expand(-1, -1, codes.shape[2])
         codes.scatter_(1, chosen[..., None].expand(wide.shape), new.gather(1, wide))
-        decoder.keep(copied(first[:, 0]))
+        if number + 1 < len(groups):
+            decoder.keep(copied(first[:, 0]))
         path = torch.cat([path, chosen], dim=1)
         yield
 
