@@ -50,7 +50,7 @@ from pipelines.tokens.info import TokenInfo
 from pipelines.tokens.items import TokenRows, TokenSplit
 from pipelines.tokens.windows import rows_of
 from prior import Prior
-from prior.sampling.choice import Choice, SamplingOptions
+from prior.sampling.choice import ByName, Choice, SamplingOptions
 from tokenizer import Tokenizer
 from tokenizer.hub.files import CHECKPOINTS, CONFIG, write_json
 from tokenizer.variants import at_least, require
@@ -108,6 +108,12 @@ class EvaluateOptions:
     """Of samples: draw from the likeliest codes that together have this probability."""
     cfg_scale: float = 1.0
     """Of samples: above 1 follows the label more closely. Needs labels."""
+    steps: int | None = None
+    """Of samples: draw in so many steps, several positions in each. Needs a prior of every order."""
+    order: ByName | None = None
+    """Of samples, with such a prior: which positions come next. Left out: random with --steps."""
+    choice_temperature: float = Choice.choice_temperature
+    """Of samples with --order confidence: noise in choosing positions."""
     tokens: str = ""
     """Of samples: folder of the tokens that the prior learnt, to count samples that copy a training item."""
 
@@ -124,6 +130,8 @@ class EvaluateOptions:
             ("temperature", 1),
             ("top_p", None),
             ("cfg_scale", 1),
+            ("steps", None),
+            ("order", None),
             ("tokens", ""),
         ):
             given = getattr(self, name) != neutral
@@ -135,7 +143,14 @@ class EvaluateOptions:
     @property
     def choice(self) -> SamplingOptions:
         """How codes of samples are chosen."""
-        return SamplingOptions(temperature=self.temperature, top_p=self.top_p, cfg_scale=self.cfg_scale)
+        return SamplingOptions(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            cfg_scale=self.cfg_scale,
+            steps=self.steps,
+            order=self.order,
+            choice_temperature=self.choice_temperature,
+        )
 
 
 def main() -> None:
@@ -220,6 +235,7 @@ class OfSamples(NamedTuple):
 def prepare_samples(options: EvaluateOptions, prior: Prior, tok: Tokenizer, splits: Splits) -> Ready:
     """`ValueError` for whatever stands in the way of drawing and measuring."""
     check_samples(prior, splits, options.samples, options.cfg_scale)
+    Choice(**options.choice).check(prior.config)
     generator = Generator(prior, tok)
     measures = MEASURES.of(tok.modality)(generator, splits, options.samples, options.batch_size)
     items = training_items(tok, options.tokens) if options.tokens else None
@@ -237,10 +253,14 @@ def measure_samples(options: EvaluateOptions, ready: Ready) -> OfSamples:
 def how_drawn(options: EvaluateOptions) -> str:
     """How the samples were drawn, in words."""
     seeds = f"each of {options.seeds} seeds; mean ± spread over them" if options.seeds > 1 else "seed 0"
-    top_p = "" if options.top_p is None else f", top-p {options.top_p:g}"
+    how = "" if options.top_p is None else f", top-p {options.top_p:g}"
+    if options.steps or options.order:
+        steps = "one position at a time" if options.steps is None else f"{options.steps} steps"
+        noise = f" ({options.choice_temperature:g})" if options.order == "confidence" else ""
+        how += f", {steps} in the order {options.order or 'random'}{noise}"
     return (
         f"{options.samples} samples of {seeds}. Temperature {options.temperature:g}, guidance "
-        f"{options.cfg_scale:g}{top_p}. What the figures mean: cards/samples.md."
+        f"{options.cfg_scale:g}{how}. What the figures mean: cards/samples.md."
     )
 
 

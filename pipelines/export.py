@@ -218,6 +218,8 @@ def export_prior(prior: Prior, folder: Path) -> tuple[Any, dict[str, Any]]:
     facts = {
         "tokenizer_fingerprint": config.tokenizer_fingerprint,
         "pattern": config.pattern,
+        # Of a prior of every order too: `steps` are those of this one.
+        "order": "raster",
         "grid": list(config.grid),
         "class_names": list(config.class_names),
         "unconditional": config.unconditional,

@@ -28,7 +28,7 @@ from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import TokenRows, read_tokens, token_batches
 from pipelines.tokens.windows import rows_of, window_info
 from pipelines.training.loop import Course
-from pipelines.training.options import PriorSize, PriorTraining
+from pipelines.training.options import OrderOptions, PriorSize, PriorTraining
 from pipelines.training.run_folder import (
     check_run_folder,
     command_line,
@@ -126,7 +126,8 @@ def digest_of(tokens: tuple[TokenInfo, dict[str, TokenRows]]) -> str:
 def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
     """The prior that the options ask for, for codes of the tokens' kind."""
     of_time = len(info.grid) == 1
-    pattern = "delay" if of_time and info.num_codebooks > 1 else "flatten"
+    several = "depth" if options.model.order == "any" else "delay"
+    pattern = several if of_time and info.num_codebooks > 1 else "flatten"
     config = PriorConfig(
         codebook_size=info.codebook_size,
         num_codebooks=info.num_codebooks,
@@ -142,6 +143,8 @@ def prior_config(options: PriorTraining, info: TokenInfo) -> PriorConfig:
         logger.warning("--model.inner-* has no effect without --model.pattern depth and several codebooks")
     if config.pattern in IN_TURN and not config.in_turn:
         logger.warning("--model.pattern %s has no effect: there is one codebook", config.pattern)
+    if config.order == "raster" and options.orders != OrderOptions():
+        logger.warning("--orders.* has no effect without --model.order any")
     return config
 
 
@@ -150,6 +153,16 @@ def drop_labels(labels: Tensor, share: float, step: Step) -> Tensor:
     p(codes)."""
     hidden = step.uniform(len(labels), "labels") < share
     return torch.where(send(hidden, labels.device), UNCONDITIONAL, labels)
+
+
+def drawn_orders(count: int, positions: int, share: float, step: Step) -> Tensor | None:
+    """Orders (count, positions), a random `share` of them random and the others raster; None for raster
+    alone."""
+    if share == 0:
+        return None
+    chance = step.uniform(count, "orders", 1 + positions)
+    order = chance[:, 1:].argsort(dim=1, stable=True)
+    return torch.where(chance[:, :1] < share, order, torch.arange(positions))
 
 
 def train(
@@ -179,18 +192,36 @@ def train(
     with course:
         for batch in token_batches(splits["train"], **course.share()):
             codes, labels = (send(part, accelerator.device) for part in (batch.x, batch.labels))
-            forward = partial(losses_of, codes=codes, labels=labels, label_dropout=options.label_dropout)
+            done = batch.step / options.max_steps
+            share = options.orders.share(done) if prior.config.order == "any" else 0.0
+            forward = partial(
+                losses_of,
+                codes=codes,
+                labels=labels,
+                label_dropout=options.label_dropout,
+                random_orders=share,
+            )
             if course.learn(batch, forward, [f"training item {i}" for i in batch.index.tolist()]):
                 course.close_step(batch.step + 1, evaluate)
     finish(options, accelerator, info, splits, prior, course)
 
 
 def losses_of(
-    net: nn.Module, rows: slice, step: Step | None, codes: Tensor, labels: Tensor, label_dropout: float
+    net: nn.Module,
+    rows: slice,
+    step: Step | None,
+    codes: Tensor,
+    labels: Tensor,
+    label_dropout: float,
+    random_orders: float = 0.0,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The loss of these rows of codes, and the statistics of the prior."""
+    """The loss of these rows of codes, of which a share comes in random orders, and the statistics of the
+    prior."""
     shown = labels[rows] if step is None else drop_labels(labels[rows], label_dropout, step)
-    out: PriorOutput = net(codes[rows], shown)
+    codes, order = codes[rows], None
+    if step is not None:
+        order = drawn_orders(len(codes), codes[0, 0].numel(), random_orders, step)
+    out: PriorOutput = net(codes, shown, None if order is None else send(order, codes.device))
     return out.losses, out.stats
 
 

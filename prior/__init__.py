@@ -1,4 +1,6 @@
-"""Autoregressive models of codes: `Prior` learns p(codes | class), gives exact likelihoods and samples codes.
+"""Autoregressive models of codes: `Prior` learns p(codes | class), gives exact likelihoods and samples codes,
+in raster order, or, if it learnt every order (`PriorConfig.order`), in any, several positions at once, and
+given codes on all sides.
 
 Left out: pictures and sound; to a prior, codes are integers on a grid.
 """

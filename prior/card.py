@@ -13,6 +13,7 @@ def describe(config: PriorConfig) -> dict[str, Any]:
     """Fields for `HubModel.card_fields`."""
     classes = f"one of {len(config.class_names)} classes" if config.class_names else "no class"
     grid = " × ".join(map(str, config.grid))
+    order = " It knows every order of positions (`order: any`)." if config.order == "any" else ""
     known = "/" in config.tokenizer_id
     named, _, folder = (config.tokenizer_id if known else "path/or/hub-id").partition(":")
     within = f", subfolder={json.dumps(folder)}" if folder else ""
@@ -25,7 +26,7 @@ def describe(config: PriorConfig) -> dict[str, Any]:
         "summary": (
             f"An autoregressive transformer over the codes of a tokenizer: {config.num_codes} codes of "
             f"{config.codebook_size} values, on a grid of {grid}, given {classes}. It samples new codes, "
-            "which the tokenizer decodes, and gives their exact likelihood. Its tokenizer: "
+            f"which the tokenizer decodes, and gives their exact likelihood.{order} Its tokenizer: "
             f"`{config.tokenizer_id or 'not recorded'}`{where}, fingerprint "
             f"`{config.tokenizer_fingerprint or 'not recorded'}`."
         ),

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from prior.patterns import IN_TURN, PATTERNS
+from prior.patterns import IN_TURN, PATTERNS, steps_per_position
 
 MAX_STEPS = 1 << 16
 
@@ -53,6 +53,8 @@ class PriorConfig:
     """Attention heads of the depth transformer."""
     qk_norm: bool = True
     """Normalise queries and keys (arXiv 2010.04245)."""
+    order: Literal["raster", "any"] = "raster"
+    """Orders of positions that it has learnt: raster alone, or every one (`prior/orders.py`)."""
     target_embedding: bool = True
     """Add to every step's input an embedding of the step that it predicts."""
     tokenizer_id: str = ""
@@ -106,11 +108,38 @@ class PriorConfig:
         if self.pattern not in PATTERNS:
             raise ValueError(f"pattern: unknown {self.pattern!r}; known: {', '.join(sorted(PATTERNS))}")
         _between("rope_theta", self.rope_theta, 1, 1e12)
+        self._check_order()
+
+    def _check_order(self) -> None:
+        if self.order not in ("raster", "any"):
+            raise ValueError(f"order: expected raster or any, got {self.order!r}")
+        if self.order == "raster":
+            return
+        if not steps_per_position(self.pattern, self.num_codebooks):
+            raise ValueError(
+                f"order: any needs steps that hold codes of one position, and those of the pattern "
+                f"{self.pattern} hold codes of several; take the pattern depth, or order raster"
+            )
+        if not self.target_embedding:
+            raise ValueError(
+                "order: any needs target_embedding, which tells a step what it predicts; take it, or order "
+                "raster"
+            )
+        if self.rotary != "grid":
+            raise ValueError(
+                f"order: any needs rotary grid, got {self.rotary}: the place of a step in the sequence says "
+                "nothing of where it stands; take rotary grid, or order raster"
+            )
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of the grid, P."""
+        return math.prod(self.grid)
 
     @property
     def num_codes(self) -> int:
         """Codes of one example, K times the positions of the grid."""
-        return self.num_codebooks * math.prod(self.grid)
+        return self.num_codebooks * self.num_positions
 
     @property
     def in_turn(self) -> bool:

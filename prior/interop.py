@@ -28,6 +28,7 @@ def to_llama(prior: PriorNetwork) -> "LlamaForCausalLM":
     """
     config = prior.config
     obstacles = {
+        "every order (order)": (config.order == "any", "order raster"),
         "several codes per step (pattern)": (prior.pattern.width > 1, "pattern flatten"),
         "rotary positions of several axes (rotary)": (
             config.rotary == "grid" and len(config.grid) > 1,

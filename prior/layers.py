@@ -132,7 +132,7 @@ def rotary_table(coordinates: Tensor, head_dim: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """x (..., S, head_dim) with channel pairs (2i, 2i + 1) turned by `table` (S, head_dim / 2, 2)."""
+    """x (..., S, head_dim) with channel pairs (2i, 2i + 1) turned by `table` (..., S, head_dim / 2, 2)."""
     pairs = rearrange(x, "... (pair two) -> ... pair two", two=2)
     if torch.compiler.is_compiling():  # which knows no complex numbers
         (a, b), (cos, sin) = pairs.unbind(-1), table.to(x.dtype).unbind(-1)

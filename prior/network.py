@@ -125,14 +125,31 @@ class PriorNetwork(HubModel):
         x = F.embedding(rows.clamp_min(0), table)
         return (x * (sequence >= 0)[..., None]).sum(dim=2)
 
-    def hidden(self, x: Tensor, dropout: float = 0.0) -> Tensor:
-        """Inputs (B, n, dim) of the first n steps → last hidden layer (B, n, dim)."""
+    def hidden(self, x: Tensor, dropout: float = 0.0, order: Tensor | None = None) -> Tensor:
+        """Inputs (B, n, dim) of the first n steps → last hidden layer (B, n, dim).
+
+        With an `order` (1 or B, P) they are inputs of codes in that order: only where a step stands and what
+        it predicts are not as in raster order.
+        """
+        targets, rotary = self.targets_and_rotary(order)
         steps = x.shape[1]
-        if self.target_embedding is not None:
-            x = x + self.target_embedding[:steps]
-        x = self.blocks(F.dropout(x, dropout), self.rotary()[:steps], dropout)
+        if targets is not None:
+            x = x + targets[..., :steps, :]
+        if order is not None:
+            rotary = rotary[:, None]  # the same for all heads
+        x = self.blocks(F.dropout(x, dropout), rotary[..., :steps, :, :], dropout)
         y: Tensor = self.norm(x)
         return y
+
+    def targets_and_rotary(self, order: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """What tells each step what it predicts, (S, dim), if anything does, and by what its channels turn,
+        (S, channels of a head / 2, 2); of codes in an `order` (B, P) with an axis for B."""
+        if order is None:
+            return self.target_embedding, self.rotary()
+        assert self.target_embedding is not None
+        steps = self.pattern.steps_in(order)
+        standing = F.pad(steps[:, :-1] + 1, (1, 0))
+        return F.embedding(steps, self.target_embedding), self.standing()[standing]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Have torch.compile's `backend` compile the blocks at their next use, one code for all; their
@@ -168,10 +185,15 @@ class PriorNetwork(HubModel):
     def rotary(self) -> Tensor:
         """By what channels turn at each step, (S, channels of a head / 2, 2)."""
         # An input stands where the step before stands, the class before all of them.
+        return self.standing()[:-1]
+
+    def standing(self) -> Tensor:
+        """By what channels turn where the class stands, and where each step does, (1 + S, channels of a head
+        / 2, 2)."""
         positions = self.pattern.coordinates
         if self.config.rotary == "sequence":
             positions = torch.arange(len(positions), device=positions.device)[:, None]
-        coordinates = F.pad(positions[:-1], (0, 0, 1, 0), value=-1)
+        coordinates = F.pad(positions, (0, 0, 1, 0), value=-1)
         return rotary_table(coordinates, self.config.dim // self.config.heads, self.config.rope_theta)
 
 

@@ -85,6 +85,14 @@ def depth(num_codebooks: int, positions: int) -> Tensor:
     return parallel(num_codebooks, positions)
 
 
+def steps_per_position(name: str, num_codebooks: int) -> int:
+    """How many steps in a row hold the codes of one position and no others; 0 where steps hold codes of
+    several positions, whose order can then not be changed."""
+    position = PATTERNS[name](num_codebooks, 2)[..., 1]
+    first, rest = position.split([len(position) // 2, len(position) - len(position) // 2])
+    return len(first) if bool((first < 1).all() and ((rest == 1) | (rest == -1)).all()) else 0
+
+
 class Pattern(nn.Module):
     """The pattern `name` for K codebooks on a grid of P positions: S steps that hold up to Q codes each.
 
@@ -133,6 +141,7 @@ class Pattern(nn.Module):
         positions = math.prod(grid)
         table = PATTERNS[self.name](num_codebooks, positions)
         self.num_steps, self.width = table.shape[:2]
+        self.steps_per_position = steps_per_position(self.name, num_codebooks)
         codebook, position = table.unbind(-1)
         # One index past the codes stands for "nothing", so that gaps need no branch on data.
         nothing = num_codebooks * positions
@@ -148,6 +157,13 @@ class Pattern(nn.Module):
     def order(self) -> Tensor:
         """What each code sees, (K, P): the codes of lower order."""
         return self._slot.view(self.step.shape) if self.in_turn else self.step
+
+    def steps_in(self, order: Tensor) -> Tensor:
+        """The steps (B, S) in the `order` (B, P) of their positions, each with all of its steps in a row."""
+        each = self.steps_per_position
+        assert each, f"the order of {self.name} cannot be changed"
+        steps = order[..., None] * each + torch.arange(each, device=order.device)
+        return steps.flatten(1)
 
     def to_sequence(self, codes: Tensor) -> Tensor:
         """codes (B, K, *grid) → sequence (B, S, Q), -1 where a step holds nothing."""

@@ -44,9 +44,10 @@ class Step:
         table = torch.randn(rows, generator=self.generator(purpose), dtype=torch.float32)
         return send(table[self.offset : self.offset + like.shape[0]].to(like.dtype), like.device)
 
-    def uniform(self, count: int, purpose: str) -> Tensor:
-        """Uniform noise in [0, 1) for this pass's `count` rows, cut from one table like `normal`."""
-        table = torch.rand(self.total, generator=self.generator(purpose), dtype=torch.float64)
+    def uniform(self, count: int, purpose: str, *size: int) -> Tensor:
+        """Uniform noise in [0, 1) for this pass's `count` rows, (count, *size) float64, cut from one table
+        like `normal`."""
+        table = torch.rand((self.total, *size), generator=self.generator(purpose), dtype=torch.float64)
         return table[self.offset : self.offset + count]
 
 

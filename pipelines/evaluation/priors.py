@@ -4,6 +4,7 @@ Left out: the likelihood itself (`Prior.likelihood`), and plots.
 """
 
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from pipelines.tokens.items import TokenRows
 from prior import Prior
 
 NAME = "prior-positions"
+# Random orders that a prior of every order is measured in.
+ORDERS = 4
 
 
 @dataclass(frozen=True)
@@ -68,21 +71,30 @@ def evaluate_prior(
 
     bits_per_code with the items' labels, bits_per_code_unconditional without (if the prior learnt that), and
     bits_per_pixel: the bits of an item's codes over its pixels, which is lossy, so not comparable with
-    lossless models. For sound, instead, bits_per_second: the bits of a window over its seconds.
+    lossless models. For sound, instead, bits_per_second: the bits of a window over its seconds. Of a prior of
+    every order bits_per_code_random_order too: the mean over `ORDERS` random orders, always the same ones,
+    and the standard deviation over them; all else is in raster order.
     """
     both = bool(info.class_names) and prior.config.unconditional
-    totals = torch.zeros(2, dtype=torch.float64)
+    orders = ORDERS if prior.config.order == "any" else 0
+    totals = torch.zeros(2 + orders, dtype=torch.float64)
     for codes, labels in code_batches(split, accelerator, batch_size):
         totals[0] += prior.nll(codes, labels).double().sum().cpu()
         if both:
             totals[1] += prior.nll(codes).double().sum().cpu()
+        if orders:
+            totals[2:] += prior.nll_over_orders(codes, labels, orders, 0).double().sum(1).cpu()
     totals = sum_over_processes(accelerator, totals)
     if not len(split):
         return {}
-    labelled, unlabelled = (float(t) / math.log(2) / len(split) for t in totals)
+    labelled, unlabelled, *ordered = (totals / math.log(2) / len(split)).tolist()
     metrics = {"bits_per_code": labelled / info.codes_per_item}
     if both:
         metrics["bits_per_code_unconditional"] = unlabelled / info.codes_per_item
+    if ordered:
+        per_code = [bits / info.codes_per_item for bits in ordered]
+        metrics["bits_per_code_random_order"] = statistics.fmean(per_code)
+        metrics["bits_per_code_random_order_std"] = statistics.stdev(per_code)
     if info.frame_rate:
         metrics["bits_per_second"] = labelled / (info.grid[0] / info.frame_rate)
     else:

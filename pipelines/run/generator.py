@@ -86,8 +86,8 @@ class Generator:
         (left out: the prior's window), after `prefix`, which is a sound as `Tokenizer.preprocess` takes it,
         or its codes (1, K, t). `seed` decides all chance, and gives what `sample.py --seed` draws, whatever
         the batch size; left out, torch's own generator does. `options` (temperature, top_k, top_p, min_p,
-        cfg_scale, cfg_schedule) are those of `Prior.sample`. Raises `ValueError` for an argument out of
-        range, and for `seconds` and `prefix` of pictures.
+        cfg_scale, cfg_schedule, steps, order, choice_temperature) are those of `Prior.sample`. Raises
+        `ValueError` for an argument out of range, and for `seconds` and `prefix` of pictures.
         """
         for name, value in (("num", num), ("batch_size", batch_size)):
             if value < 1:

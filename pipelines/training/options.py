@@ -230,7 +230,8 @@ class PriorSize:
         str,
         tyro.conf.arg(
             help=f"Order in which codes are predicted: {', '.join(sorted(PATTERNS))}. Left out: delay for "
-            "sound of several codebooks, else flatten, which takes a step for every code."
+            "sound of several codebooks (depth with order any), else flatten, which takes a step for every "
+            "code."
         ),
     ] = ""
     inner_dim: int = 128
@@ -243,12 +244,38 @@ class PriorSize:
     """What rotary positions count: rows and columns (or frames), or steps of the sequence."""
     qk_norm: bool = True
     """Normalise queries and keys."""
+    order: Literal["raster", "any"] = "raster"
+    """Orders of positions to learn: raster alone, or every one, for holes with known codes on all sides and
+    for drawing in few steps (sample.py --steps)."""
     target_embedding: bool = True
     """Tell every step what it is about to predict."""
 
     def __post_init__(self) -> None:
         known = ", ".join(sorted(PATTERNS))
         require(self.pattern in ("", *PATTERNS), f"pattern is {self.pattern!r}, expected one of {known}")
+
+
+@dataclass(frozen=True)
+class OrderOptions:
+    """Which orders examples come in, with --model.order any."""
+
+    random: float = 0.9
+    """Share of examples in a random order, the others in raster order."""
+    anneal: tuple[float, float] = (1.0, 1.0)
+    """Shares of the training between which that one falls evenly to 0. 0.5 0.75 with --orders.random 1 is
+    what arXiv 2411.00776 does, for raster order to be best in the end; 1 1: never."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.random <= 1, f"orders.random is {self.random}, expected above 0, to 1")
+        start, end = self.anneal
+        require(0 <= start <= end <= 1, f"orders.anneal is {self.anneal}, expected two rising shares, 0 to 1")
+
+    def share(self, done: float) -> float:
+        """The share of examples in a random order when the share `done` of the training is done."""
+        start, end = self.anneal
+        if done < start or start == 1:
+            return self.random
+        return self.random * (end - done) / (end - start) if done < end else 0.0
 
 
 @dataclass(frozen=True)
@@ -281,6 +308,8 @@ class PriorTraining(TrainingOptions):
     """Sound and series: length of the windows that the prior learns. Pictures: no effect."""
     model: PriorSize = field(default_factory=PriorSize)
     """The transformer."""
+    orders: OrderOptions = field(default_factory=OrderOptions)
+    """Orders of the training examples."""
     label_dropout: float = 0.1
     """Share of examples whose label is hidden, which classifier-free guidance needs."""
     keep: Literal["last", "best"] = "last"

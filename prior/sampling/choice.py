@@ -1,23 +1,29 @@
-"""Choosing a code from logits: temperature, top-k, top-p, min-p, and drawing by inverting the cumulative
-sum.
+"""How codes are chosen: from logits, by temperature, top-k, top-p, min-p and inverting the cumulative sum;
+and in which order and how many steps.
 
-Left out: the loop over steps, its cache and guidance (`generate.py`).
+Left out: the loops over steps, their cache and guidance (`generate.py`, `parallel.py`).
 """
 
 import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prior.config import PriorConfig
+from prior.orders import require_any_order
+from prior.patterns import steps_per_position
+
 # One for all examples, one for each (whose samples then do not depend on the others), or torch's own; seeds
 # stand for generators.
 Generators = torch.Generator | int | Sequence[torch.Generator | int] | NDArray[Any] | None
+# Which positions come next: any of them, or those whose codes are likeliest.
+ByName = Literal["random", "confidence"]
 # From the share of the steps that is done, 0 to 1, to the share of `cfg_scale` - 1 that guides.
 CFG_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -26,8 +32,8 @@ CFG_SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-class SamplingOptions(TypedDict, total=False):
-    """What callers may say about how codes are chosen; `Choice` has the defaults."""
+class CodeOptions(TypedDict, total=False):
+    """What callers may say about how a code is chosen; `Choice` has the defaults."""
 
     temperature: float
     top_k: int | None
@@ -37,10 +43,18 @@ class SamplingOptions(TypedDict, total=False):
     cfg_schedule: str
 
 
+class SamplingOptions(CodeOptions, total=False):
+    """And what they may say about which positions are drawn when."""
+
+    steps: int | None
+    order: ByName | None
+    choice_temperature: float
+
+
 @dataclass(frozen=True)
 class Choice:
-    """How codes are chosen from logits. Raises `ValueError` for a value out of its range, but for `top_k`,
-    which `check` compares with a codebook."""
+    """How codes are chosen. Raises `ValueError` for a value out of its range, but for those that `check`
+    compares with a prior."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -48,6 +62,9 @@ class Choice:
     min_p: float | None = None
     cfg_scale: float = 1.0
     cfg_schedule: str = "constant"
+    steps: int | None = None
+    order: ByName | None = None
+    choice_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -63,12 +80,45 @@ class Choice:
         if self.cfg_schedule not in CFG_SCHEDULES:
             known = ", ".join(CFG_SCHEDULES)
             raise ValueError(f"cfg_schedule: unknown {self.cfg_schedule!r}; known: {known}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps: expected 1 or more, or None (one position at a time), got {self.steps}")
+        if self.order not in (None, *get_args(ByName)):
+            raise ValueError(f"order: unknown {self.order!r}; known: {', '.join(get_args(ByName))}")
+        if not 0 <= self.choice_temperature < math.inf:
+            raise ValueError(
+                "choice_temperature: expected 0 (always the likeliest codes' positions) or more, got "
+                f"{self.choice_temperature}"
+            )
+        if self.order != "confidence" and self.choice_temperature != Choice.choice_temperature:
+            raise ValueError(
+                f"choice_temperature={self.choice_temperature} is for order confidence; give that too, or "
+                "leave it out"
+            )
 
-    def check(self, codebook_size: int) -> None:
-        """Raise `ValueError` for a `top_k` that is no number of entries."""
+    @property
+    def in_parallel(self) -> bool:
+        """Whether positions are chosen while drawing, several in a step (`parallel.py`)."""
+        return self.steps is not None or self.order is not None
+
+    def check(self, config: PriorConfig) -> None:
+        """Raise `ValueError` for what a prior of this config cannot do."""
+        codebook_size = config.codebook_size
         if self.top_k is not None and not 1 <= self.top_k <= codebook_size:
             raise ValueError(
                 f"top_k: expected 1 to {codebook_size} (the codebook's size) or None, got {self.top_k}"
+            )
+        if not self.in_parallel:
+            return
+        require_any_order(config, "steps" if self.order is None else f"order {self.order}")
+        if steps_per_position(config.pattern, config.num_codebooks) > 1:
+            raise ValueError(
+                f"steps: the pattern {config.pattern} takes a step for each of the {config.num_codebooks} "
+                "codebooks of a position, so there can be no fewer; leave steps and order out, or train a "
+                "prior with --model.pattern depth"
+            )
+        if self.steps is not None and self.steps > config.num_positions:
+            raise ValueError(
+                f"steps: expected 1 to {config.num_positions} (the positions of the grid), got {self.steps}"
             )
 
     def guidance(self, done: float) -> float:

@@ -1,7 +1,8 @@
 """A prior's blocks as sampling uses them: one step after the other, with a cache that is taken once.
 
 Left out: the weights and their forms (`weights.py`), choosing codes (`choice.py`), the loop over steps
-(`generate.py`), and the same blocks for whole sequences with gradients (`layers.py`).
+(`generate.py`), several positions at once (`parallel.py`), and the same blocks for whole sequences with
+gradients (`layers.py`).
 """
 
 from typing import Self
@@ -56,9 +57,24 @@ class Steps:
         More than one at once only in the beginning.
         """
         start, steps = self.length, x.shape[1]
-        self.length = stop = start + steps
+        self.length += steps
+        return self.norm(self.through(x, self.turns(start, steps), start)[:, -1])
+
+    def turns(self, start: int, steps: int) -> Tensor:
+        """By what channels turn at so many steps from `start` on, (steps, 1, 1, channels of a head / 2), or
+        with an axis for the sequences before it."""
+        return self.rotary[start : start + steps]
+
+    def through(self, x: Tensor, rotary: Tensor, start: int, seen: Tensor | None = None) -> Tensor:
+        """Inputs (rows, n, width), whose keys and values come to lie from `start` on in the cache → (rows, n,
+        width) after all blocks.
+
+        `seen` (n, start + n) bool: what of the cache each attends to; left out, itself and all before it,
+        which more than one may at `start` 0 only.
+        """
+        steps, stop = x.shape[1], start + x.shape[1]
         h = x.to(self.cache.dtype, copy=True).view(-1, self.dim)
-        rotary, projections = self.rotary[start:stop], self.projections
+        projections = self.projections
         if steps > 1:
             projections = Projections(self.rows, steps, self.heads, self.width, self.cache)
         for layer, keys, values, both in zip(self.layers, self.keys, self.values, self.both, strict=True):
@@ -68,14 +84,18 @@ class Steps:
             projections.pairs.mul_(rotary)
             both.narrow(3, start, steps).copy_(projections.keys_and_values)
             y = F.scaled_dot_product_attention(
-                projections.queries, keys.narrow(2, 0, stop), values.narrow(2, 0, stop), is_causal=steps > 1
+                projections.queries,
+                keys.narrow(2, 0, stop),
+                values.narrow(2, 0, stop),
+                attn_mask=seen,
+                is_causal=seen is None and steps > 1,
             )
             h += layer.out(y.transpose(1, 2).reshape(-1, self.dim))
             x = layer.ffn_norm(h)
             gate = layer.gate(x)
             gate, up = gate.chunk(2, dim=1) if layer.up is None else (gate, layer.up(x))
             h += layer.down(F.silu(gate, inplace=True).mul_(up))
-        return self.norm(h.view(self.rows, steps, self.dim)[:, -1])
+        return h.view(self.rows, steps, self.dim)
 
 
 class DepthSteps(Steps):
@@ -106,10 +126,12 @@ class DepthSteps(Steps):
 
 
 class Decoder(Steps):
-    """The steps of `prior` for `rows` sequences of up to `steps` inputs."""
+    """The steps of `prior` for `rows` sequences of up to `steps` inputs, `at_once` of them in one product."""
 
-    def __init__(self, prior: PriorNetwork, prepared: PreparedWeights, rows: int, steps: int) -> None:
-        config, ready = prior.config, prepared.of(prior, rows)
+    def __init__(
+        self, prior: PriorNetwork, prepared: PreparedWeights, rows: int, steps: int, at_once: int = 1
+    ) -> None:
+        config, ready = prior.config, prepared.of(prior, rows * at_once)
         like = at_least_float32(prior.norm.weight.detach())
         super().__init__(ready.stack, prior.rotary(), rows, steps, config.heads, config.dim, like)
         self.codebook_heads = ready.heads
@@ -127,11 +149,16 @@ class Decoder(Steps):
     def advance(self, x: Tensor) -> Tensor:
         """As `Steps.advance`, of inputs that know what is already there, but not what they predict."""
         if self.target is not None:
-            x = x + self.target[self.length : self.length + x.shape[1]]
+            x = x + self.targets(self.length, x.shape[1])
         hidden = super().advance(x)
         if self.depth is not None:
             self.depth.begin(hidden)
         return hidden
+
+    def targets(self, start: int, steps: int) -> Tensor:
+        """What tells so many steps from `start` on what they predict, (steps, dim), or (rows, steps, dim)."""
+        assert self.target is not None
+        return self.target[start : start + steps]
 
     def logits(self, hidden: Tensor, codebook: int, before: Tensor) -> Tensor:
         """The last hidden layer (rows, dim) → logits (rows, N) of a codebook, in at least float32. `before`
@@ -139,3 +166,23 @@ class Decoder(Steps):
         if self.depth is not None:
             hidden = self.depth.reach(codebook, before)
         return self.codebook_heads[codebook](hidden).to(self.cache.dtype)
+
+
+class OrderedDecoder(Decoder):
+    """As `Decoder`, for codes in an `order` (1 or rows, P) of their positions."""
+
+    def __init__(
+        self, prior: PriorNetwork, prepared: PreparedWeights, rows: int, steps: int, order: Tensor
+    ) -> None:
+        super().__init__(prior, prepared, rows, steps)
+        self.order = prior.pattern.steps_in(order)
+        # Where inputs stand: the class before all steps, then the step before.
+        self.places = F.pad(self.order[:, :-1] + 1, (1, 0))
+        self.standing = torch.view_as_complex(prior.standing())[:, None, None]
+
+    def turns(self, start: int, steps: int) -> Tensor:
+        return self.standing[self.places[:, start : start + steps]]
+
+    def targets(self, start: int, steps: int) -> Tensor:
+        assert self.target is not None
+        return F.embedding(self.order[:, start : start + steps], self.target)

@@ -70,14 +70,14 @@ class StaticDecoder(Decoder):
         self.cache.zero_()  # what is masked must still be numbers
         self.position = torch.zeros(1, dtype=torch.int64, device=self.cache.device)
         self.numbers = torch.arange(steps, device=self.cache.device)
-        self.turns = torch.view_as_real(self.rotary[:, 0, 0]).contiguous()
+        self.of_steps = torch.view_as_real(self.rotary[:, 0, 0]).contiguous()
         # A graph reads these where they are; other tensors it would copy before every step.
         kept = [
             self.cache,
             *self.both,
             self.position,
             self.numbers,
-            self.turns,
+            self.of_steps,
             *prepared.tensors(prior, rows),
         ]
         for tensor in kept if self.target is None else [*kept, self.target]:
@@ -112,7 +112,7 @@ class StaticDecoder(Decoder):
         """The input (rows, dim) of the step at `self.position` → the last hidden layer (rows, dim)."""
         at, dtype = self.position, self.cache.dtype
         seen = self.numbers <= at
-        turn = self.turns.index_select(0, at)
+        turn = self.of_steps.index_select(0, at)
         h = x.to(dtype) if self.target is None else (x + self.target.index_select(0, at)).to(dtype)
         for layer, cache in zip(self.layers, self.both, strict=True):
             parts = layer.qkv(layer.attention_norm(h)).to(dtype).view(self.rows, 3, self.heads, self.width)

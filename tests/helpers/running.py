@@ -237,8 +237,10 @@ def as_shipped() -> Iterator[None]:
 
 
 def whole_prior(tokens: Path) -> tuple[Any, ...]:
-    """The words of a run of the prior that is stopped and resumed, but for its output."""
-    return ("small", *TINY_PRIOR, "--tokens", tokens, *WHOLE_STEPS)
+    """The words of a run of the prior that is stopped and resumed, but for its output: in random orders to
+    step 6, in ever fewer to step 9, and in raster order to the end."""
+    orders = ("--model.order", "any", "--orders.anneal", 0.5, 0.75)
+    return ("small", *TINY_PRIOR, "--tokens", tokens, *orders, *WHOLE_STEPS)
 
 
 def noise(seed: int, *shape: int) -> np.ndarray[Any, Any]:

@@ -156,6 +156,7 @@ def more(
     picture_table(folder / "here-0", 40)
     shutil.copytree(one / "checkpoints", folder / "unshared-0" / "checkpoints")
     prior = ("small", *TINY_PRIOR, "--tokens", tiny_tokens, "--max-steps", 3, "--tracker", "none")
+    prior += ("--model.order", "any")  # which draws orders for the whole batch
     prior += ("--model.dropout", 0)  # the one noise that differs between processes
     encode = ("encode_dataset", "--tokenizer", one, *ENCODE, "--output")
     scripts = [

@@ -123,13 +123,14 @@ def test_codes_of_a_prior_in_every_form(prior: Prior) -> None:
     codes = random_codes(PICTURE, 2)
     expected = prior.nll(codes, 1)
     prefix = prior.sample(2, 1, codes[:, :, :1], generator=3)
-    array = codes.numpy()
+    array, mask = codes.numpy(), torch.arange(4).expand(3, -1) == 2
+    filled = prior.inpaint(codes, mask, generator=3)
     arrays = (array, array.astype(np.uint16), array.astype(np.uint64), array.astype(">i4"))
     for given in (codes.int(), codes.to(torch.uint16), *arrays, array[::-1].copy()[::-1]):
         assert torch.equal(prior.nll(given, 1), expected)
         assert torch.equal(prior.sample(2, 1, given[:, :, :1], generator=3), prefix)
         assert torch.equal(prior.likelihood(given, 1).nats, prior.likelihood(codes, 1).nats)
-        assert torch.equal(prior.inpaint(given, torch.zeros(3, 4, dtype=torch.bool)), codes)
+        assert torch.equal(prior.inpaint(given, mask, generator=3), filled)
         assert torch.equal(prior(given).nll, prior(codes).nll)
         more = prior.sample_long(2, 5, 1, given[:, :, :1], generator=3)
         assert torch.equal(more, prior.sample_long(2, 5, 1, codes[:, :, :1], generator=3))

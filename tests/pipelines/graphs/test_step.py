@@ -17,6 +17,8 @@ from pipelines.graphs.step import check_prior
 from tests.helpers.priors import SOUND, random_prior
 
 CONFIGS = {
+    # In raster order, as `export.json` says.
+    "any": dataclasses.replace(SOUND, order="any"),
     "flatten": dataclasses.replace(SOUND, qk_norm=False, target_embedding=False, class_names=()),
     "delay": dataclasses.replace(SOUND, num_codebooks=3, pattern="delay", rotary="sequence"),
 }
@@ -27,6 +29,7 @@ def test_the_most_likely_codes_are_those_of_the_prior(name: str, tmp_path: Path)
     prior = random_prior(CONFIGS[name]).float().eval()
     file, facts = export_prior(prior, tmp_path)
     config, steps = prior.config, facts["steps"]
+    assert facts["order"] == "raster"
     assert facts["checked"]["steps"] == len(steps) and file["inputs"]["step"] == [1]
     label = torch.tensor([2, -1, 0]) if config.class_names else torch.full((3,), -1)
     step = Session(tmp_path / "prior.onnx")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines.evaluate import EvaluateOptions, how_drawn
 from pipelines.evaluation.samples import classifier, pictures
 from tests.helpers.running import Script, assert_refused, names_in, read, size_of
 
@@ -64,12 +65,24 @@ def test_sounds_of_a_prior_are_measured(
     assert "seed 0" in (tmp_path / "samples.md").read_text()
 
 
+def test_it_says_in_which_steps_and_order() -> None:
+    options = EvaluateOptions(
+        prior="p", samples=9, seeds=1, steps=8, order="confidence", choice_temperature=2.0
+    )
+    assert "guidance 1, 8 steps in the order confidence (2). What" in how_drawn(options)
+    assert "9 samples of seed 0" in how_drawn(options)
+    one_by_one = EvaluateOptions(prior="p", samples=9, top_p=0.5, order="random")
+    assert "top-p 0.5, one position at a time in the order random. What" in how_drawn(one_by_one)
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
         (("--samples", 3), ("samples is 3", "4 or more")),
         (("--samples", 10), ("--samples 10", "9 classes", "give 9 or 18")),
         (("--seeds", 2), ("--seeds is for samples", "--samples N")),
+        (("--steps", 2), ("--steps is for samples", "--samples N")),
+        (("--samples", 9, "--steps", 2), ("steps", "raster order only", "--model.order any")),
         (("--samples", 9, "--top-p", 2), ("top_p",)),
         (("--samples", 9, "--data.limit", 3), ("3 are held out", "--data.valid-fraction")),
         (("--samples", 9, "--tokens", "nowhere"), ("nowhere",)),

@@ -124,6 +124,11 @@ def test_temperature_0_takes_the_likeliest_codes(script: Script, tiny_prior: Pat
         (("--cfg-schedule", "steep"), ("--cfg-schedule", "steep")),
         (("--cfg-scale", "3"), ("cfg_scale=3.0", "label", "cfg_scale=1")),
         (("--num", "0"), ("num is 0", "expected")),
+        (("--steps", "0"), ("steps: expected 1 or more", "got 0")),
+        (("--steps", "8"), ("steps", "raster order only", "--model.order any")),
+        (("--order", "confidence"), ("order confidence", "--model.order any")),
+        (("--steps", "8", "--choice-temperature", "2"), ("choice_temperature", "order confidence")),
+        (("--interpolate", "food", "flags", "--steps", "2"), ("--interpolate", "--steps")),
     ],
 )
 def test_options_of_sampling_that_do_not_fit_are_named(
@@ -132,6 +137,35 @@ def test_options_of_sampling_that_do_not_fit_are_named(
     finished = script("sample", "--prior", tiny_prior, "--output", tmp_path / "s", *words, code=2)
     assert_refused(finished, *named)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_prior_of_every_order_draws_in_few_steps(
+    script: Script, tiny_prior: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(Prior.from_pretrained(tiny_prior).config, order="any")
+    Prior(config).save_pretrained(tmp_path / "prior")
+    seen: list[dict[str, Any]] = []
+    sample = Prior.sample
+
+    def noted(prior: Prior, *given: Any, **options: Any) -> Any:
+        seen.append(options)
+        return sample(prior, *given, **options)
+
+    monkeypatch.setattr(Prior, "sample", noted)
+    words = ("--prior", tmp_path / "prior", "--tokenizer", tiny_tokenizer, "--num", 3, "--seed", 3)
+    how = ("--order", "confidence", "--choice-temperature", 2.5, "--steps", 4)
+    script("sample", *words, *how, "--output", tmp_path / "a")
+    assert {**seen[0], "steps": 4, "order": "confidence", "choice_temperature": 2.5} == seen[0]
+    assert (
+        "--compile has no effect"
+        in script("sample", *words, *how, "--compile", "--batch-size", 2, "--output", tmp_path / "b").err
+    )
+    for i in range(3):
+        name = f"no-class-{i:04d}.png"
+        assert pixels(tmp_path / "a" / name) == pixels(tmp_path / "b" / name)
+    refused = script("sample", *words, "--steps", 65, "--output", tmp_path / "c", code=2)
+    assert_refused(refused, "steps: expected 1 to 64", "got 65")
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_vae_is_sampled_without_a_prior(script: Script, tiny_vae: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from prior import PriorConfig
 from prior.sampling.choice import Choice, draw, probabilities
 
 P = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
@@ -93,7 +94,7 @@ def test_draw_has_the_right_frequencies() -> None:
 )
 def test_options_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected .*, got {value}"):
-        Choice(**{name: value}).check(8)  # type: ignore[arg-type]
+        Choice(**{name: value}).check(PriorConfig(codebook_size=8))  # type: ignore[arg-type]
 
 
 def test_guidance_follows_its_schedule() -> None:

@@ -50,13 +50,14 @@ def test_it_equals_full_passes_without_a_cache(config: PriorConfig, options: dic
 
 
 @pytest.mark.parametrize("config", [PICTURE, SOUND])
-def test_everything_masked_is_sampling_and_nothing_masked_is_nothing(config: PriorConfig) -> None:
+def test_everything_masked_is_sampling_and_nothing_masked_is_refused(config: PriorConfig) -> None:
     prior, codes = random_prior(config), random_codes(config)
     everything = torch.ones(config.grid, dtype=torch.bool)
     drawn = prior.inpaint(codes, everything, "dog", generator(), temperature=0.8, top_k=4)
     expected = prior.sample(3, "dog", generator=generator(), temperature=0.8, top_k=4)
     assert torch.equal(drawn, expected)
-    assert torch.equal(prior.inpaint(codes, ~everything, "dog", generator()), codes)
+    with pytest.raises(ValueError, match=r"mask: expected true somewhere.*hides nothing"):
+        prior.inpaint(codes, ~everything, "dog", generator())
 
 
 def test_masks_of_all_forms() -> None:
