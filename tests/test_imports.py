@@ -29,6 +29,7 @@ ROOMS = {
     "presets": ("data", "run", "training"),
     "evaluation": ("data", "run", "tokens"),
     "graphs": (),
+    "pickles": (),
     "reports": ("data", "evaluation", "run", "tokens"),
     "benchmarks": ("data", "evaluation", "presets", "reports", "run", "tokens", "training"),
 }
