@@ -23,7 +23,7 @@ from pipelines.reports.priors import write_prior_sample
 from pipelines.run.command_line import chosen_preset, parse, run
 from pipelines.run.models import public_name
 from pipelines.run.processes import load_alike, meet
-from pipelines.run.publishing import check_push, push
+from pipelines.run.publishing import check_push, license_note, license_of, push
 from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import TokenRows, read_tokens, token_batches
 from pipelines.tokens.windows import rows_of, window_info
@@ -63,7 +63,7 @@ def main() -> None:
     if accelerator.is_main_process:
         logger.info("%s", found_in(options, info, splits))
         check_preset(chosen_preset(DEFAULT_PRESET), info)
-    note_license(accelerator, options, info.source)
+    note_license(accelerator, options, info.source, info.license)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     if options.activation_checkpointing:
@@ -210,13 +210,14 @@ def finish(
         length = f" A window is {info.grid[0] / info.frame_rate:g} s long." if info.frame_rate else ""
         views = f", each epoch in one of {info.views} views" if info.views > 1 else ""
         card = CardInfo(
-            license=options.license,
+            license=license_of(options.license, info.license),
             title=f"Prior over codes of {info.source}",
             command=command_line(options.output),
             metrics=metrics,
             notes=f"Trained on {len(splits['train'])} {unit}{views}, measured on {len(splits['held_out'])}; "
             f"train_bits_per_code is of as many training {unit}: the difference is what it memorised."
             + length
+            + license_note(prior.config.tokenizer_id, info.license)
             + credit(info.source),
         )
         prior.save_pretrained(options.output, card)

@@ -247,6 +247,20 @@ def test_an_unchanged_model_keeps_card_and_reader(name: str, tmp_path: Path) -> 
         assert (tmp_path / "ours" / kept).read_bytes() == (folder / kept).read_bytes()
 
 
+@pytest.mark.parametrize("card", ["", "# Theirs\n", "---\nlicense: [a\n---\n", "---\nlicense: [mit]\n---\n"])
+def test_a_licence_that_no_card_names_is_unknown(tmp_path: Path, card: str) -> None:
+    folder = saved("encodec", tmp_path / "theirs")
+    if card:
+        (folder / "README.md").write_text(card)
+    tok = Tokenizer.from_pretrained(folder)
+    assert tok.license == "unknown"
+    with torch.no_grad():
+        next(tok.decoder.parameters()).mul_(2)
+    tok.save_pretrained(tmp_path / "ours")
+    assert "license: unknown\n" in (tmp_path / "ours" / "README.md").read_text()
+    assert Tokenizer.from_pretrained(tmp_path / "ours").license == "unknown"
+
+
 def test_weights_of_another_type_are_loaded_and_saved_as_such(tok: Tokenizer, tmp_path: Path) -> None:
     half = tok.to(torch.bfloat16)
     codes = half.encode(sounds(1, 4 * tok.stride))
