@@ -107,6 +107,19 @@ def test_pictures_from_its_name_to_samples(script: Script, no_plots: None, tmp_p
     assert new.fingerprint() == old.fingerprint()
 
 
+def test_a_model_of_diffusers_from_its_name_to_samples(
+    script: Script, no_plots: None, tmp_path: Path
+) -> None:
+    data, name = ("--data.path", "embedded:emoji", "--data.limit", 12), saved("VQModel", tmp_path / "vqgan")
+    script("encode_dataset", "--tokenizer", name, *data, "--output", tmp_path / "tokens")
+    assert read(tmp_path / "tokens" / "tokens.json")["grid"] == [8, 8]
+    words = ("--tokens", tmp_path / "tokens", "--output", tmp_path / "prior", "--max-steps", 1)
+    script("train_prior", "small", *TINY_PRIOR, *words, "--batch-size", 4, "--tracker", "none")
+    words = ("--prior", tmp_path / "prior", "--tokenizer", name, "--num", 2, "--output", tmp_path / "new")
+    script("sample", *words)
+    assert (tmp_path / "new" / "samples.png").exists()
+
+
 def test_names_of_models_within_others(theirs: Path) -> None:
     assert split_name("user/name:vae") == ("user/name", "vae")
     assert split_name("user/name") == ("user/name", "") and split_name(":vae") == (":vae", "")
