@@ -53,6 +53,8 @@ class Family:
     decides: ClassVar[tuple[str, ...]]
     # Ends of names of tensors in the bottleneck that do not decide what a code means.
     statistics: ClassVar[tuple[str, ...]] = ()
+    # Why no graph (ONNX) of any batch and size can stand for its networks; "": one can.
+    untraced: ClassVar[str] = ""
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder",)
     bottleneck_parts: ClassVar[tuple[str, ...]] = ("quantizer",)
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder",)

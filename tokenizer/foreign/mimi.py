@@ -32,6 +32,7 @@ class Mimi(SoundFamily, name="mimi"):
             "hidden_act",
         ),
     )
+    untraced = "transformers counts the padding of its layers (MimiConv1d) from tensors"
     statistics = (".initialized",)
 
     def strides(self) -> tuple[int, ...]:
