@@ -172,6 +172,7 @@ def describe_tokens(options: EncodeOptions, tok: Tokenizer, splits: Splits, enco
         views=options.views,
         encoding=encoding.digest(),
         shards=(encoding.train_shards, encoding.held_out_shards),
+        license=tok.license,
         **splits.train.layout(tok)._asdict(),
     )
 

@@ -1,8 +1,11 @@
 """Export a tokenizer, and a prior over its codes, to ONNX: `python pipelines/export.py --tokenizer DIR
---output DIR`.
+--output DIR`; or write a VQGAN that is a pickle as a folder of safetensors: `--from-pickle FILE --output
+DIR`.
 
-Writes encoder.onnx, decoder.onnx, with --prior also prior.onnx (one cached step), and export.json, once
-onnxruntime was seen to agree with torch on held-out data.
+To ONNX: writes encoder.onnx, decoder.onnx, with --prior also prior.onnx (one cached step), and export.json,
+once onnxruntime was seen to agree with torch on held-out data. From a pickle, a checkpoint of
+taming-transformers or LlamaGen that is read without running what it holds: writes what diffusers (VQModel) or
+transformers (JanusVQVAE) would, which every script takes as --tokenizer.
 
 Left out: running the files without torch (cards/onnx.md shows how).
 """
@@ -40,6 +43,7 @@ from pipelines.graphs.files import (
 )
 from pipelines.graphs.networks import Decoder, Encoder, check_exportable, padding_of
 from pipelines.graphs.step import PriorStep, check_prior
+from pipelines.pickles.folder import convert
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
 from pipelines.run.models import load_models, require_models
@@ -47,8 +51,8 @@ from pipelines.run.processes import plain_accelerator
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.hub.files import folder_beside, write_json
-from tokenizer.hub.model import library_version
-from tokenizer.variants import at_least
+from tokenizer.hub.model import CardInfo, library_version
+from tokenizer.variants import at_least, require
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +71,13 @@ class ExportOptions:
     """Folder or Hub id of a tokenizer; left out, the one that the prior names."""
     prior: str = ""
     """Folder or Hub id of a prior over its codes, of which one step with a cache is exported too."""
+    from_pickle: Path | None = None
+    """Checkpoint of a VQGAN to write as safetensors instead: a .ckpt of taming-transformers, a .pt of
+    LlamaGen."""
+    picture_size: int = 256
+    """With --from-pickle: side of the pictures that it was trained on, which its tensors do not tell."""
+    license: str = "unknown"
+    """With --from-pickle: licence of its weights, as the Hub names it, for the folder's card."""
     output: Path = Path("runs/onnx")
     """Folder for the files; there may be nothing in it."""
     data: DataConfig = field(default_factory=lambda: DataConfig(path=OWN))
@@ -78,13 +89,21 @@ class ExportOptions:
     """Pictures per pass of the check; sound goes clip by clip."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "items", "batch_size")
+        at_least(self, 1, "items", "batch_size", "picture_size")
+        require(
+            self.from_pickle is None or not (self.tokenizer or self.prior),
+            "--from-pickle reads a checkpoint and writes safetensors, --tokenizer and --prior write ONNX: "
+            "give one or the other; the folder that is written can be given as --tokenizer then",
+        )
 
 
 def main() -> None:
     """Check the options, export, compare, and move what is whole to its place."""
     options = parse(ExportOptions, __doc__ or "")
     plain_accelerator(options)  # of which the log is wanted
+    warn_of_ignored(options)
+    if options.from_pickle is not None:
+        return write_folder(options.from_pickle, options)
     require_models(options.prior, options.tokenizer)
     check_output(options.output)
     require_packages()
@@ -106,6 +125,31 @@ def main() -> None:
         shutil.rmtree(beside, ignore_errors=True)
     sizes = ", ".join(f"{name} {file['bytes'] / 1e6:.3g} MB" for name, file in info["files"].items())
     logger.info("written to %s: %s", options.output, sizes)
+
+
+def write_folder(path: Path, options: ExportOptions) -> None:
+    """Write a checkpoint as a folder, and say what it is."""
+    check_output(options.output)
+    notes = f"Written by `export.py --from-pickle` from {path.name}."
+    card = CardInfo(title=path.stem, license=options.license, notes=notes)
+    tok = convert(path, options.output, options.picture_size, card)
+    logger.info(
+        "written to %s: %s, %d codes, one for %d × %d pixels, fingerprint %s",
+        *(options.output, type(tok.family).__name__, tok.codebook_size, tok.stride, tok.stride),
+        tok.fingerprint(),
+    )
+
+
+def warn_of_ignored(options: ExportOptions) -> None:
+    """Say which of the options that are given have no use here."""
+    if options.from_pickle is None:
+        ignored, why = ["picture_size", "license"], "it goes with --from-pickle"
+    else:
+        ignored, why = ["data", "items", "batch_size"], "nothing is compared with --from-pickle"
+    default = ExportOptions()
+    for name in ignored:
+        if getattr(options, name) != getattr(default, name):
+            logger.warning("--%s is ignored: %s", name.replace("_", "-"), why)
 
 
 def check_output(folder: Path) -> None:

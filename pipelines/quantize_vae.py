@@ -28,11 +28,11 @@ from pipelines.evaluation.tokenizers import Measured, measure_tokenizer
 from pipelines.reports.tokenizers import write_results
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
-from pipelines.run.models import load_tokenizer
+from pipelines.run.models import load_tokenizer, public_name
 from pipelines.run.processes import load_alike, meet, on_main, plain_accelerator, sum_over_processes
-from pipelines.run.publishing import check_push, push
+from pipelines.run.publishing import check_push, license_note, license_of, push
 from tokenizer import Tokenizer
-from tokenizer.hub.model import CardInfo
+from tokenizer.hub.model import USUAL, CardInfo
 from tokenizer.variants import at_least, require
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,9 @@ class QuantizeOptions:
     """Decides the codebook."""
     batch_size: int = 128
     """Pictures per forward pass and process; sound goes clip by clip."""
-    license: str = "apache-2.0"
-    """Licence of the model, as the Hub names it; mind the licence of your data."""
+    license: str = USUAL
+    """Licence of the model, as the Hub names it; mind the licence of your data. apache-2.0 gives way to that
+    of the tokenizer which the model is made of, or whose codes it learns."""
     push_to_hub: str = ""
     """Hub repository (user/name) that the tokenizer is uploaded to."""
     push_private: bool = False
@@ -166,15 +167,16 @@ def write_model(
     options.output.mkdir(parents=True, exist_ok=True)
     write_results(tok, splits, measured, options.output)
     examples = splits.held_out if len(splits.held_out) else splits.train
+    note = license_note(public_name(options.tokenizer), tok.license, "Its weights are of")
     card = CardInfo(
-        license=options.license,
+        license=license_of(options.license, tok.license),
         title=f"Tokenizer of {splits.name}, quantized from a VAE",
         datasets=(splits.name,) if options.data.on_hub else (),
         command=shlex.join(["python", "pipelines/quantize_vae.py", *sys.argv[1:]]),
         metrics=metrics,
         notes=f"The VAE {options.tokenizer} with a codebook of {tok.codebook_size} Gaussian draws for every "
         f"{options.group_dim} of its channels, which nothing was trained for; posterior_mean_* are the VAE's "
-        f"own measures. Measured on {len(examples)} items.",
+        f"own measures. Measured on {len(examples)} items.{note}",
     )
     tok.save_pretrained(options.output, card)
     summary = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())

@@ -27,9 +27,9 @@ from pipelines.evaluation.tokenizers import EVAL_BATCH, evaluate_tokenizer, meas
 from pipelines.presets import DECODERS
 from pipelines.reports.tokenizers import write_tokenizer_report
 from pipelines.run.command_line import chosen_preset, parse, run
-from pipelines.run.models import load_tokenizer
+from pipelines.run.models import load_tokenizer, public_name
 from pipelines.run.processes import meet, sum_over_processes
-from pipelines.run.publishing import check_push, push
+from pipelines.run.publishing import check_push, license_note, license_of, push
 from pipelines.training.adversary import Adversary
 from pipelines.training.balance import Balance
 from pipelines.training.loop import Course
@@ -72,7 +72,7 @@ def main() -> None:
     perceptual = None
     if options.perceptual:
         perceptual = load_perceptual(options.perceptual, options.perceptual_download).to(accelerator.device)
-    with run_on_data(accelerator, options, old.modality) as splits:
+    with run_on_data(accelerator, options, old.modality, old.license) as splits:
         train(options, accelerator, splits, old, stage, jury, perceptual)
         push(accelerator, options)
         if options.push_discriminator:
@@ -265,8 +265,10 @@ def finish(
         what = "codes" if tok.is_discrete else "means and log-variances"
         change = change_in_words(before.headline(), metrics)
         logger.info("of %d %s of held-out items none differs. %s", compared, what, change)
+        license = license_of(options.license, old.license)
+        note = license_note(public_name(options.tokenizer), old.license)
         card = CardInfo(
-            license=options.license,
+            license=license,
             title=f"Tokenizer of {splits.name}, its decoder trained anew",
             datasets=(splits.name,) if options.data.on_hub else (),
             command=command_line(options.output),
@@ -274,11 +276,11 @@ def finish(
             notes=f"The decoder alone was trained, on {len(splits.train)} items; measured on "
             f"{len(splits.held_out)} held out. Fingerprint and {what} are those of the tokenizer before: of "
             f"{compared} {what} of the held-out items none differs. "
-            f"{change}{credit(options.data.path)}",
+            f"{change}{note}{credit(options.data.path)}",
         )
         tok.save_pretrained(options.output, card)
         if course.adversary is not None:
-            notes = CardInfo(license=options.license, title="Discriminators", command=card.command)
+            notes = CardInfo(license=license, title="Discriminators", command=card.command)
             course.adversary.net.save_pretrained(options.output / DISCRIMINATOR, notes)
         course.conclude(metrics)
     meet(accelerator)

@@ -23,7 +23,7 @@ from pipelines.reports.priors import write_prior_sample
 from pipelines.run.command_line import chosen_preset, parse, run
 from pipelines.run.models import public_name
 from pipelines.run.processes import load_alike, meet
-from pipelines.run.publishing import check_push, push
+from pipelines.run.publishing import check_push, license_note, license_of, push
 from pipelines.tokens.info import TokenInfo, require_same_tokens, write_info
 from pipelines.tokens.items import TokenRows, read_tokens, token_batches
 from pipelines.tokens.windows import rows_of, window_info
@@ -65,7 +65,7 @@ def main() -> None:
         check_preset(chosen_preset(DEFAULT_PRESET), info)
     if options.keep == "best" and not len(splits["held_out"]):
         raise ValueError("--keep best is judged on held-out items, but none are held out; use --keep last")
-    note_license(accelerator, options, info.source)
+    note_license(accelerator, options, info.source, info.license)
     # Made before the folder is claimed, so that a mistake in its options leaves no run behind.
     prior = Prior(prior_config(options, info)).to(accelerator.device)
     if options.activation_checkpointing:
@@ -258,7 +258,7 @@ def finish(
         length = f" A window is {info.grid[0] / info.frame_rate:g} s long." if info.frame_rate else ""
         views = f", each epoch in one of {info.views} views" if info.views > 1 else ""
         card = CardInfo(
-            license=options.license,
+            license=license_of(options.license, info.license),
             title=f"Prior over codes of {info.source}",
             command=command_line(options.output),
             metrics=metrics,
@@ -266,6 +266,7 @@ def finish(
             f"train_bits_per_code is of as many training {unit}: the difference is what it memorised."
             + length
             + kept
+            + license_note(prior.config.tokenizer_id, info.license)
             + credit(info.source),
         )
         prior.save_pretrained(options.output, card)

@@ -215,6 +215,7 @@ class Tokenizer(TokenizerNetwork, HubModel):
         tok = Tokenizer(dataclasses.replace(self.config, bottleneck=bottleneck))
         tok.to(self.device, next(self.parameters()).dtype)
         tok.load_state_dict(tok.state_dict() | self.state_dict())
+        tok.license = self.license
         return tok.eval()
 
     def preprocess(self, source: Any, size: Size = None) -> Tensor:

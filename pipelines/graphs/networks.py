@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks.gaussian import Gaussian
+from tokenizer.foreign import families
 from tokenizer.search.exact import middle
 
 
@@ -76,6 +77,13 @@ def check_exportable(tok: Tokenizer, name: str) -> None:
         raise ValueError(
             f"{name} cannot be exported: its bottleneck, {tok.config.bottleneck.kind}, has neither codes nor "
             "a Gaussian posterior; export one that has"
+        )
+    if tok.family is not None and tok.family.untraced:
+        graphs = ", ".join(kind.model_class for kind in families().values() if not kind.untraced)
+        raise ValueError(
+            f"{name} cannot be exported: it is {tok.family.model_class} of {tok.family.library}, and "
+            f"{tok.family.untraced}, which no graph can follow; of other libraries these can be exported: "
+            f"{graphs}"
         )
     check_float32(tok, name)
 

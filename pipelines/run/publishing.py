@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from pipelines.run.processes import on_main
 from tokenizer.hub.client import prepare_push, push_folder
+from tokenizer.hub.model import UNKNOWN, USUAL
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,23 @@ class Publishing(Protocol):
     def push_to_hub(self) -> str: ...
     @property
     def push_private(self) -> bool: ...
+
+
+def license_of(given: str, tokenizer: str = "") -> str:
+    """What a model's card names: the licence that --license gives, unless that is the usual one and the
+    `tokenizer` which it is made of has another."""
+    return tokenizer if tokenizer and given == USUAL else given
+
+
+def license_note(name: str, license: str, what: str = "Its codes are those of") -> str:
+    """A sentence on the licence of the tokenizer that a model is made of, for the model's card."""
+    if not license:  # of tokens from an older release, or of a tokenizer that was never saved
+        return ""
+    known = license != UNKNOWN
+    return f" {what} {name}, " + (f"licence {license}." if known else UNKNOWN_LICENSE)
+
+
+UNKNOWN_LICENSE = "whose licence is unknown here: read that of its own page before anything is published."
 
 
 def check_push(accelerator: Accelerator, options: Publishing, resumed: bool = False) -> None:

@@ -51,6 +51,8 @@ class TokenInfo:
     """Digest of encoding.json, which every shard bears too. Empty, as `shards`: of an older release."""
     shards: tuple[int, ...] = ()
     """How many shards the training and the held-out split have."""
+    license: str = ""
+    """That of the tokenizer, as its card names it, or unknown; empty: of an older release."""
 
     def __post_init__(self) -> None:
         require(
@@ -70,8 +72,8 @@ class TokenInfo:
             f"item_shape is {self.item_shape}, expected 1 to {MAX_POSITIONS} along each of 1 to 4 axes",
         )
         require(
-            max(len(self.fingerprint), len(self.encoding)) <= 200,
-            "fingerprint and encoding are expected to have 200 characters at most",
+            max(len(self.fingerprint), len(self.encoding), len(self.license)) <= 200,
+            "fingerprint, encoding and license are expected to have 200 characters at most",
         )
         require(1 <= self.views <= MAX_VIEWS, f"views is {self.views}, expected 1 to {MAX_VIEWS}")
         require(

@@ -17,6 +17,7 @@ from pipelines.data.config import DataConfig
 from prior.patterns import PATTERNS
 from tokenizer import TokenizerConfig
 from tokenizer.config import DecoderConfig
+from tokenizer.hub.model import USUAL
 from tokenizer.losses import default_weights
 from tokenizer.variants import at_least, require
 
@@ -73,8 +74,9 @@ class TrainingOptions:
     """Steps between evaluations on held-out data; one more at the end."""
     tracker: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
     """Where accelerate sends the logged values, besides metrics.jsonl."""
-    license: str = "apache-2.0"
-    """Licence of the model, as the Hub names it; mind the licence of your data."""
+    license: str = USUAL
+    """Licence of the model, as the Hub names it; mind the licence of your data. apache-2.0 gives way to that
+    of the tokenizer which the model is made of, or whose codes it learns."""
     push_to_hub: str = ""
     """Hub repository (user/name) that the finished model is uploaded to."""
     push_private: bool = False

@@ -29,6 +29,7 @@ from pipelines.run.folder import (
     require_writable,
 )
 from pipelines.run.processes import load_alike, on_main
+from pipelines.run.publishing import license_of
 from pipelines.run.signals import is_launched
 from pipelines.training.checkpoints import find_checkpoint
 from pipelines.training.options import MAY_CHANGE, DecoderTraining, TokenizerTraining, TrainingOptions
@@ -53,15 +54,19 @@ def run_folder(accelerator: Accelerator, options: TrainingOptions) -> Iterator[P
 
 @contextlib.contextmanager
 def run_on_data(
-    accelerator: Accelerator, options: TokenizerTraining | DecoderTraining, modality: Modality
+    accelerator: Accelerator,
+    options: TokenizerTraining | DecoderTraining,
+    modality: Modality,
+    license: str = "",
 ) -> Iterator[Splits]:
     """`run_folder` of a training on data, which are loaded before it is claimed, alike on all processes, and
-    compared on a resume; what cannot be read of them is listed in the folder."""
+    compared on a resume; what cannot be read of them is listed in the folder. `license`: of the tokenizer
+    that is trained further."""
     with remembered_place(options, "data.path"):
         splits = load_alike(
             accelerator, "the data", lambda: load_splits(options.data, modality), Splits.digest
         )
-    note_license(accelerator, options, options.data.path)
+    note_license(accelerator, options, options.data.path, license)
     with run_folder(accelerator, options):
         on_main(accelerator, lambda: require_same_data(options.output, bool(options.resume), splits.record()))
         skipped = dict.fromkeys((*splits.train.skipped, *splits.held_out.skipped))
@@ -140,10 +145,19 @@ def _may_lie_elsewhere(folder: Path) -> set[str]:
     return {option for option, file in files.items() if (folder / file).exists()}
 
 
-def note_license(accelerator: Accelerator, options: TrainingOptions, source: str) -> None:
-    """Say which licence the card of a new model of a user's own data, `source`, is going to name."""
-    if accelerator.is_main_process and not options.resume and not source.startswith(EMBEDDED):
-        logger.info("the model's card says %s; give --license for another", options.license)
+def note_license(
+    accelerator: Accelerator, options: TrainingOptions, source: str, tokenizer: str = ""
+) -> None:
+    """Say which licence the card of a new model of a user's own data, `source`, is going to name; and if
+    --license is another than that of the `tokenizer` which it is made of."""
+    if not accelerator.is_main_process or options.resume:
+        return
+    if not source.startswith(EMBEDDED):
+        named = license_of(options.license, tokenizer)
+        logger.info("the model's card says %s; give --license for another", named)
+    if tokenizer and license_of(options.license, tokenizer) != tokenizer:
+        text = "--license is %s, but the tokenizer's own card says %s: the model's card names both"
+        logger.warning(text, options.license, tokenizer)
 
 
 @contextlib.contextmanager

@@ -78,8 +78,8 @@ def test_tokens_of_before_are_read_and_made_again(name: str, folders: Path, scri
     info, splits = read_tokens(folders / name)
     assert info.fingerprint == Tokenizer.from_pretrained(folders / TOKENS[name]).fingerprint()
     script(*RUNS[name][:1], *RUNS[name][1], "--output", "again")
-    again = read_json(folders / "again" / "tokens.json")
-    assert again == read_json(folders / name / "tokens.json")
+    again, old = (read_json(folders / of / "tokens.json") for of in ("again", name))
+    assert {k: again.get(k) for k in old} == old  # facts may be added
     for split, before in splits.items():
         found = read_tokens(folders / "again")[1][split]
         assert len(found) == len(before) > 0

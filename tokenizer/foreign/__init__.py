@@ -7,6 +7,7 @@ new file is found without touching others. Nothing here imports those libraries 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig
 from tokenizer.config import TokenizerConfig
@@ -47,11 +48,13 @@ class Family:
     # The name of its files of weights.
     weights: ClassVar[str] = WEIGHTS
     # Of this adapter: to be raised when it gives other codes than before.
-    adapter: ClassVar[int] = 1
+    adapter: ClassVar[int] = 2
     # Values of their config that decide what codes mean, beside weights and their shapes.
     decides: ClassVar[tuple[str, ...]]
     # Ends of names of tensors in the bottleneck that do not decide what a code means.
     statistics: ClassVar[tuple[str, ...]] = ()
+    # Why no graph (ONNX) of any batch and size can stand for its networks; "": one can.
+    untraced: ClassVar[str] = ""
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder",)
     bottleneck_parts: ClassVar[tuple[str, ...]] = ("quantizer",)
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder",)
@@ -132,9 +135,8 @@ class Family:
         return ForeignBottleneck(self)
 
     def fingerprint(self, encoder: nn.Module, bottleneck: Bottleneck, config: BottleneckConfig) -> str:
-        """16 hex digits of the adapter, of what the config decides, and of all tensors that decide codes,
-        whatever a version of the library calls them; and of the config of a bottleneck of ours in place of
-        theirs."""
+        """16 hex digits of the adapter, of what the config decides, and of all tensors that decide codes, in
+        the order of their layers; and of the config of a bottleneck of ours in place of theirs."""
         decided = {name: getattr(self.theirs, name) for name in self.decides}
         described: list[Any] = [self.name, self.adapter, decided]
         if config != self.bottleneck_config():
@@ -144,11 +146,7 @@ class Family:
         state |= {
             f"bottleneck.{k}": v for k, v in bottleneck.state_dict().items() if k not in bottleneck.not_coding
         }
-        hashes = []
-        for value in state.values():
-            held = value.detach().to("cpu").float().contiguous()
-            hashes.append(hashlib.sha256(str(tuple(held.shape)).encode() + held.numpy().tobytes()).digest())
-        digest.update(b"".join(sorted(hashes)))
+        digest.update(hash_of_layers(state))
         return digest.hexdigest()[:16]
 
 
@@ -177,6 +175,34 @@ class ForeignBottleneck(BottleneckConfig):
     def kind(self) -> str:  # type: ignore[override]
         """The family's name."""
         return self.family.name
+
+
+# What layers of torch call their tensors, in any version of a library: weights that are a direction and a
+# length have had two pairs of names.
+LAYER_NAMES = {"weight": "weight", "bias": "bias", "weight_g": "length", "weight_v": "direction"}
+LAYER_NAMES |= {
+    "parametrizations.weight.original0": "length",
+    "parametrizations.weight.original1": "direction",
+}
+
+RECURRENT = re.compile(r"(weight|bias)_(ih|hh)_l\d+")
+
+
+def hash_of_layers(state: Mapping[str, Tensor]) -> bytes:
+    """A hash of tensors by name that tells which of a layer they are, and at which place in the order of
+    layers this stands, but not what the library calls it: that may change with its version. Tensors of one
+    layer with names of the library's own count in any order."""
+    layers: dict[str, list[bytes]] = {}
+    for name, value in state.items():
+        layer, _, last = name.replace("parametrizations.weight.", "parametrizations/weight/").rpartition(".")
+        kind = LAYER_NAMES.get(last.replace("/", "."), last if RECURRENT.fullmatch(last) else "")
+        held = value.detach().to("cpu").float().contiguous()
+        said = f"{kind}{tuple(held.shape)}".encode()
+        layers.setdefault(layer, []).append(hashlib.sha256(said + held.numpy().tobytes()).digest())
+    digest = hashlib.sha256()
+    for hashes in layers.values():
+        digest.update(hashlib.sha256(b"".join(sorted(hashes))).digest())
+    return digest.digest()
 
 
 def families() -> dict[str, type[Family]]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tokenizer.bottlenecks import Bottleneck
 from tokenizer.foreign.sound import ForeignSound, SoundFamily, SoundNetwork, Stages, reach_of
@@ -38,7 +39,7 @@ class Dac(SoundFamily, name="dac"):
 
     def bottleneck(self, whole: Any) -> Bottleneck:
         config = self.theirs
-        return Stages(self, whole, config.hidden_size, config.n_codebooks, config.codebook_size)
+        return DacStages(self, whole, config.hidden_size, config.n_codebooks, config.codebook_size)
 
     def decoder(self, whole: Any) -> nn.Module:
         parts = self.parts(whole, self.decoder_parts)
@@ -58,3 +59,20 @@ class Dac(SoundFamily, name="dac"):
 
     def reader_options(self) -> dict[str, Any]:
         return {"sampling_rate": self.theirs.sampling_rate, "hop_length": math.prod(self.strides())}
+
+
+class DacStages(Stages):
+    """Stages that compare vectors and entries of few dimensions, at length 1."""
+
+    @torch.no_grad()
+    def gaps(self, z: Tensor, codes: Tensor) -> Tensor:
+        found = []
+        z = self._in_own_type(z)
+        for layer, chosen in zip(cast(Any, self.parts["quantizer"]).quantizers, codes.unbind(1), strict=True):
+            rows = F.normalize(layer.in_proj(z).double(), dim=1).transpose(1, 2)
+            entries = F.normalize(layer.codebook.weight.double(), dim=1)
+            far = torch.cdist(rows, entries, compute_mode="donot_use_mm_for_euclid_dist")
+            given, nearest = far.gather(2, chosen[..., None])[..., 0], far.amin(2)
+            found.append((given - nearest) / (given + nearest).clamp(min=torch.finfo(torch.float64).tiny))
+            z = z - layer.out_proj(layer.codebook(chosen).transpose(1, 2))
+        return torch.stack(found, dim=1)

@@ -35,6 +35,7 @@ class DiffusersFamily(Family):
     """What both have in common: networks that halve a picture's size at every level but the last."""
 
     library = "diffusers"
+    untraced = "diffusers' Upsample2D goes another way for batches of 64 and more"
     weights = DIFFUSION_WEIGHTS
     kind: ClassVar[str] = "image"
     losses: ClassVar[Mapping[str, float]] = {"l1": 1.0}

@@ -22,6 +22,7 @@ class Encodec(SoundFamily, name="encodec"):
 
     config_class, model_class, reader_class = "EncodecConfig", "EncodecModel", "EncodecFeatureExtractor"
     decides = ("sampling_rate", "audio_channels", "upsampling_ratios", "pad_mode", "dilation_growth_rate")
+    untraced = "transformers counts the padding of its layers (EncodecConv1d) from tensors"
     statistics = (".inited", ".cluster_size", ".embed_avg")
 
     def strides(self) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ class Mimi(SoundFamily, name="mimi"):
             "hidden_act",
         ),
     )
+    untraced = "transformers counts the padding of its layers (MimiConv1d) from tensors"
     statistics = (".initialized",)
 
     def strides(self) -> tuple[int, ...]:
@@ -81,12 +82,18 @@ class Mimi(SoundFamily, name="mimi"):
         return z_q
 
     def _fresh(self, parts: nn.ModuleDict) -> Any:
-        """The quantizer, which keeps the entries that it once made of sums and counts: those may have been
-        moved or loaded since."""
+        """The quantizer, which keeps the entries that it once made of sums and counts: they are made again
+        where those were moved or loaded since, as far as that can be told."""
         quantizer = cast(Any, parts["quantizer"])
         for module in quantizer.modules():
             if hasattr(module, "_embed"):
-                module._embed = None
+                sources = [module.embed_sum, module.cluster_usage]
+                told = not any(value.is_inference() for value in sources)  # such have no version
+                versions = [value._version for value in sources] if told else []
+                held, seen = getattr(module, "_made_of", ([], []))
+                same = all(a is b for a, b in zip(sources, held, strict=False))
+                if not told or versions != seen or not same:
+                    module._embed, module._made_of = None, (sources, versions)
         return quantizer
 
     def reader_options(self) -> dict[str, Any]:

@@ -58,6 +58,10 @@ class NearestEntry(Bottleneck):
         entries = self._entries(self.parts).detach()
         return F.normalize(entries, dim=1) if self.unit else entries
 
+    def compared(self, z: Tensor) -> Tensor:
+        rows = rearrange(z, "b d h w -> 1 (b h w) d").to(torch.promote_types(z.dtype, torch.float32))
+        return F.normalize(rows, dim=2) if self.unit else rows
+
     def forward(self, z: Tensor, step: Step | None = None) -> Bottlenecked:
         codes = self.encode(z)
         return Bottlenecked(straight_through(z, self.decode(codes)), codes, {}, {})
@@ -65,8 +69,7 @@ class NearestEntry(Bottleneck):
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            vectors = rearrange(z, "b d h w -> (b h w) d").to(torch.promote_types(z.dtype, torch.float32))
-            vectors = F.normalize(vectors, dim=1) if self.unit else vectors
+            vectors = self.compared(z)[0]
             codes = nearest(vectors, self.codebook_vectors().to(vectors.dtype))
         return rearrange(codes, "(b h w) -> b 1 h w", h=z.shape[2], w=z.shape[3])
 

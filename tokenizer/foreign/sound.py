@@ -202,8 +202,10 @@ class Stages(Bottleneck):
 
     @torch.no_grad()
     def encode_first(self, z: Tensor, count: int) -> Tensor:
-        # Frames do not know of each other; the distances of all to all entries would take much memory.
-        parts = self._in_own_type(z).split(max(1, FRAMES_AT_ONCE // len(z)), dim=2)
+        # Frames do not know of each other; the distances of all to all entries would take much memory. A
+        # graph is of any batch, of which nothing can be counted.
+        z = self._in_own_type(z)
+        parts = [z] if torch.compiler.is_exporting() else z.split(max(1, FRAMES_AT_ONCE // len(z)), dim=2)
         with torch.autocast(z.device.type, enabled=False):
             return torch.cat([self._quantize(self.parts, part, count) for part in parts], dim=2)
 

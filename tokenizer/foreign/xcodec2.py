@@ -27,6 +27,7 @@ class Xcodec2(SoundFamily, name="xcodec2"):
 
     config_class, model_class, reader_class = "Xcodec2Config", "Xcodec2Model", "Xcodec2FeatureExtractor"
     decides = ("sampling_rate", "downsampling_ratios", "quantization_levels")
+    untraced = "its spectrum is made by transformers' Xcodec2FeatureExtractor, in numpy"
     encoder_parts = ("semantic_encoder", "semantic_adapter", "acoustic_encoder", "fc_encoder")
     decoder_parts = ("acoustic_decoder",)
 

@@ -38,6 +38,10 @@ from tokenizer.hub.files import (
 from tokenizer.hub.meta import check_tables, fill, outline_of
 from tokenizer.variants import config_from_dict, config_to_dict, shortened
 
+# Licences as the Hub names them: of a new model if nobody says otherwise, and of one whose card names none.
+USUAL, UNKNOWN = "apache-2.0", "unknown"
+MAX_LICENSE = 100
+
 CHANGED = "This model was changed after it was loaded; what was measured of it before is left out."
 
 
@@ -47,7 +51,7 @@ class CardInfo:
     maps names to measured values, `command` is the exact command that trained it."""
 
     title: str = ""
-    license: str = "apache-2.0"
+    license: str = USUAL
     datasets: tuple[str, ...] = ()
     command: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -65,6 +69,9 @@ class HubModel(nn.Module):
     config_class: ClassVar[type]
     config: Any
     _loaded_from: Path | None = None
+    # The licence that a model comes with: that which the card of a loaded one names, `UNKNOWN` if it names
+    # none; "" for a new model.
+    license: str = ""
 
     def extra_config(self) -> dict[str, Any]:
         """Facts that stand in config.json beside the config; `check_extra_config` checks them on loading."""
@@ -102,8 +109,8 @@ class HubModel(nn.Module):
             if self._is_as_in(source):
                 kept = {n: source / n for n in (*SAMPLES, METRICS, CARD) if (source / n).exists()}
             else:
-                card, samples = CardInfo(license=_license_in(source / CARD), notes=CHANGED), ()
-        card = card or CardInfo()
+                card, samples = CardInfo(license=self.license, notes=CHANGED), ()
+        card = card or CardInfo(license=self.license or USUAL)
         self.write_model(directory)
         for name, path in kept.items():
             if path.resolve() != (directory / name).resolve():
@@ -163,7 +170,7 @@ class HubModel(nn.Module):
         model.to(torch.get_default_device(), stored)
         model.eval()
         model.check_extra_config(raw)
-        model._loaded_from = directory
+        model._loaded_from, model.license = directory, license_in(directory / CARD)
         return model.to(device=where, dtype=kind)
 
     @classmethod
@@ -291,7 +298,11 @@ def _equal(held: Tensor, value: Tensor) -> bool:
     return torch.equal(held.to(exact), value.detach().to("cpu", exact))
 
 
-def _license_in(card: Path) -> str:
-    """The licence that a card names; the usual one if there is no card, or it names none."""
-    named = ModelCard.load(card).data.get("license") if card.exists() else None
-    return named if isinstance(named, str) else CardInfo.license
+def license_in(card: Path) -> str:
+    """The licence that a card names, which may be anybody's; `UNKNOWN` if there is no card, it cannot be
+    read, or names none."""
+    try:
+        named = ModelCard.load(card, ignore_metadata_errors=True).data.get("license")
+    except Exception:  # of files, of text, of the card's own checks, in many kinds
+        return UNKNOWN
+    return named if isinstance(named, str) and named and len(named) <= MAX_LICENSE else UNKNOWN

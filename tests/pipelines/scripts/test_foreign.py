@@ -25,6 +25,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EnCodec in a folder within a folder."""
     folder = tmp_path_factory.mktemp("foreign")
     saved("encodec", folder / "codec")
+    (folder / "codec" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n\n# Theirs\n")
     return folder
 
 
@@ -47,6 +48,9 @@ def test_from_its_name_to_samples(
     prior, tok = Prior.from_pretrained(tmp_path / "prior"), load_tokenizer(name)
     assert prior.config.tokenizer_fingerprint == tok.fingerprint() and prior.config.tokenizer_id == "codec"
     assert (prior.config.num_codebooks, prior.config.codebook_size) == (4, 16)
+    assert read(tmp_path / "tokens" / "tokens.json")["license"] == tok.license == "cc-by-nc-4.0"
+    card = (tmp_path / "prior" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0\n" in card and "codes are those of codec, licence cc-by-nc-4.0." in card
     out = tmp_path / "samples"
     script("sample", "--prior", tmp_path / "prior", "--num", 2, "--seconds", 0.05, "--output", out)
     assert (out / "samples.html").exists()
@@ -69,8 +73,11 @@ def test_a_decoder_is_trained_anew(
         "--output",
         tmp_path / "sharp",
     )
-    script("train_decoder", "speech", *words)
+    done = script("train_decoder", "speech", *words, "--license", "mit")
     assert names_in(tmp_path / "sharp") >= MODEL
+    card = (tmp_path / "sharp" / "README.md").read_text()
+    assert "license: mit\n" in card and "codes are those of codec, licence cc-by-nc-4.0." in card
+    assert "--license is mit, but the tokenizer's own card says cc-by-nc-4.0" in done.err
     old, new = load_tokenizer(f"{theirs}:codec"), Tokenizer.from_pretrained(tmp_path / "sharp")
     x = sounds(2, 200)
     codes = old.encode(x)
@@ -89,6 +96,8 @@ def test_pictures_from_its_name_to_samples(script: Script, no_plots: None, tmp_p
     words = ("--tokens", tmp_path / "tokens", "--output", tmp_path / "prior", "--max-steps", 2)
     script("train_prior", "small", *TINY_PRIOR, *words, "--batch-size", 4, "--tracker", "none")
     assert Prior.from_pretrained(tmp_path / "prior").config.grid == (4, 4)
+    card = (tmp_path / "prior" / "README.md").read_text()
+    assert "license: unknown\n" in card and "codes are those of vq, whose licence is unknown here" in card
     words = ("--prior", tmp_path / "prior", "--tokenizer", name, "--num", 2, "--output", tmp_path / "new")
     script("sample", *words)
     assert (tmp_path / "new" / "samples.png").exists()
@@ -96,6 +105,19 @@ def test_pictures_from_its_name_to_samples(script: Script, no_plots: None, tmp_p
     script("train_decoder", "pictures", *words, "--tracker", "none", "--output", tmp_path / "sharp")
     new, old = Tokenizer.from_pretrained(tmp_path / "sharp"), Tokenizer.from_pretrained(name)
     assert new.fingerprint() == old.fingerprint()
+
+
+def test_a_model_of_diffusers_from_its_name_to_samples(
+    script: Script, no_plots: None, tmp_path: Path
+) -> None:
+    data, name = ("--data.path", "embedded:emoji", "--data.limit", 12), saved("VQModel", tmp_path / "vqgan")
+    script("encode_dataset", "--tokenizer", name, *data, "--output", tmp_path / "tokens")
+    assert read(tmp_path / "tokens" / "tokens.json")["grid"] == [8, 8]
+    words = ("--tokens", tmp_path / "tokens", "--output", tmp_path / "prior", "--max-steps", 1)
+    script("train_prior", "small", *TINY_PRIOR, *words, "--batch-size", 4, "--tracker", "none")
+    words = ("--prior", tmp_path / "prior", "--tokenizer", name, "--num", 2, "--output", tmp_path / "new")
+    script("sample", *words)
+    assert (tmp_path / "new" / "samples.png").exists()
 
 
 def test_names_of_models_within_others(theirs: Path) -> None:

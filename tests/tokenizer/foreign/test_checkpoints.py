@@ -1,7 +1,8 @@
 """Well-known checkpoints: their sizes, from the library's default config or its conversion script, build a
 model on the device meta that has as many weights as is known of them.
 
-Left out: their weights, which no test downloads.
+Left out: their weights, which no test downloads; VQGANs that are a pickle, whose sizes are read from their
+tensors (tests/pipelines/pickles/test_conversion.py).
 """
 
 from typing import Any, NamedTuple
@@ -56,3 +57,32 @@ def test_the_checkpoint_builds_with_its_sizes(name: str, tmp_path: Any) -> None:
     assert not kaldi.EPSILON.is_meta
     if tok.chunk_exact:  # less than half a second on either side
         assert tok.encoder.reach * tok.stride < tok.sample_rate / 2 > tok.decoder.reach * tok.stride
+
+
+# Of Stable Diffusion 1 and sd-vae-ft-mse: configs/stable-diffusion/v1-inference.yaml of
+# CompVis/stable-diffusion (ch 128, ch_mult 1 2 4 4, z_channels 4); of VQGANs configs/imagenet_vqgan.yaml of
+# CompVis/taming-transformers, attention in its last level; of LlamaGen's VQ-16 the library's defaults.
+KL: dict[str, Any] = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]}
+KL |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+KL |= {"layers_per_block": 2, "latent_channels": 4, "sample_size": 256}
+VQ: dict[str, Any] = {"_class_name": "VQModel", "block_out_channels": [128, 128, 256, 256, 512]}
+VQ |= {"down_block_types": ["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"], "layers_per_block": 2}
+VQ |= {"up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 4, "latent_channels": 256}
+PICTURES = {
+    "stable-diffusion vae": (KL, 8, 0, 83_653_863),
+    "vqgan_imagenet_f16_1024": ({**VQ, "num_vq_embeddings": 1024}, 16, 1024, 72_141_699),
+    "vqgan_imagenet_f16_16384": ({**VQ, "num_vq_embeddings": 16384}, 16, 16384, 76_073_859),
+    "LlamaGen vq_ds16": ({"model_type": "janus_vqgan"}, 16, 16384, 71_883_403),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_checkpoint_of_pictures_builds_with_its_sizes(name: str, tmp_path: Any) -> None:
+    raw, stride, entries, parameters = PICTURES[name]
+    tok = outline_of(lambda: Tokenizer(read_family(raw, tmp_path).config()))
+    assert tok.stride == stride and tok.is_discrete == bool(entries)
+    assert sum(p.numel() for p in tok.parameters()) == parameters
+    if entries:
+        assert (tok.num_codebooks, tok.codebook_size) == (1, entries)
+    else:
+        assert tok.bottleneck.out_dim == 4

@@ -12,7 +12,7 @@ import torch
 
 from tests.helpers.foreign import PICTURES, TINY, model_of, saved, sounds
 from tokenizer import Tokenizer, model
-from tokenizer.foreign import families
+from tokenizer.foreign import families, hash_of_layers
 from tokenizer.streaming import DecodeStream, EncodeStream
 
 NAMES = sorted(TINY)
@@ -202,6 +202,42 @@ def test_the_fingerprint_is_of_the_adapter_and_of_what_the_config_decides(
     assert len(marks) == 3
 
 
+def test_the_fingerprint_tells_tensors_of_one_shape_apart(tok: Tokenizer) -> None:
+    mark, found = tok.fingerprint(), 0
+    first: dict[tuple[int, ...], torch.Tensor] = {}
+    with torch.no_grad():
+        for value in tok.encoder.parameters():
+            other = first.setdefault(tuple(value.shape), value)
+            if not torch.equal(other, value):
+                kept = value.clone()
+                value.copy_(other), other.copy_(kept)
+                assert tok.fingerprint() != mark
+                kept = value.clone()
+                value.copy_(other), other.copy_(kept)
+                found += 1
+                if found == 6:
+                    break
+    assert found and tok.fingerprint() == mark
+
+
+def test_a_hash_of_layers_is_of_their_order_not_of_their_names() -> None:
+    a, b, c = torch.rand(2, 2), torch.rand(2, 2), torch.rand(2)
+    mark = hash_of_layers({"x.weight": a, "x.bias": c, "y.embed_sum": b, "y.usage": c})
+    assert mark == hash_of_layers({"p.q.weight": a, "p.q.bias": c, "r.count": c, "r.sum": b})
+    assert mark != hash_of_layers({"x.weight": b, "x.bias": c, "y.embed_sum": a, "y.usage": c})
+    assert mark != hash_of_layers({"y.embed_sum": b, "y.usage": c, "x.weight": a, "x.bias": c})
+    old = hash_of_layers({"x.bias": c, "x.weight_g": a, "x.weight_v": b, "y.weight": a})
+    new = {"x.bias": c, "x.parametrizations.weight.original0": a, "x.parametrizations.weight.original1": b}
+    assert hash_of_layers({**new, "y.weight": a}) == old
+    swapped = {"x.bias": c, "x.weight_g": b, "x.weight_v": a, "y.weight": a}
+    assert hash_of_layers(swapped) != old
+    ih, hh = (
+        {f"lstm.weight_{k}_l0": v for k, v in zip(order, (a, b), strict=True)}
+        for order in (["ih", "hh"], ["hh", "ih"])
+    )
+    assert hash_of_layers(ih) != hash_of_layers(hh)
+
+
 def test_an_unchanged_model_keeps_card_and_reader(name: str, tmp_path: Path) -> None:
     folder = saved(name, tmp_path / "theirs")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Theirs\n")
@@ -209,6 +245,20 @@ def test_an_unchanged_model_keeps_card_and_reader(name: str, tmp_path: Path) -> 
     Tokenizer.from_pretrained(folder).save_pretrained(tmp_path / "ours")
     for kept in ("README.md", "preprocessor_config.json"):
         assert (tmp_path / "ours" / kept).read_bytes() == (folder / kept).read_bytes()
+
+
+@pytest.mark.parametrize("card", ["", "# Theirs\n", "---\nlicense: [a\n---\n", "---\nlicense: [mit]\n---\n"])
+def test_a_licence_that_no_card_names_is_unknown(tmp_path: Path, card: str) -> None:
+    folder = saved("encodec", tmp_path / "theirs")
+    if card:
+        (folder / "README.md").write_text(card)
+    tok = Tokenizer.from_pretrained(folder)
+    assert tok.license == "unknown"
+    with torch.no_grad():
+        next(tok.decoder.parameters()).mul_(2)
+    tok.save_pretrained(tmp_path / "ours")
+    assert "license: unknown\n" in (tmp_path / "ours" / "README.md").read_text()
+    assert Tokenizer.from_pretrained(tmp_path / "ours").license == "unknown"
 
 
 def test_weights_of_another_type_are_loaded_and_saved_as_such(tok: Tokenizer, tmp_path: Path) -> None:

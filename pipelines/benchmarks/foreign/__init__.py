@@ -1,0 +1,1 @@
+"""Tokenizers of other libraries through ours beside their libraries' own calls."""
