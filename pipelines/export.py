@@ -43,13 +43,13 @@ from pipelines.graphs.files import (
 )
 from pipelines.graphs.networks import Decoder, Encoder, check_exportable, padding_of
 from pipelines.graphs.step import PriorStep, check_prior
-from pipelines.pickles.folder import convert
 from pipelines.run.command_line import parse, run
 from pipelines.run.folder import require_writable
 from pipelines.run.models import load_models, require_models
 from pipelines.run.processes import plain_accelerator
 from prior import Prior
 from tokenizer import Tokenizer
+from tokenizer.foreign.pickles import convert
 from tokenizer.hub.files import folder_beside, write_json
 from tokenizer.hub.model import CardInfo, library_version
 from tokenizer.variants import at_least, require

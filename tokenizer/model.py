@@ -69,7 +69,7 @@ class _Finite(torch.autograd.Function):
 
 
 # Samples, over all examples of a batch, that go through a network at once: about 20 MB for each of its widest
-# activations. Longer sound goes through in chunks.
+# activations. More go through some examples at a time, and a longer example in chunks.
 CHUNK = 1 << 18
 
 
@@ -161,6 +161,8 @@ class Tokenizer(TokenizerNetwork, HubModel):
         self._require_codes("decode")
         codes = self.check_codes(codes)
         if is_long(self, codes.shape, self.stride):
+            if rows := rows_at_once(codes.shape[2] * self.stride):
+                return torch.cat([self.decode(part, size) for part in codes.split(rows)])
             parts = torch.split(codes, chunk_size(self, len(codes)) // self.stride, dim=2)
             size = checked_size(size, codes.shape[2:], self.stride)
             return self._crop(torch.cat(list(self.decode_stream(parts)), dim=2), size)
@@ -338,6 +340,12 @@ def is_long(tok: Tokenizer, shape: Sequence[int], stride: int = 1) -> bool:
     return tok.modality.timed and shape[0] * shape[2] * stride > CHUNK
 
 
+def rows_at_once(samples: int) -> int:
+    """Examples of so many samples that go through a network whole at once, which costs less than chunks of
+    all of them, as these overlap; 0 if not even one does."""
+    return CHUNK // samples
+
+
 def chunk_size(tok: Tokenizer, batch_size: int) -> int:
     """Samples per example of one chunk: a multiple of the stride."""
     return max(1, CHUNK // batch_size // tok.stride) * tok.stride
@@ -347,6 +355,8 @@ def encode_prepared(tok: Tokenizer, x: Tensor, num_codebooks: int) -> Tensor:
     """x (B, C, *size), as `prepared` gives it → codes (B, K, *grid)."""
     if not is_long(tok, x.shape):
         return tok.bottleneck.encode_first(tok._latents(x), num_codebooks)
+    if rows := rows_at_once(x.shape[2]):
+        return torch.cat([encode_prepared(tok, part, num_codebooks) for part in x.split(rows)])
     stream = EncodeStream(tok, num_codebooks)
     parts = [stream.push_prepared(chunk) for chunk in torch.split(x, chunk_size(tok, len(x)), dim=2)]
     return torch.cat([*parts, stream.finish()], dim=2)

@@ -2,7 +2,7 @@
 model on the device meta that has as many weights as is known of them.
 
 Left out: their weights, which no test downloads; VQGANs that are a pickle, whose sizes are read from their
-tensors (tests/pipelines/pickles/test_conversion.py).
+tensors (tests/tokenizer/foreign/test_pickles.py).
 """
 
 from typing import Any, NamedTuple

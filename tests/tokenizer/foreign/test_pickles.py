@@ -18,13 +18,12 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.pickles.files import Checkpoint
-from pipelines.pickles.names import renamed
 from tests.helpers.foreign import janus
 from tests.helpers.running import Script
 from tests.helpers.tiny import pictures
 from tokenizer import Tokenizer
 from tokenizer.foreign import read_family
+from tokenizer.foreign.authors import Checkpoint, renamed
 from tokenizer.hub.meta import outline_of
 
 BLOCK = ("norm1", "conv1", "norm2", "conv2")

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipelines.pickles.files import Checkpoint
 from tokenizer.variants import require, shortened
 
 # Groups of every normalisation, in both.
@@ -24,6 +23,15 @@ DROPPED = ("loss.", "model_ema.", "quantize.codebook_used")
 SIDES = ("encoder.down", "decoder.up")
 
 State = Mapping[str, Tensor]
+
+
+class Checkpoint(NamedTuple):
+    """Weights by name, where in the file they stood ("" for the file itself), and the options of the run that
+    wrote them, as far as it tells."""
+
+    state: dict[str, Tensor]
+    place: str
+    options: Mapping[str, Any]
 
 
 class Renamed(NamedTuple):
