@@ -129,7 +129,8 @@ class AdversarialOptions:
     """Discriminators, and what the decoder pays to them."""
 
     names: tuple[str, ...] = ()
-    """Discriminators by name: patch for pictures, stft and period for sound. Left out: all for the data."""
+    """Discriminators by name: patch, or features (those of stlpips:vgg16), for pictures; stft and period for
+    sound. Left out: patch, or both for sound."""
     width: int | None = None
     """Channels of their first layers; left out, what each has by itself."""
     loss: Literal["hinge", "least_squares"] = "hinge"

@@ -237,7 +237,7 @@ def test_bad_input_is_refused_before_data_are_read(
     assert_refused(refused(), "--tokenizer DIR")
     assert_refused(refused("--tokenizer", tmp_path / "none"), "--tokenizer", "none")
     assert_refused(refused(*of, "--adversarial.start", 12), "--adversarial.start is 12", "--max-steps 12")
-    assert_refused(refused(*of, "--adversarial.names", "stft"), "'stft'", "image; known: patch")
+    assert_refused(refused(*of, "--adversarial.names", "stft"), "'stft'", "image; known: features, patch")
     assert_refused(refused(*of, "--decoder.widths", 8), "decoder", "one value per level")
     assert_refused(refused(*of, "--losses.mel", 1.0), "'mel'", "known")
     assert_refused(refused(*of, "--mixed-precision", "fp16"), "fp16", "bf16")
