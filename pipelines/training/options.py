@@ -182,7 +182,8 @@ class DecoderTraining(TrainingOptions):
     augment: Augment = field(default_factory=Augment)
     """Random views of training pictures."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """Another decoder than the tokenizer's own, which then begins untrained."""
+    """Another decoder than the tokenizer's own, which then begins untrained, or, with more blocks and nothing
+    else, as the tokenizer's own."""
     losses: dict[str, float] = field(default_factory=default_weights)
     """Weights of the reconstruction losses by name, in place of the tokenizer's own; all 0: its own."""
     betas: tuple[float, float] = (0.9, 0.99)
