@@ -38,7 +38,7 @@ from pipelines.training.run_folder import check_run_folder, command_line, run_on
 from pipelines.training.setup import optimizers_of, start_accelerator, warn_of_short_run
 from pipelines.training.sharding import is_sharded
 from tokenizer import Tokenizer
-from tokenizer.decoder_stage import DecoderOutput, DecoderStage, with_decoder
+from tokenizer.decoder_stage import DecoderOutput, DecoderStage, begin_as, with_decoder
 from tokenizer.devices import send
 from tokenizer.discriminators import Jury, JuryConfig
 from tokenizer.distributed import Step
@@ -123,13 +123,16 @@ def chosen_losses(options: DecoderTraining, old: Tokenizer) -> Mapping[str, floa
 
 
 def begin(old: Tokenizer, options: DecoderTraining) -> Tokenizer:
-    """What is trained: a copy of the tokenizer, with its decoder or the one that the options ask for."""
+    """What is trained: a copy of the tokenizer, with its decoder or the one that the options ask for, which
+    begins as the tokenizer's own if it has only more blocks."""
     config = old.config
     if options.decoder != type(options.decoder)():
         config = dataclasses.replace(config, decoder=options.decoder)
     tok = with_decoder(old, config)
-    if config == old.config:
-        tok.decoder.load_state_dict(old.decoder.state_dict())
+    if not begin_as(tok.decoder, old.decoder):
+        logger.info(
+            "the decoder is of another shape than that of %s, so it begins untrained", options.tokenizer
+        )
     return tok
 
 

@@ -10,6 +10,7 @@ from tokenizer.bottlenecks.vq import VQConfig
 from tokenizer.losses import default_weights, describe_losses, validate_weights
 from tokenizer.modalities import ModalityConfig
 from tokenizer.modalities.image import ImageConfig
+from tokenizer.variants import require
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class DecoderConfig:
     """Channels per level, from the finest; left out, those of the encoder."""
     blocks: tuple[int, ...] | None = None
     """Residual blocks per level, from the finest; left out, those of the encoder."""
+    deeper: int = 0
+    """Pictures: residual blocks that each level has beyond those."""
 
     network: str | None = None
     """Sound: `waveform`, or `frames`, which has `dim` and `depth` in place of `widths` and `blocks`. Left
@@ -31,8 +34,15 @@ class DecoderConfig:
 
     def applied(self, modality: ModalityConfig) -> ModalityConfig:
         """The config of a modality whose mirror is this decoder. `ValueError` for one that cannot be."""
-        changes = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "deeper"}
+        changes = {name: value for name, value in given.items() if value is not None}
         try:
+            require(self.deeper >= 0, f"deeper is {self.deeper}, expected 0 or more")
+            if self.deeper:
+                if not isinstance(modality, ImageConfig):
+                    own = "tokenloom's own networks of pictures"
+                    raise ValueError(f"deeper is {self.deeper}, but only {own} can be; give 0")
+                changes["blocks"] = tuple(n + self.deeper for n in self.blocks or modality.blocks)
             return modality.with_networks(**changes) if changes else modality
         except ValueError as error:
             raise ValueError(f"decoder: {error}") from error

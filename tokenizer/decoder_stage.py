@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokenizer.config import TokenizerConfig
 from tokenizer.distributed import Step
 from tokenizer.losses import reconstruction_losses
+from tokenizer.modalities.image import ResidualBlock
 from tokenizer.model import Tokenizer
 
 
@@ -65,3 +66,32 @@ def with_decoder(tok: Tokenizer, config: TokenizerConfig) -> Tokenizer:
     changed.encoder.load_state_dict(tok.encoder.state_dict())
     changed.bottleneck.load_state_dict(tok.bottleneck.state_dict())
     return changed
+
+
+def begin_as(new: nn.Module, old: nn.Module) -> bool:
+    """Give a decoder the weights of another one that differs in nothing, or has fewer residual blocks on some
+    levels. Further blocks add nothing at first, so that both decode alike (Chen et al. 2015, arXiv
+    1511.05641, section 2.3). Whether it could be done; if not, nothing is changed."""
+    pairs, further = [(new, old)], list[ResidualBlock]()
+    if isinstance(new, nn.Sequential) and isinstance(old, nn.Sequential):
+        pairs, left = [], list(old)
+        for layer in new:
+            if left and type(left[0]) is type(layer):
+                pairs.append((layer, left.pop(0)))
+            elif isinstance(layer, ResidualBlock):
+                further.append(layer)
+            else:
+                return False
+        if left:
+            return False
+    states = [(layer, given.state_dict()) for layer, given in pairs]
+    for layer, state in states:
+        if {k: v.shape for k, v in layer.state_dict().items()} != {k: v.shape for k, v in state.items()}:
+            return False
+    for layer, state in states:
+        layer.load_state_dict(state)
+    for block in further:
+        nn.init.zeros_(block.conv2.weight)
+        if block.conv2.bias is not None:
+            nn.init.zeros_(block.conv2.bias)
+    return True

@@ -134,7 +134,8 @@ class AdversarialOptions:
     """Discriminators, and what the decoder pays to them."""
 
     names: tuple[str, ...] = ()
-    """Discriminators by name: patch for pictures, stft and period for sound. Left out: all for the data."""
+    """Discriminators by name: patch, or features (those of stlpips:vgg16), for pictures; stft and period for
+    sound. Left out: patch, or both for sound."""
     width: int | None = None
     """Channels of their first layers; left out, what each has by itself."""
     loss: Literal["hinge", "least_squares"] = "hinge"
@@ -186,7 +187,8 @@ class DecoderTraining(TrainingOptions):
     augment: Augment = field(default_factory=Augment)
     """Random views of training pictures."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """Another decoder than the tokenizer's own, which then begins untrained."""
+    """Another decoder than the tokenizer's own, which then begins untrained, or, with more blocks and nothing
+    else, as the tokenizer's own."""
     losses: dict[str, float] = field(default_factory=default_weights)
     """Weights of the reconstruction losses by name, in place of the tokenizer's own; all 0: its own."""
     betas: tuple[float, float] = (0.9, 0.99)

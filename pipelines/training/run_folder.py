@@ -212,7 +212,9 @@ def _compare(
     """`ValueError` naming an option that may not change."""
     before, after = flatten(old), flatten(new)
     for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name), after.get(name)
+        # A loss that a run does not name, such as one of a later release, has no weight.
+        unset = 0.0 if "losses" in name.split(".")[:-1] else None
+        was, now = before.get(name, unset), after.get(name, unset)
         if name == "max_steps" and isinstance(was, int) and isinstance(now, int) and now != was:
             if now < was:
                 raise ValueError(

@@ -10,7 +10,7 @@ from tests.helpers.tiny import VARIANTS, codec, pictures, sounds, tokenizer
 from tokenizer import Tokenizer
 from tokenizer.bottlenecks import kinds
 from tokenizer.config import DecoderConfig, TokenizerConfig
-from tokenizer.decoder_stage import DecoderStage, with_decoder
+from tokenizer.decoder_stage import DecoderStage, begin_as, with_decoder
 from tokenizer.distributed import Step
 from tokenizer.modalities.audio import AudioConfig
 from tokenizer.variants import config_from_dict, config_to_dict
@@ -96,6 +96,34 @@ def test_another_decoder_leaves_codes_and_fingerprint(tok: Tokenizer) -> None:
     else:
         assert torch.equal(other.posterior(x).logvar, tok.posterior(x).logvar)
     assert config_from_dict(TokenizerConfig, config_to_dict(config)) == config
+
+
+@pytest.mark.parametrize("blocks", [None, (1, 3)], ids=["as the encoder", "more already"])
+def test_a_deeper_decoder_begins_as_the_old_one(blocks: tuple[int, ...] | None) -> None:
+    tok = tokenizer("vq")
+    had = blocks or tok.config.modality.blocks
+    config = dataclasses.replace(tok.config, decoder=DecoderConfig(blocks=blocks, deeper=2))
+    other = with_decoder(tok, config)
+    assert begin_as(other.decoder, tok.decoder)
+    assert [type(layer).__name__ for layer in other.decoder].count("ResidualBlock") == sum(had) + 2 * len(had)
+    z = pictures(2, tok.decoder[0].weight.shape[1], 4, 4)
+    assert torch.equal(other.decoder(z), tok.decoder(z))
+    other.decoder(z).square().mean().backward()
+    assert all(p.grad is not None for p in other.decoder.parameters())
+    further = with_decoder(tok, dataclasses.replace(config, decoder=DecoderConfig(blocks=blocks, deeper=3)))
+    assert begin_as(further.decoder, other.decoder) and not begin_as(other.decoder, further.decoder)
+
+
+def test_a_decoder_of_another_shape_is_left_as_it_is() -> None:
+    tok = tokenizer("vq")
+    widths = tuple(2 * w for w in tok.config.modality.widths)
+    wide = with_decoder(tok, dataclasses.replace(tok.config, decoder=DecoderConfig(widths=widths, deeper=1)))
+    before = {k: v.clone() for k, v in wide.decoder.state_dict().items()}
+    assert not begin_as(wide.decoder, tok.decoder)
+    assert all(torch.equal(v, before[k]) for k, v in wide.decoder.state_dict().items())
+    for deeper, modality, match in ((-1, tok.config.modality, "expected 0"), (1, AudioConfig(), "give 0")):
+        with pytest.raises(ValueError, match=f"decoder: deeper is .*{match}"):
+            TokenizerConfig(modality=modality, decoder=DecoderConfig(deeper=deeper), losses={"l1": 1.0})
 
 
 def test_a_decoder_that_cannot_be_is_refused() -> None:

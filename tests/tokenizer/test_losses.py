@@ -1,5 +1,6 @@
 """Reconstruction losses against hand-made values and a numpy MS-SSIM."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -59,6 +60,14 @@ def data_and_loss(name: str, channels: int, seed: int) -> tuple[Tensor, Callable
         sound = 0.3 * torch.randn(2, min(channels, 2), 4000, generator=torch.Generator().manual_seed(seed))
         return sound, lambda x_hat, x: entry.function(x_hat, x, 16000)
     return pictures(2, channels, 28, 32, seed=seed), entry.function
+
+
+def test_cauchy_by_hand_and_nearer_to_what_is_likely_than_to_the_mean() -> None:
+    x_hat, x = torch.zeros(1, 2, 1, 2), torch.tensor([[[[0.1, 0.0]], [[0.2, 0.0]]]])
+    assert LOSSES["cauchy"].function(x_hat, x).item() == pytest.approx(math.log(1 + 0.05 / 0.01) / 2)
+    seen = torch.tensor([1.0, 1.0, -1.0]).view(3, 1, 1, 1)  # a value that is 1 in two of three cases
+    of_likely, of_mean = (LOSSES["cauchy"].function(torch.full_like(seen, v), seen) for v in (1.0, 1 / 3))
+    assert of_likely < of_mean
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -142,20 +151,22 @@ def test_unequal_shapes_and_empty_batches_are_refused() -> None:
 
 
 def test_weights_are_validated() -> None:
-    assert default_weights() == dict.fromkeys(("bernoulli", "l1", "l2", "mel", "ms_ssim", "stft"), 0.0)
+    assert default_weights() == dict.fromkeys(
+        ("bernoulli", "cauchy", "l1", "l2", "mel", "ms_ssim", "stft"), 0.0
+    )
     validate_weights({**default_weights(), "l1": 1.0}, "image")
     for weights, message in [
-        ({"l3": 1.0}, "unknown image loss 'l3'; known: bernoulli, l1, l2, ms_ssim"),
-        ({"mel": 1.0}, "unknown image loss 'mel'; known: bernoulli, l1, l2, ms_ssim"),
+        ({"l3": 1.0}, "unknown image loss 'l3'; known: bernoulli, cauchy, l1, l2, ms_ssim"),
+        ({"mel": 1.0}, "unknown image loss 'mel'; known: bernoulli, cauchy, l1, l2, ms_ssim"),
         ({"l1": -1.0}, "l1 .*not negative, got -1.0"),
         ({"l1": float("nan")}, "l1 .*finite.*got nan"),
         ({"l1": float("inf")}, "l1 .*finite.*got inf"),
-        (default_weights(), "weights .* 0; .*bernoulli, l1, l2, ms_ssim"),
-        ({}, "weights .* 0; .*bernoulli, l1, l2, ms_ssim"),
+        (default_weights(), "weights .* 0; .*bernoulli, cauchy, l1, l2, ms_ssim"),
+        ({}, "weights .* 0; .*bernoulli, cauchy, l1, l2, ms_ssim"),
     ]:
         with pytest.raises(ValueError, match=message):
             validate_weights(weights, "image")
-    with pytest.raises(ValueError, match="'l3'; known: bernoulli, l1, l2, mel"):
+    with pytest.raises(ValueError, match="'l3'; known: bernoulli, cauchy, l1, l2, mel"):
         reconstruction_losses(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), {"l3": 0.0})
 
 

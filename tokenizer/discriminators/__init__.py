@@ -42,6 +42,8 @@ class DiscriminatorConfig(Variant):
     home: ClassVar[str] = __name__
     # The data that it is for.
     modality: ClassVar[str] = ""
+    # Whether it is taken where none is named: not if it needs a package that may not be installed.
+    by_default: ClassVar[bool] = True
 
     width: int = 32
     """Channels of the first layer; later ones have more."""
@@ -84,7 +86,7 @@ class JuryConfig:
 
     @classmethod
     def of(cls, modality: str, channels: int, names: tuple[str, ...] = (), width: int | None = None) -> Self:
-        """The discriminators of these names, or all that there are for the modality; `width`: of all their
+        """The discriminators of these names, or those that the modality has by default; `width`: of all their
         first layers. `ValueError` for an unknown name."""
         known = kinds(modality)
         for name in names:
@@ -92,7 +94,8 @@ class JuryConfig:
                 name in known,
                 f"unknown discriminator {name!r} for modality {modality}; known: {', '.join(known)}",
             )
-        members = [known[name]() for name in names or known]
+        usual = [name for name, config in known.items() if config.by_default]
+        members = [known[name]() for name in names or usual]
         if width is not None:
             members = [replace(member, width=width) for member in members]
         return cls(modality, channels, tuple(members))

@@ -14,7 +14,7 @@ import torch
 from pipelines.run.models import load_tokenizer, public_name, split_name
 from prior import Prior
 from tests.helpers.foreign import TINY, model_of, saved, sounds
-from tests.helpers.running import MODEL, TINY_PRIOR, Script, names_in, read
+from tests.helpers.running import MODEL, TINY_PRIOR, Script, assert_refused, names_in, read
 from tokenizer import Tokenizer
 
 RATE = 4000
@@ -102,7 +102,9 @@ def test_pictures_from_its_name_to_samples(script: Script, no_plots: None, tmp_p
     script("sample", *words)
     assert (tmp_path / "new" / "samples.png").exists()
     words = ("--tokenizer", name, *data, "--batch-size", 2, "--max-steps", 2, "--warmup-steps", 1)
-    script("train_decoder", "pictures", *words, "--tracker", "none", "--output", tmp_path / "sharp")
+    words += ("--tracker", "none", "--output", tmp_path / "sharp")
+    assert_refused(script("train_decoder", "pictures", *words, code=2), "deeper is 4", "give 0")
+    script("train_decoder", "pictures", *words, "--decoder.deeper", 0)
     new, old = Tokenizer.from_pretrained(tmp_path / "sharp"), Tokenizer.from_pretrained(name)
     assert new.fingerprint() == old.fingerprint()
 

@@ -36,6 +36,10 @@ PICTURES = (
     1.0,
     "--losses.l1",
     0,
+    "--losses.cauchy",
+    0,
+    "--decoder.deeper",
+    1,
     "--optimizer",
     "adamw",
 )
@@ -145,7 +149,8 @@ def test_sound_and_a_vae_and_another_decoder(
         "--decoder.widths",
         *"88888",
     )
-    script("train_decoder", *digits, "--tokenizer", tiny_vae, "--output", tmp_path / "vae")
+    finished = script("train_decoder", *digits, "--tokenizer", tiny_vae, "--output", tmp_path / "vae")
+    assert "begins untrained" in finished.err
     old, new = Tokenizer.from_pretrained(tiny_vae), Tokenizer.from_pretrained(tmp_path / "vae")
     assert new.config.decoder.widths == (8,) * 5 and old.config.decoder.widths is None
     x = pictures(4, 1, 28, 28)
@@ -237,7 +242,7 @@ def test_bad_input_is_refused_before_data_are_read(
     assert_refused(refused(), "--tokenizer DIR")
     assert_refused(refused("--tokenizer", tmp_path / "none"), "--tokenizer", "none")
     assert_refused(refused(*of, "--adversarial.start", 12), "--adversarial.start is 12", "--max-steps 12")
-    assert_refused(refused(*of, "--adversarial.names", "stft"), "'stft'", "image; known: patch")
+    assert_refused(refused(*of, "--adversarial.names", "stft"), "'stft'", "image; known: features, patch")
     assert_refused(refused(*of, "--decoder.widths", 8), "decoder", "one value per level")
     assert_refused(refused(*of, "--losses.mel", 1.0), "'mel'", "known")
     assert_refused(refused(*of, "--mixed-precision", "fp16"), "fp16", "bf16")
@@ -271,10 +276,10 @@ def test_a_preset_for_other_data_is_refused(
 
 def test_a_short_run_is_called_so(whole: Path, tiny_tokenizer: Path, script: Script, tmp_path: Path) -> None:
     words = ("pictures", "--tokenizer", tiny_tokenizer, "--data.path", "/nowhere", "--warmup-steps", 2)
-    for steps, short in ((59, True), (60, False)):
+    for steps, short in ((239, True), (240, False)):
         given = ("--max-steps", steps, "--adversarial.start", 3, "--output", tmp_path / "no")
         finished = script("train_decoder", *words, *given, code=2)
-        said = f"--max-steps {steps} is short (the preset has 600)"
+        said = f"--max-steps {steps} is short (the preset has 2400)"
         assert (said in finished.err) == short, finished.err
     resumed = script("train_decoder", "--output", whole, "--resume", "latest")
     assert "is short" not in resumed.err and "is finished" in resumed.err

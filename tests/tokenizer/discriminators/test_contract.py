@@ -5,14 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tests.helpers.tiny import pictures, sounds
-from tokenizer.discriminators import DiscriminatorConfig, Jury, JuryConfig, kinds, receptive_field
+from tokenizer import anti_aliased
+from tokenizer.anti_aliased import stlpips_network
+from tokenizer.discriminators import SLOPE, DiscriminatorConfig, Jury, JuryConfig, kinds, receptive_field
+from tokenizer.discriminators.features import FeaturesConfig
 from tokenizer.discriminators.patch import PatchConfig
 from tokenizer.discriminators.period import PeriodConfig, folded
 from tokenizer.discriminators.stft import STFTConfig, spectrum
+from tokenizer.perceptual import MEAN, STD
 
-SMALL = {"patch": PatchConfig(width=4), "stft": STFTConfig(width=4), "period": PeriodConfig(width=4)}
+SMALL: dict[str, DiscriminatorConfig] = {
+    "features": FeaturesConfig(width=4, blocks=(1, 2)),
+    "patch": PatchConfig(width=4),
+    "stft": STFTConfig(width=4),
+    "period": PeriodConfig(width=4),
+}
 KINDS = sorted({**kinds("image"), **kinds("audio")})
 
 
@@ -114,6 +124,36 @@ def test_patches_see_as_far_as_they_say() -> None:
         assert int(rows.max() - rows.min()) + 1 == net.least_size == {1: 12, 2: 26, 3: 54}[layers]
 
 
+def test_features_are_seen_through_a_frozen_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved and trained is the heads alone; the network under them follows the device and the type,
+    and is looked for when they are loaded."""
+    net, x = jury("features", 3), data("features", channels=3)
+    first = stlpips_network("stlpips:vgg16")[:4]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    f = first(((x + 1) / 2 - mean) / std)
+    f = f / f.square().mean(1, keepdim=True).sqrt()
+    found = net(x)
+    expected = F.leaky_relu(net.members[0].heads[0].layers[0](f), SLOPE)  # type: ignore[union-attr, index]
+    torch.testing.assert_close(found[0][0], expected, rtol=1e-3, atol=1e-4)
+    assert [tuple(view[-1].shape[2:]) for view in found] == [(32, 32), (16, 16)]
+    assert all(".heads." in name for name in net.state_dict())
+    net.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 20_000
+    assert net.double()(x.double())[0][-1].dtype == torch.float64
+    monkeypatch.setattr(anti_aliased, "SHA256", "0")
+    with pytest.raises(ValueError, match=r"stlpips_pytorch 0\.0\.2.*pip install"):
+        Jury.from_pretrained(tmp_path)
+
+
+def test_features_see_grey_pictures_and_other_channels_one_by_one() -> None:
+    x = data("features", channels=2)
+    two, one = jury("features", 2), jury("features", 1)
+    one.load_state_dict(two.state_dict())
+    seen, of_first, of_second = two(x), one(x[:, :1]), one(x[:, 1:])
+    for a, b in zip(seen, of_first + of_second, strict=True):
+        torch.testing.assert_close(a[-1], b[-1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_receptive_field_counts_strides() -> None:
     convolutions = [torch.nn.Conv2d(1, 1, (4, 1), (2, 1)), torch.nn.Conv2d(1, 1, (3, 1), dilation=(2, 1))]
     assert (receptive_field(convolutions, 0), receptive_field(convolutions, 1)) == (4 + 4 * 2, 1)
@@ -138,6 +178,8 @@ def test_a_spectrum_is_that_of_a_tone() -> None:
 
 def test_chosen_by_name_and_width() -> None:
     assert [m.kind for m in JuryConfig.of("audio", 1).members] == ["period", "stft"]
+    assert [m.kind for m in JuryConfig.of("image", 3).members] == ["patch"]
+    assert [m.kind for m in JuryConfig.of("image", 3, ("features", "patch")).members] == ["features", "patch"]
     chosen = JuryConfig.of("audio", 2, ("stft",), width=8)
     assert [(m.kind, m.width) for m in chosen.members] == [("stft", 8)]
     for what, names in (("patch", ("patch",)), ("nothing", ("nothing",))):
@@ -155,6 +197,10 @@ def test_chosen_by_name_and_width() -> None:
     [
         lambda: PatchConfig(width=0),
         lambda: PatchConfig(layers=7),
+        lambda: FeaturesConfig(blocks=()),
+        lambda: FeaturesConfig(blocks=(2, 1)),
+        lambda: FeaturesConfig(blocks=(6,)),
+        lambda: FeaturesConfig(network="torchvision:vgg16"),
         lambda: STFTConfig(windows=()),
         lambda: STFTConfig(windows=(30,)),
         lambda: PeriodConfig(periods=(1,)),
