@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before anything imports torch
 
 import logging
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,10 +69,12 @@ def serve(options: PageOptions) -> None:
     """Serve the page; its models are loaded while it is shown already."""
     if find_spec("gradio") is None:
         raise ValueError(f"the page needs the package gradio; {install_extra('page')}")
+    require_port(options.host, options.port)
+    models = read_models(options.tokenizer, options.prior, options.tokens)
     from pipelines.browser.app import served, wait_for_end
 
-    models = read_models(options.tokenizer, options.prior, options.tokens)
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     with served(models, options.host, options.port) as address:
         logger.info("the page is at %s (end it with Ctrl-C)", address)
         models.load()
@@ -79,6 +82,23 @@ def serve(options: PageOptions) -> None:
             wait_for_end()
         except KeyboardInterrupt:
             logger.info("ended")
+
+
+def require_port(host: str, port: int) -> None:
+    """`ValueError` unless the port can be listened on."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ValueError(f"--host {host}: there is no such host here ({error.strerror})") from error
+    with socket.socket(family, kind, protocol) as sock:
+        # As the server does: a port that was just left is free.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            raise ValueError(
+                f"--port {port}: cannot be taken on {host} ({error.strerror}); choose another --port"
+            ) from error
 
 
 def _end(number: int, frame: FrameType | None) -> None:

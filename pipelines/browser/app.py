@@ -5,7 +5,6 @@ Left out: what the tabs do.
 
 import logging
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,19 +36,18 @@ footer { display: none !important; }
 @contextmanager
 def served(models: Models, host: str, port: int) -> Iterator[str]:
     """The page's address, for as long as it is served. Uploads and results lie in a folder that is removed
-    then. `ValueError` for a host or port that cannot be taken."""
-    require_port(host, port)
+    then."""
     folder = Folder()
     # Gradio reads these when its components are made.
     os.environ.update(GRADIO_TEMP_DIR=str(folder.path), GRADIO_ANALYTICS_ENABLED="False")
     for noisy in ("httpx", "httpx2", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    page = build(models, folder)
     try:
+        page = build(models, folder)
         _, address, _ = page.launch(**_options(host, port))
         yield address
-    finally:
         page.close(verbose=False)
+    finally:
         folder.remove()
 
 
@@ -70,23 +68,6 @@ def build(models: Models, folder: Folder) -> Any:
         page.unload(stops.on_stop)
     page.queue(default_concurrency_limit=4)
     return page
-
-
-def require_port(host: str, port: int) -> None:
-    """`ValueError` unless the port can be listened on."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ValueError(f"--host {host}: there is no such host here ({error.strerror})") from error
-    with socket.socket(family, kind, protocol) as sock:
-        # As the server does: a port that was just left is free.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(address)
-        except OSError as error:
-            raise ValueError(
-                f"--port {port}: cannot be taken on {host} ({error.strerror}); choose another --port"
-            ) from error
 
 
 def wait_for_end() -> None:

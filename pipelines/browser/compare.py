@@ -18,7 +18,8 @@ from tokenizer import Tokenizer
 def build(models: Models, folder: Folder) -> None:
     """The tab, within a page."""
     by_kind(
-        models, {PICTURES: lambda: _build_pictures(models), SOUNDS: lambda: _build_sounds(models, folder)}
+        models,
+        {PICTURES: lambda: _build_pictures(models, folder), SOUNDS: lambda: _build_sounds(models, folder)},
     )
 
 
@@ -45,7 +46,7 @@ def _chosen(models: Models, kind: str, elem_id: str) -> Any:
     return gr.CheckboxGroup(names, value=names, label="tokenizers", elem_id=elem_id)
 
 
-def _build_pictures(models: Models) -> None:
+def _build_pictures(models: Models, folder: Folder) -> None:
     with gr.Row():
         with gr.Column(min_width=280):
             given = picture_input("Your picture", "compare-picture")
@@ -67,8 +68,8 @@ def _build_pictures(models: Models) -> None:
         done = through(models, chosen, lambda tok: read_picture(path, tok))
         pictures = []
         for name, (tok, made) in done.items():
-            before = (picture_of(made.given.x, tok), f"original for {name}")
-            pictures += [before, (picture_of(made.x_hat, tok), name)]
+            before = (folder.picture(picture_of(made.given.x, tok), "original"), f"original for {name}")
+            pictures += [before, (folder.picture(picture_of(made.x_hat, tok), "rebuilt"), name)]
         return pictures, table_of(done)
 
     start.click(told(run), [given, names], [shown, numbers], api_name="compare_pictures")

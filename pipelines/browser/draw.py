@@ -70,9 +70,8 @@ class Drawer:
                 sheet.shown.append((self._spectrogram(pair), words))
             else:
                 file = write_png(self.folder.new(f"sample-{number}.png"), pair[0], tok)
-                path = self.folder.new(f"shown-{number}.png")
-                beside([picture_of(item, tok, 160) for item in pair]).save(path)
-                sheet.shown.append((str(path), words))
+                shown = beside([picture_of(item, tok, 160) for item in pair])
+                sheet.shown.append((self.folder.picture(shown, f"shown-{number}"), words))
             sheet.files.append(str(file))
         sheet.codes.append(codes.cpu())
 
@@ -83,10 +82,9 @@ class Drawer:
         codes = torch.cat(sheet.codes)
         first = [str(write_codes(self.folder.new("codes.safetensors"), codes, self.tok))]
         if not self.tok.modality.timed:
-            path = self.folder.new("sheet.png")
-            x = self.tok.decode(codes, self.tok.modality.drawn_size)
-            image_grid(x.clamp(-1, 1), scale=max(1, 96 // max(x.shape[2:]))).save(path)
-            first = [str(path), *first]
+            x = self.tok.decode(codes, self.tok.modality.drawn_size).clamp(-1, 1)
+            made = image_grid(x, scale=max(1, 96 // max(x.shape[2:])))
+            first = [self.folder.picture(made, "sheet"), *first]
         return [*first, *sheet.files]
 
     def _nearest(self, codes: Tensor) -> tuple[Tensor | None, list[float]]:

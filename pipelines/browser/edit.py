@@ -71,7 +71,7 @@ class PictureEditor(Editor):
         with gr.Row():
             with gr.Column(min_width=280):
                 gr.Markdown("### A region\nPaint over what is to change. Codes chosen above count too.")
-                self.painted = brush("Paint a region", "edit-image-brush")
+                painted = brush("Paint a region", "edit-image-brush")
             with gr.Column(min_width=280):
                 gr.Markdown("### Fill it by a prior")
                 self.build_fill()
@@ -80,7 +80,8 @@ class PictureEditor(Editor):
                 self.other = picture_input("The other picture", "edit-image-other")
                 self.later = gr.Number(0, visible=False)
                 self.move = gr.Button("Move its codes here", elem_id="edit-image-move")
-        self.outcomes = [self.original, self.result, self.painted]
+        self.marks = [painted]
+        self.outcomes = [self.original, self.result, painted]
 
     def build_begin(self) -> Any:
         most = self.outline.num_codebooks
@@ -96,18 +97,18 @@ class PictureEditor(Editor):
         first = editing.past[0] if editing.past else editing.codes
         now = picture_of(editing.now.x_hat, tok)
         original = picture_of(tok.decode(first, editing.now.size).clamp(-1, 1), tok)
-        return original, now, {"background": now, "layers": [], "composite": None}
+        files = (self.folder.picture(original, "original"), self.folder.picture(now, "edited"))
+        return *files, {"background": now, "layers": [], "composite": None}
 
     def write(self, tok: Tokenizer, editing: Editing) -> str:
         return str(write_png(self.folder.new("edited.png"), editing.now.x_hat, tok))
 
     def proposal(self, tok: Tokenizer, editing: Editing, codes: Tensor) -> str:
-        path = self.folder.new("proposal.png")
-        picture_of(tok.decode(codes, editing.now.size).clamp(-1, 1), tok, 160).save(path)
-        return str(path)
+        x_hat = tok.decode(codes, editing.now.size).clamp(-1, 1)
+        return self.folder.picture(picture_of(x_hat, tok, 160), "proposal")
 
-    def region(self, editing: Editing, painted: Any) -> frozenset[Cell]:
-        layers = (painted or {}).get("layers") or []
+    def region(self, editing: Editing, *marks: Any) -> frozenset[Cell]:
+        layers = (marks[0] or {}).get("layers") or []
         shape = tuple(editing.codes.shape[1:])
         found = editing.chosen
         for layer in layers:
@@ -137,10 +138,10 @@ class SoundEditor(Editor):
             with gr.Column(min_width=280):
                 gr.Markdown("### Seconds\nWhat is to change. Codes chosen above count too.")
                 with gr.Row():
-                    self.first = gr.Number(
+                    first = gr.Number(
                         0, label="from second", minimum=0, elem_id="edit-audio-first", min_width=100
                     )
-                    self.last = gr.Number(
+                    last = gr.Number(
                         0, label="to second", minimum=0, elem_id="edit-audio-last", min_width=100
                     )
             with gr.Column(min_width=280):
@@ -151,15 +152,7 @@ class SoundEditor(Editor):
                 self.other = sound_input("The other sound", "edit-audio-other")
                 self.later = gr.Number(0, label="so many seconds later there", elem_id="edit-audio-later")
                 self.move = gr.Button("Move its codes here", elem_id="edit-audio-move")
-        self.painted = gr.State(None)
-        for number in (self.first, self.last):
-            number.change(
-                lambda *span: span,
-                [self.first, self.last],
-                self.painted,
-                api_visibility="private",
-                show_progress="hidden",
-            )
+        self.marks = [first, last]
         self.outcomes = [self.result, self.seen, self.begin]
 
     def build_begin(self) -> Any:
@@ -186,8 +179,8 @@ class SoundEditor(Editor):
         path.write_bytes(spectrogram_pngs({"": x_hat[0]}, tok.sample_rate)[""])
         return str(path)
 
-    def region(self, editing: Editing, painted: Any) -> frozenset[Cell]:
-        first, last = painted or (0, 0)
+    def region(self, editing: Editing, *marks: Any) -> frozenset[Cell]:
+        first, last = marks
         if not last and not first:
             return editing.chosen
         tok = self.models.tokenizer(editing.tokenizer)

@@ -28,6 +28,7 @@ from pipelines.browser.models import Models
 from pipelines.browser.parts import (
     Stops,
     choice_of,
+    clicked,
     shown_picture,
     told,
     told_in_parts,
@@ -44,11 +45,11 @@ class Editor:
 
     kind: str
     # Parts that `build_parts` makes: what is given, to begin with and to take codes from (so much `later` in
-    # it), what is painted or written of a region, and the parts that show the result.
+    # it), what marks a region, and the parts that show the result.
     given: Any
     tokenizer: Any
     start: Any
-    painted: Any
+    marks: list[Any]
     other: Any
     later: Any
     move: Any
@@ -85,7 +86,7 @@ class Editor:
         """A PNG file that shows a proposal."""
         raise TypeError(f"{type(self).__name__} does not define proposal")
 
-    def region(self, editing: Editing, painted: Any) -> frozenset[Cell]:
+    def region(self, editing: Editing, *marks: Any) -> frozenset[Cell]:
         """The cells that are meant: those chosen, and those of a region."""
         raise TypeError(f"{type(self).__name__} does not define region")
 
@@ -119,6 +120,7 @@ class Editor:
         """How a prior fills a region, and its proposals."""
         priors = self.models.priors_of_kind(self.kind)
         self.prior: Any = None
+        self.found = gr.State((), time_to_live=3600)
         if not priors:
             gr.Markdown(NO_PRIOR)
             return
@@ -154,7 +156,13 @@ class Editor:
 
     def connect(self) -> None:
         """What the parts do."""
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # One after the other: what a click makes of the state, the next one begins with.
+        quiet: dict[str, Any] = {
+            "api_visibility": "private",
+            "show_progress": "hidden",
+            "concurrency_id": f"edit-{self.kind}",
+            "concurrency_limit": 1,
+        }
         given = [self.given, self.tokenizer, self.begin]
         self.start.click(told(self.on_start), given, self.shown, api_name=f"edit_{self.kind}")
         self.given.upload(told(self.on_start), given, self.shown, api_visibility="private")
@@ -164,27 +172,28 @@ class Editor:
             told(self.on_grid),
             [self.state, self.click, self.begin],
             [self.state, self.grid, self.note, self.code],
+            trigger_mode="multiple",
             **quiet,
         )
-        where = [self.state, self.painted, self.begin]
-        self.by_number.click(told(self.on_number), [*where, self.code], self.shown, **quiet)
-        self.by_nearest.click(told(self.on_nearest), where, self.shown, **quiet)
-        self.move.click(told(self.on_move), [*where, self.other, self.later], self.shown, **quiet)
+        where, marks = [self.state, self.begin], self.marks
+        self.by_number.click(told(self.on_number), [*where, self.code, *marks], self.shown, **quiet)
+        self.by_nearest.click(told(self.on_nearest), [*where, *marks], self.shown, **quiet)
+        self.move.click(told(self.on_move), [*where, self.other, self.later, *marks], self.shown, **quiet)
         for button, action in ((self.none, self.on_none), (self.undo, self.on_undo)):
-            button.click(told(action), [self.state, self.begin], self.shown, **quiet)
+            button.click(told(action), where, self.shown, **quiet)
         if self.prior is None:
             return
         choice = [self.label, self.count, self.temperature, self.top_p, self.guidance, self.seed]
         self.fill.click(
             told_in_parts(self.on_fill),
-            [self.state, self.painted, self.prior, *choice],
-            [self.state, self.proposals, self.note],
+            [self.state, self.prior, *choice, *marks],
+            [self.found, self.proposals, self.note],
             api_visibility="private",
             concurrency_limit=2,
         )
         self.prior.change(self.on_prior, self.prior, self.label, **quiet)
         self.stop.click(self.stops.on_stop, None, None, queue=False, api_visibility="private")
-        self.proposals.select(told(self.on_proposal), [self.state, self.begin], self.shown, **quiet)
+        self.proposals.select(told(self.on_proposal), [*where, self.found], self.shown, **quiet)
 
     def show(self, editing: Editing, begin: float) -> tuple[Any, ...]:
         """What `shown` is to hold."""
@@ -196,8 +205,8 @@ class Editor:
 
     def draw(self, editing: Editing, begin: float) -> Any:
         """The grid."""
-        layout = self.layout(editing.codes, begin)
-        return draw_grid(editing.codes[0], layout, self.models.colours(editing.tokenizer), editing.chosen)
+        layout, colours = self.layout(editing.codes, begin), self.models.colours(editing.tokenizer)
+        return self.folder.picture(draw_grid(editing.codes[0], layout, colours, editing.chosen), "codes")
 
     def words(self, editing: Editing) -> str:
         """How things stand."""
@@ -227,7 +236,7 @@ class Editor:
     ) -> tuple[Any, ...]:
         """Choose a code, or pick up its number."""
         editing = _begun(editing)
-        cell = self.layout(editing.codes, begin).cell_at(*event.index)
+        cell = clicked(self.layout(editing.codes, begin), event)
         if cell is None:
             return (gr.skip(),) * 4
         code = int(editing.codes[0][cell])
@@ -236,27 +245,27 @@ class Editor:
         editing = editing.toggled(cell)
         return editing, self.draw(editing, begin), self.words(editing), gr.skip()
 
-    def on_number(self, editing: Editing | None, painted: Any, begin: float, code: float | None) -> Any:
+    def on_number(self, editing: Editing | None, begin: float, code: float | None, *marks: Any) -> Any:
         """Replace what is meant by a number."""
         return self.change(
-            editing, begin, lambda tok, now: replaced(tok, now.codes, self.region(now, painted), code)
+            editing, begin, lambda tok, now: replaced(tok, now.codes, self.region(now, *marks), code)
         )
 
-    def on_nearest(self, editing: Editing | None, painted: Any, begin: float) -> Any:
+    def on_nearest(self, editing: Editing | None, begin: float, *marks: Any) -> Any:
         """Replace what is meant by the nearest entries."""
         return self.change(
-            editing, begin, lambda tok, now: nearest_others(tok, now.codes, self.region(now, painted))
+            editing, begin, lambda tok, now: nearest_others(tok, now.codes, self.region(now, *marks))
         )
 
     def on_move(
-        self, editing: Editing | None, painted: Any, begin: float, path: str | None, later: float
+        self, editing: Editing | None, begin: float, path: str | None, later: float | None, *marks: Any
     ) -> Any:
         """Take what is meant from other data."""
 
         def change(tok: Tokenizer, now: Editing) -> Tensor:
-            cells = at_every_codebook(self.region(now, painted), now.codes.shape[1])
+            cells = at_every_codebook(self.region(now, *marks), now.codes.shape[1])
             other = self.other_codes(tok, now, self.read(path, tok))
-            return moved(now.codes, other, cells, round(later * tok.frame_rate))
+            return moved(now.codes, other, cells, round((later or 0) * tok.frame_rate))
 
         return self.change(editing, begin, change)
 
@@ -282,7 +291,6 @@ class Editor:
     def on_fill(
         self,
         editing: Editing | None,
-        painted: Any,
         prior_name: str,
         label: str,
         count: int,
@@ -291,27 +299,32 @@ class Editor:
         guidance: float,
         seed: int | None,
         request: gr.Request,
+        *marks: Any,
     ) -> Iterator[tuple[Any, ...]]:
         """Proposals, one after the other."""
         now = _begun(editing)
         stopped = self.stops.begin(request.session_hash)
         tok, prior = self.models.tokenizer(now.tokenizer), self.models.prior(prior_name)
         wish = Wish(label, int(count), temperature, top_p, guidance, int(seed or 0))
-        cells = at_every_codebook(self.region(now, painted), now.codes.shape[1])
+        cells = at_every_codebook(self.region(now, *marks), now.codes.shape[1])
         mask = mask_of(cells, tuple(now.codes.shape[1:]))
         found = list[Tensor]()
         shown = list[str]()
-        yield now, [], f"0 of {wish.num} proposals for {len(cells)} codes"
+        yield (), [], f"0 of {wish.num} proposals for {len(cells)} codes"
         for codes in filled(prior, tok, now.codes, mask, wish, stopped):
             found.append(codes)
             shown.append(self.proposal(tok, now, codes))
-            now = replace(now, proposals=tuple(found))
-            yield now, shown, f"{len(found)} of {wish.num} proposals for {len(cells)} codes; choose one."
+            yield (
+                tuple(found),
+                shown,
+                f"{len(found)} of {wish.num} proposals for {len(cells)} codes; choose one.",
+            )
 
-    def on_proposal(self, editing: Editing | None, begin: float, event: gr.SelectData) -> Any:
+    def on_proposal(
+        self, editing: Editing | None, begin: float, found: tuple[Tensor, ...], event: gr.SelectData
+    ) -> Any:
         """Take a proposal."""
-        index = int(event.index)
-        return self.change(editing, begin, lambda tok, now: now.proposals[index])
+        return self.change(editing, begin, lambda tok, now: found[int(event.index)])
 
     def change(
         self, editing: Editing | None, begin: float, to: Callable[[Tokenizer, Editing], Tensor]

@@ -28,13 +28,12 @@ REMEMBERED = 20
 @dataclass(frozen=True)
 class Editing:
     """What one person edits: with which tokenizer, what was given and what it is rebuilt as now, the cells
-    that are chosen, the codes before the last changes, and the proposals to choose from."""
+    that are chosen, and the codes before the last changes."""
 
     tokenizer: str
     now: Rebuilt
     chosen: frozenset[Cell] = frozenset()
     past: tuple[Tensor, ...] = ()
-    proposals: tuple[Tensor, ...] = ()
 
     @classmethod
     def begun(cls, name: str, tok: Tokenizer, given: Given) -> Self:

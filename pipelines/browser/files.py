@@ -56,6 +56,12 @@ class Folder:
         beside.mkdir()
         return beside / name
 
+    def picture(self, picture: Image.Image, name: str) -> str:
+        """A new PNG file of a picture."""
+        path = self.new(f"{name}.png")
+        picture.save(path)
+        return str(path)
+
     def remove(self) -> None:
         """Remove it with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.browser.grids import code_colours
+from pipelines.browser.rebuilt import SSIM_PIXELS
 from pipelines.reports.neighbours import training_items
 from pipelines.reports.spectrograms import spectrogram_pngs
 from pipelines.run.models import load_tokenizer, split_name, tokenizer_of
@@ -25,6 +26,7 @@ from pipelines.tokens.items import TokenSplit
 from prior import Prior
 from prior.config import PriorConfig
 from tokenizer import Tokenizer
+from tokenizer.metrics import ssim
 from tokenizer.sound_metrics import available, stoi
 
 logger = logging.getLogger(__name__)
@@ -225,6 +227,8 @@ def _loaded_tokenizer(entry: TokenizerEntry) -> tuple[Tokenizer, Tensor]:
         spectrogram_pngs({"": x_hat[0].clamp(-1, 1)}, tok.sample_rate)
         if "stoi" in available():
             stoi(noise, noise, tok.sample_rate)
+    elif min(size) >= SSIM_PIXELS:
+        ssim(x_hat, x)
     return tok, colours
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio_client.utils import is_http_url_like
 
+from pipelines.browser.grids import Cell, Layout
 from pipelines.browser.models import PICTURES, SOUNDS, Models
 from pipelines.run.command_line import in_words
 
@@ -67,6 +68,13 @@ def brush(label: str, elem_id: str) -> Any:
             format="png",
         )
     )
+
+
+def clicked(layout: Layout, event: gr.SelectData) -> Cell | None:
+    """The cell of a grid that was clicked; None for a gap, and for a picture that was not there yet."""
+    x, y = event.index
+    known = isinstance(x, int | float) and isinstance(y, int | float)
+    return layout.cell_at(x, y) if known else None
 
 
 def _as_files(component: Any) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from pipelines.browser.files import (
     Folder,
@@ -23,6 +22,7 @@ from pipelines.browser.models import PICTURES, SOUNDS, Models
 from pipelines.browser.parts import (
     by_kind,
     choice_of,
+    clicked,
     picture_input,
     shown_picture,
     shown_sound,
@@ -72,9 +72,10 @@ def build(models: Models, folder: Folder) -> None:
     )
 
 
-def table_of(models: Models, shown: Shown, chosen: tuple[Any, ...] = ()) -> Image.Image:
-    """The picture of the codes."""
-    return draw_grid(shown.done.codes[0], shown.layout, models.colours(shown.tokenizer), chosen)
+def table_of(models: Models, folder: Folder, shown: Shown, chosen: tuple[Any, ...] = ()) -> str:
+    """The picture of the codes, as a file."""
+    colours = models.colours(shown.tokenizer)
+    return folder.picture(draw_grid(shown.done.codes[0], shown.layout, colours, chosen), "codes")
 
 
 def books_slider(tok: Tokenizer, elem_id: str, **changes: Any) -> Any:
@@ -132,11 +133,11 @@ def _build_pictures(models: Models, folder: Folder) -> None:
         rows = list(measures(tok, done).items())
         return (
             shown,
-            picture_of(done.given.x, tok),
-            picture_of(done.x_hat, tok),
-            difference(done.x_hat, done.given.x),
+            folder.picture(picture_of(done.given.x, tok), "original"),
+            folder.picture(picture_of(done.x_hat, tok), "rebuilt"),
+            folder.picture(difference(done.x_hat, done.given.x), "difference"),
             table(("measure", "value"), rows),
-            table_of(models, shown),
+            table_of(models, folder, shown),
             None,
             [str(path) for path in paths],
         )
@@ -152,11 +153,15 @@ def _build_pictures(models: Models, folder: Folder) -> None:
         return show(_again(models, shown, count, first - 1))
 
     def choose(shown: Shown | None, event: gr.SelectData) -> tuple[Any, ...]:
-        if shown is None or (cell := shown.layout.cell_at(*event.index)) is None:
+        if shown is None or (cell := clicked(shown.layout, event)) is None:
             return gr.skip(), gr.skip(), gr.skip()
         tok = models.tokenizer(shown.tokenizer)
         text = f"Code **{int(shown.done.codes[0][cell])}** at {where(cell, tok)}."
-        return text, patch(tok, shown.done, cell), table_of(models, shown, (cell,))
+        return (
+            text,
+            folder.picture(patch(tok, shown.done, cell), "patch"),
+            table_of(models, folder, shown, (cell,)),
+        )
 
     outputs = [state, original, rebuilt, gap, numbers, grid, part, files]
     inputs = [given, tokenizer, size, used, book]
@@ -225,7 +230,7 @@ def _build_sounds(models: Models, folder: Folder) -> None:
             str(rebuilt_file),
             *spectrograms(tok, done, folder),
             table(("measure", "value"), list(measures(tok, done).items())),
-            table_of(models, shown),
+            table_of(models, folder, shown),
             None,
             [str(rebuilt_file), str(codes)],
             gr.update(maximum=last_second(tok, done), value=shown.begin / tok.frame_rate),
@@ -243,17 +248,21 @@ def _build_sounds(models: Models, folder: Folder) -> None:
             return gr.skip(), gr.skip()
         tok = models.tokenizer(shown.tokenizer)
         moved = Shown(shown.tokenizer, shown.done, round(second * tok.frame_rate))
-        return moved, table_of(models, moved)
+        return moved, table_of(models, folder, moved)
 
     def choose(shown: Shown | None, event: gr.SelectData) -> tuple[Any, ...]:
-        if shown is None or (cell := shown.layout.cell_at(*event.index)) is None:
+        if shown is None or (cell := clicked(shown.layout, event)) is None:
             return gr.skip(), gr.skip(), gr.skip()
         tok = models.tokenizer(shown.tokenizer)
         x, first, last = moment(tok, shown.done, cell)
         text = (
             f"Code **{int(shown.done.codes[0][cell])}** at {where(cell, tok)}: {first:.2f} to {last:.2f} s."
         )
-        return text, str(write_sound(folder.new("moment.wav"), x, tok)), table_of(models, shown, (cell,))
+        return (
+            text,
+            str(write_sound(folder.new("moment.wav"), x, tok)),
+            table_of(models, folder, shown, (cell,)),
+        )
 
     outputs = [state, original, rebuilt, seen, seen_again, numbers, grid, part, files, begin]
     inputs = [given, tokenizer, used]

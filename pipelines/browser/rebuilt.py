@@ -19,6 +19,8 @@ from tokenizer.sound_metrics import available, bitrate, is_silent, si_sdr, stoi
 
 # Pixels round a patch, as shares of its side, and seconds round a moment that are shown with it.
 ROUND, AROUND = 1, 0.25
+# Below which there is no SSIM.
+SSIM_PIXELS = 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def measures(tok: Tokenizer, done: Rebuilt) -> dict[str, str]:
         return found | _of_sound(x_hat, x, tok.sample_rate)
     found["rate"] = f"{bits / (x.shape[2] * x.shape[3]):.2f} bits per pixel"
     found["PSNR"] = f"{float(psnr(x_hat, x)):.2f} dB"
-    if min(x.shape[2:]) >= 3:
+    if min(x.shape[2:]) >= SSIM_PIXELS:
         found["SSIM"] = f"{float(ssim(x_hat, x)):.3f}"
     return found
 
