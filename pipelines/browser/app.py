@@ -26,9 +26,15 @@ SESSIONS, KEPT = 50, 3600
 CSS = """
 .gradio-container, .gradio-container main { width: 100% !important; margin: auto; }
 .gradio-container main { max-width: 1500px !important; }
-.image-container img, .gallery-item img, .thumbnail-item img { image-rendering: pixelated; }
-.upload-container img, .image-frame img { width: 100%; height: 100%; object-fit: contain; }
+.given img, .pixels img { image-rendering: pixelated; }
+.given img { width: 100%; height: 100%; object-fit: contain; }
+.roomy .image-container { padding-top: 34px; }
+.plot .image-container img { object-fit: contain; }
+.pairs .thumbnail-item { aspect-ratio: 2 / 1 !important; }
+.plots .thumbnail-item { aspect-ratio: 5 / 2 !important; }
+.prose { overflow-x: auto; }
 .prose table { width: 100%; }
+.prose th, .prose td { word-break: normal !important; overflow-wrap: normal !important; }
 footer { display: none !important; }
 """
 

@@ -34,11 +34,10 @@ def through(
 
 
 def table_of(done: Mapping[str, tuple[Tokenizer, Rebuilt]]) -> str:
-    """What they keep in one table, a line for each."""
-    rows = {name: measures(*pair) for name, pair in done.items()}
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    lines = [[name, *(row.get(key, "") for key in columns)] for name, row in rows.items()]
-    return table(("tokenizer", *columns), lines)
+    """What they keep in one table, a column for each."""
+    found = {name: measures(*pair) for name, pair in done.items()}
+    keys = list(dict.fromkeys(key for column in found.values() for key in column))
+    return table(("", *found), [[key, *(column.get(key, "") for column in found.values())] for key in keys])
 
 
 def _chosen(models: Models, kind: str, elem_id: str) -> Any:
@@ -56,6 +55,7 @@ def _build_pictures(models: Models, folder: Folder) -> None:
             shown = gr.Gallery(
                 label="Original and rebuilt",
                 elem_id="compare-picture-shown",
+                elem_classes=["pixels"],
                 columns=4,
                 object_fit="contain",
                 format="png",

@@ -115,6 +115,7 @@ def _build(models: Models, folder: Folder, stops: Stops, kind: str) -> None:
         gr.Markdown(NO_PRIORS)
         return
     timed = kind == SOUNDS
+    paired = any(models.priors[name].tokens for name in names)
     with gr.Row():
         with gr.Column(min_width=280):
             prior = choice_of(names, "prior", f"draw-{kind}-prior")
@@ -136,8 +137,9 @@ def _build(models: Models, folder: Folder, stops: Stops, kind: str) -> None:
             sheet = gr.Gallery(
                 label="Sheet",
                 elem_id=f"draw-{kind}-sheet",
-                columns=2 if timed else 6,
-                height=520,
+                elem_classes=["plots"] if timed else ["pixels", *(["pairs"] if paired else [])],
+                columns=2 if timed else 4,
+                height=560,
                 allow_preview=not timed,
                 object_fit="contain",
                 interactive=False,

@@ -33,6 +33,7 @@ from pipelines.browser.parts import (
     choice_of,
     picture_input,
     shown_picture,
+    shown_plot,
     shown_sound,
     sound_input,
 )
@@ -63,11 +64,12 @@ class PictureEditor(Editor):
                 self.given = picture_input("Your picture", "edit-image-given")
                 self.tokenizer = choice_of(self.names, "tokenizer", "edit-image-tokenizer")
                 self.start = gr.Button("Begin", variant="primary", elem_id="edit-image-start")
-            with gr.Column(min_width=280):
-                self.original = shown_picture("Rebuilt from its own codes", "edit-image-original")
-            with gr.Column(min_width=280):
-                self.result = shown_picture("Rebuilt from the codes below", "edit-image-result")
-        self.build_grid("Codes; click on some")
+                self.build_actions()
+            with gr.Column(scale=2, min_width=280):
+                with gr.Row():
+                    self.original = shown_picture("Rebuilt from its own codes", "edit-image-original")
+                    self.result = shown_picture("Rebuilt from the codes below", "edit-image-result")
+                self.build_grid("Codes; click on some")
         with gr.Row():
             with gr.Column(min_width=280):
                 gr.Markdown("### A region\nPaint over what is to change. Codes chosen above count too.")
@@ -130,10 +132,11 @@ class SoundEditor(Editor):
                 self.given = sound_input("Your sound", "edit-audio-given")
                 self.tokenizer = choice_of(self.names, "tokenizer", "edit-audio-tokenizer")
                 self.start = gr.Button("Begin", variant="primary", elem_id="edit-audio-start")
+                self.build_actions()
             with gr.Column(scale=2, min_width=280):
                 self.result = shown_sound("Rebuilt from the codes below", "edit-audio-result")
-                self.seen = shown_picture("Its spectrogram", "edit-audio-seen", height=200)
-        self.build_grid("Codes, a row for each codebook; click on some")
+                self.seen = shown_plot("Its spectrogram", "edit-audio-seen")
+                self.build_grid("Codes, a row for each codebook; click on some")
         with gr.Row():
             with gr.Column(min_width=280):
                 gr.Markdown("### Seconds\nWhat is to change. Codes chosen above count too.")

@@ -24,12 +24,12 @@ from pipelines.browser.files import (
     write_codes,
 )
 from pipelines.browser.grids import Cell, Layout, draw_grid, mask_of
-from pipelines.browser.models import Models
+from pipelines.browser.models import SOUNDS, Models
 from pipelines.browser.parts import (
     Stops,
     choice_of,
     clicked,
-    shown_picture,
+    shown_grid,
     told,
     told_in_parts,
 )
@@ -91,26 +91,22 @@ class Editor:
         raise TypeError(f"{type(self).__name__} does not define region")
 
     def build_grid(self, title: str) -> None:
-        """The grid of codes, and what is done with those that are chosen."""
+        """The grid of codes."""
+        self.begin = self.build_begin()
+        self.grid = shown_grid(title, f"edit-{self.kind}-grid")
+
+    def build_actions(self) -> None:
+        """What is done with codes that are chosen."""
+        self.note = gr.Markdown(BEGIN, elem_id=f"edit-{self.kind}-note")
+        self.click = gr.Radio([CHOOSE, PICK], value=CHOOSE, label="a click on a code is to")
+        most = self.outline.codebook_size - 1
+        self.code = gr.Number(0, label=f"number (0 to {most})", elem_id=f"edit-{self.kind}-code")
+        self.by_number = gr.Button("Replace by this number", elem_id=f"edit-{self.kind}-replace")
+        self.by_nearest = gr.Button("Replace by the nearest entry", elem_id=f"edit-{self.kind}-nearest")
         with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                self.begin = self.build_begin()
-                self.grid = shown_picture(title, f"edit-{self.kind}-grid", height=None)
-            with gr.Column(min_width=280):
-                self.note = gr.Markdown(BEGIN, elem_id=f"edit-{self.kind}-note")
-                self.click = gr.Radio([CHOOSE, PICK], value=CHOOSE, label="a click on a code is to")
-                most = self.outline.codebook_size - 1
-                self.code = gr.Number(
-                    0, label=f"number (0 to {most})", precision=None, elem_id=f"edit-{self.kind}-code"
-                )
-                self.by_number = gr.Button("Replace by this number", elem_id=f"edit-{self.kind}-replace")
-                self.by_nearest = gr.Button(
-                    "Replace by the nearest entry", elem_id=f"edit-{self.kind}-nearest"
-                )
-                with gr.Row():
-                    self.none = gr.Button("Choose none", min_width=100)
-                    self.undo = gr.Button("Undo", min_width=100, elem_id=f"edit-{self.kind}-undo")
-                self.files = gr.Files(label="Downloads", elem_id=f"edit-{self.kind}-files", height=150)
+            self.none = gr.Button("Choose none", min_width=100)
+            self.undo = gr.Button("Undo", min_width=100, elem_id=f"edit-{self.kind}-undo")
+        self.files = gr.Files(label="Downloads", elem_id=f"edit-{self.kind}-files", height=150)
 
     def build_begin(self) -> Any:
         """What moves the part of the codes that the grid shows."""
@@ -128,19 +124,20 @@ class Editor:
         self.prior = choice_of(priors, "prior", f"edit-{self.kind}-prior")
         classes = classes_of(config.class_names, config.unconditional)
         with gr.Row():
-            self.label = gr.Dropdown(classes, value=classes[0], label="class", min_width=120)
-            self.count = gr.Slider(1, MOST_PROPOSALS, 4, step=1, label="proposals", min_width=120)
-            self.seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=80)
+            self.label = gr.Dropdown(classes, value=classes[0], label="class", min_width=180)
+            self.count = gr.Slider(1, MOST_PROPOSALS, 4, step=1, label="proposals", min_width=180)
+            self.seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=180)
         with gr.Row():
-            self.temperature = gr.Slider(0, 2, 1, step=0.05, label="temperature", min_width=120)
-            self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p", min_width=120)
-            self.guidance = gr.Slider(0, 8, 1, step=0.25, label="guidance (1: none)", min_width=120)
+            self.temperature = gr.Slider(0, 2, 1, step=0.05, label="temperature", min_width=180)
+            self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p", min_width=180)
+            self.guidance = gr.Slider(0, 8, 1, step=0.25, label="guidance (1: none)", min_width=180)
         with gr.Row():
             self.fill = gr.Button("Fill", variant="primary", elem_id=f"edit-{self.kind}-fill")
             self.stop = gr.Button("Stop", elem_id=f"edit-{self.kind}-stop")
         self.proposals = gr.Gallery(
             label="Proposals; choose one",
             elem_id=f"edit-{self.kind}-proposals",
+            elem_classes=["plots" if self.kind == SOUNDS else "pixels"],
             columns=2,
             height=None,
             allow_preview=False,

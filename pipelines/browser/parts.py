@@ -27,6 +27,7 @@ def picture_input(label: str, elem_id: str) -> Any:
         gr.Image(
             label=label,
             elem_id=elem_id,
+            elem_classes=["given"],
             type="filepath",
             sources=["upload", "clipboard"],
             height=320,
@@ -97,10 +98,31 @@ def _only_uploads(component: Any) -> Any:
     return component
 
 
-def shown_picture(label: str, elem_id: str, **options: Any) -> Any:
+def shown_picture(label: str, elem_id: str, height: int = 320) -> Any:
     """A picture that the page shows, pixel for pixel."""
-    given = {"height": 320, "buttons": ["download", "fullscreen"], **options}
-    return gr.Image(label=label, elem_id=elem_id, format="png", interactive=False, **given)
+    return _shown(label, elem_id, height, "pixels")
+
+
+def shown_grid(label: str, elem_id: str) -> Any:
+    """A grid of codes."""
+    return _shown(label, elem_id, None, "grid")
+
+
+def shown_plot(label: str, elem_id: str) -> Any:
+    """A plot that the page shows."""
+    return _shown(label, elem_id, 240, "plot")
+
+
+def _shown(label: str, elem_id: str, height: int | None, kind: str) -> Any:
+    return gr.Image(
+        label=label,
+        elem_id=elem_id,
+        elem_classes=["roomy", kind],
+        format="png",
+        interactive=False,
+        height=height,
+        buttons=["download", "fullscreen"],
+    )
 
 
 def shown_sound(label: str, elem_id: str) -> Any:

@@ -24,7 +24,9 @@ from pipelines.browser.parts import (
     choice_of,
     clicked,
     picture_input,
+    shown_grid,
     shown_picture,
+    shown_plot,
     shown_sound,
     sound_input,
     told,
@@ -97,32 +99,30 @@ def _build_pictures(models: Models, folder: Folder) -> None:
     names = models.of_kind(PICTURES)
     outline = models.tokenizers[names[0]].outline
     state = gr.State(None, time_to_live=3600)
+    most = outline.num_codebooks
     with gr.Row():
-        with gr.Column(min_width=280):
+        with gr.Column(scale=2, min_width=280):
             given = picture_input("Your picture", "rebuild-picture")
             tokenizer = choice_of(names, "tokenizer", "rebuild-picture-tokenizer")
             size = gr.Radio([AS_TRAINED, OWN_SIZE], value=AS_TRAINED, label="brought to the size")
             used = books_slider(outline, "rebuild-picture-books")
             start = gr.Button("Rebuild", variant="primary", elem_id="rebuild-picture-start")
-        with gr.Column(min_width=280):
-            original = shown_picture("As the tokenizer sees it", "rebuild-picture-original")
-        with gr.Column(min_width=280):
-            rebuilt = shown_picture("Rebuilt from its codes", "rebuild-picture-rebuilt")
-        with gr.Column(min_width=280):
-            gap = shown_picture("Difference (red: brighter)", "rebuild-picture-difference")
-    with gr.Row():
-        with gr.Column(min_width=280):
-            numbers = gr.Markdown(elem_id="rebuild-picture-measures")
-            files = gr.Files(label="Downloads", elem_id="rebuild-picture-files", height=150)
-        with gr.Column(scale=2, min_width=280):
-            most = outline.num_codebooks
-            book = gr.Slider(1, max(2, most), 1, step=1, label="codebook", visible=most > 1)
-            grid = shown_picture("Codes; choose one", "rebuild-picture-grid", height=None)
-        with gr.Column(min_width=280):
-            note = gr.Markdown(
-                "Choose a code to see the patch that it stands for.", elem_id="rebuild-picture-note"
-            )
-            part = shown_picture("Its patch: original, rebuilt", "rebuild-picture-patch", height=240)
+        with gr.Column(scale=5, min_width=280):
+            with gr.Row():
+                original = shown_picture("As the tokenizer sees it", "rebuild-picture-original")
+                rebuilt = shown_picture("Rebuilt from its codes", "rebuild-picture-rebuilt")
+                gap = shown_picture("Difference (red: brighter)", "rebuild-picture-difference")
+            with gr.Row():
+                with gr.Column(scale=3, min_width=280):
+                    book = gr.Slider(1, max(2, most), 1, step=1, label="codebook", visible=most > 1)
+                    grid = shown_grid("Codes; choose one", "rebuild-picture-grid")
+                with gr.Column(scale=2, min_width=280):
+                    note = gr.Markdown(
+                        "Choose a code to see the patch that it stands for.", elem_id="rebuild-picture-note"
+                    )
+                    part = shown_picture("Its patch: original, rebuilt", "rebuild-picture-patch", height=260)
+                    numbers = gr.Markdown(elem_id="rebuild-picture-measures")
+                    files = gr.Files(label="Downloads", elem_id="rebuild-picture-files", height=150)
 
     def show(shown: Shown) -> tuple[Any, ...]:
         tok, done = models.tokenizer(shown.tokenizer), shown.done
@@ -195,30 +195,32 @@ def _build_sounds(models: Models, folder: Folder) -> None:
     names = models.of_kind(SOUNDS)
     state = gr.State(None, time_to_live=3600)
     with gr.Row():
-        with gr.Column(min_width=280):
+        with gr.Column(scale=2, min_width=280):
             given = sound_input("Your sound", "rebuild-sound")
             tokenizer = choice_of(names, "tokenizer", "rebuild-sound-tokenizer")
             used = books_slider(models.tokenizers[names[0]].outline, "rebuild-sound-books")
             start = gr.Button("Rebuild", variant="primary", elem_id="rebuild-sound-start")
-            numbers = gr.Markdown(elem_id="rebuild-sound-measures")
-        with gr.Column(min_width=280):
-            original = shown_sound("As the tokenizer hears it", "rebuild-sound-original")
-            seen = shown_picture("Its spectrogram", "rebuild-sound-seen", height=200)
-        with gr.Column(min_width=280):
-            rebuilt = shown_sound("Rebuilt from its codes", "rebuild-sound-rebuilt")
-            seen_again = shown_picture("Its spectrogram", "rebuild-sound-seen-again", height=200)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            begin = gr.Slider(0, 1, 0, step=0.1, label="codes from second", elem_id="rebuild-sound-begin")
-            grid = shown_picture(
-                "Codes, a row for each codebook; choose one", "rebuild-sound-grid", height=None
-            )
-        with gr.Column(min_width=280):
-            note = gr.Markdown(
-                "Choose a code to hear the moment that it stands for.", elem_id="rebuild-sound-note"
-            )
-            part = shown_sound("Its moment: original, rebuilt", "rebuild-sound-moment")
-            files = gr.Files(label="Downloads", elem_id="rebuild-sound-files", height=150)
+        with gr.Column(scale=5, min_width=280):
+            with gr.Row():
+                with gr.Column(min_width=280):
+                    original = shown_sound("As the tokenizer hears it", "rebuild-sound-original")
+                    seen = shown_plot("Its spectrogram", "rebuild-sound-seen")
+                with gr.Column(min_width=280):
+                    rebuilt = shown_sound("Rebuilt from its codes", "rebuild-sound-rebuilt")
+                    seen_again = shown_plot("Its spectrogram", "rebuild-sound-seen-again")
+            with gr.Row():
+                with gr.Column(scale=3, min_width=280):
+                    begin = gr.Slider(
+                        0, 1, 0, step=0.1, label="codes from second", elem_id="rebuild-sound-begin"
+                    )
+                    grid = shown_grid("Codes, a row for each codebook; choose one", "rebuild-sound-grid")
+                with gr.Column(scale=2, min_width=280):
+                    note = gr.Markdown(
+                        "Choose a code to hear the moment that it stands for.", elem_id="rebuild-sound-note"
+                    )
+                    part = shown_sound("Its moment: original, rebuilt", "rebuild-sound-moment")
+                    numbers = gr.Markdown(elem_id="rebuild-sound-measures")
+                    files = gr.Files(label="Downloads", elem_id="rebuild-sound-files", height=150)
 
     def show(shown: Shown) -> tuple[Any, ...]:
         tok, done = models.tokenizer(shown.tokenizer), shown.done
