@@ -32,6 +32,7 @@ CSS = """
 .plot .image-container img { object-fit: contain; }
 .pairs .thumbnail-item { aspect-ratio: 2 / 1 !important; }
 .plots .thumbnail-item { aspect-ratio: 5 / 2 !important; }
+.plots.pairs .thumbnail-item { aspect-ratio: 5 / 1 !important; }
 .prose { overflow-x: auto; }
 .prose table { width: 100%; }
 .prose th, .prose td { word-break: normal !important; overflow-wrap: normal !important; }

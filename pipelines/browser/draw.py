@@ -3,14 +3,14 @@
 Left out: what is computed (`drawing.py`).
 """
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipelines.browser.drawing import MOST_SAMPLES, MOST_SECONDS, Wish, classes_of, drawn
@@ -96,9 +96,9 @@ class Drawer:
         return self.tok.decode(near, self.tok.modality.drawn_size).clamp(-1, 1), same
 
     def _spectrogram(self, pair: list[Tensor]) -> str:
-        path: Path = self.folder.new("spectrogram.png")
-        path.write_bytes(spectrogram_pngs({"": pair[0][0]}, self.tok.sample_rate)[""])
-        return str(path)
+        clips = {str(i): x[0] for i, x in enumerate(pair)}
+        pngs = spectrogram_pngs(clips, self.tok.sample_rate).values()
+        return self.folder.picture(beside([Image.open(io.BytesIO(png)) for png in pngs]), "spectrogram")
 
 
 def build(models: Models, folder: Folder, stops: Stops) -> None:
@@ -106,93 +106,120 @@ def build(models: Models, folder: Folder, stops: Stops) -> None:
     if not models.priors:
         gr.Markdown(NO_PRIORS)
         return
-    by_kind(models, {kind: partial(_build, models, folder, stops, kind) for kind in (PICTURES, SOUNDS)})
+    by_kind(
+        models,
+        {
+            PICTURES: DrawTab(models, folder, stops, PICTURES).build,
+            SOUNDS: DrawTab(models, folder, stops, SOUNDS).build,
+        },
+    )
 
 
-def _build(models: Models, folder: Folder, stops: Stops, kind: str) -> None:
-    names = models.priors_of_kind(kind)
-    if not names:
-        gr.Markdown(NO_PRIORS)
-        return
-    timed = kind == SOUNDS
-    paired = any(models.priors[name].tokens for name in names)
-    with gr.Row():
-        with gr.Column(min_width=280):
-            prior = choice_of(names, "prior", f"draw-{kind}-prior")
-            classes = _classes(models, names[0])
-            label = gr.Dropdown(classes, value=classes[0], label="class", elem_id=f"draw-{kind}-class")
-            number = gr.Slider(
-                1, MOST_SAMPLES, 4 if timed else 16, step=1, label="samples", elem_id=f"draw-{kind}-number"
-            )
-            seconds = gr.Slider(0.5, MOST_SECONDS, 2, step=0.5, label="seconds of each", visible=timed)
-            temperature = gr.Slider(0, 2, 1, step=0.05, label="temperature (0: the likeliest codes)")
-            top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: all codes)")
-            guidance = gr.Slider(0, 8, 1, step=0.25, label="guidance (1: none)")
-            seed = gr.Number(0, label="seed", precision=0, minimum=0, elem_id=f"draw-{kind}-seed")
-            with gr.Row():
-                start = gr.Button("Draw", variant="primary", elem_id=f"draw-{kind}-start", min_width=100)
-                stop = gr.Button("Stop", variant="stop", elem_id=f"draw-{kind}-stop", min_width=100)
-        with gr.Column(scale=3, min_width=280):
-            note = gr.Markdown("Nothing drawn yet.", elem_id=f"draw-{kind}-note")
-            sheet = gr.Gallery(
-                label="Sheet",
-                elem_id=f"draw-{kind}-sheet",
-                elem_classes=["plots"] if timed else ["pixels", *(["pairs"] if paired else [])],
-                columns=2 if timed else 4,
-                height=560,
-                allow_preview=not timed,
-                object_fit="contain",
-                interactive=False,
-                format="png",
-                buttons=["download", "fullscreen"],
-            )
-            player = shown_sound("The chosen one", f"draw-{kind}-player") if timed else None
-            files = gr.Files(label="Downloads", elem_id=f"draw-{kind}-files", height=150)
+class DrawTab:
+    """For the priors over codes of one kind."""
 
-    def run(
+    def __init__(self, models: Models, folder: Folder, stops: Stops, kind: str) -> None:
+        self.models, self.folder, self.stops, self.kind = models, folder, stops, kind
+        self.names = models.priors_of_kind(kind)
+        self.timed = kind == SOUNDS
+
+    def build(self) -> None:
+        """Place the parts, and connect them."""
+        if not self.names:
+            gr.Markdown(NO_PRIORS)
+            return
+        kind = self.kind
+        with gr.Row():
+            with gr.Column(min_width=280):
+                prior = choice_of(self.names, "prior", f"draw-{kind}-prior")
+                choice = self.build_choice()
+                with gr.Row():
+                    start = gr.Button("Draw", variant="primary", elem_id=f"draw-{kind}-start", min_width=100)
+                    stop = gr.Button("Stop", variant="stop", elem_id=f"draw-{kind}-stop", min_width=100)
+            with gr.Column(scale=3, min_width=280):
+                note = gr.Markdown("Nothing drawn yet.", elem_id=f"draw-{kind}-note")
+                sheet = self.build_sheet()
+                player = shown_sound("The chosen one", f"draw-{kind}-player") if self.timed else None
+                files = gr.Files(label="Downloads", elem_id=f"draw-{kind}-files", height=150)
+        start.click(
+            told_in_parts(self.on_start),
+            [prior, *choice],
+            [sheet, note, files],
+            api_name=f"draw_{kind}",
+            concurrency_limit=2,
+        )
+        stop.click(self.stops.on_stop, None, None, queue=False, api_visibility="private")
+        prior.change(self.on_prior, prior, choice[0], api_visibility="private")
+        if player is not None:
+            sheet.select(told(self.on_sheet), files, player, api_visibility="private", show_progress="hidden")
+
+    def build_choice(self) -> list[Any]:
+        """What a person asks for: in the order in which `on_start` takes it."""
+        kind, classes, usual = self.kind, self._classes(self.names[0]), 4 if self.timed else 16
+        return [
+            gr.Dropdown(classes, value=classes[0], label="class", elem_id=f"draw-{kind}-class"),
+            gr.Slider(1, MOST_SAMPLES, usual, step=1, label="samples", elem_id=f"draw-{kind}-number"),
+            gr.Slider(0.5, MOST_SECONDS, 2, step=0.5, label="seconds of each", visible=self.timed),
+            gr.Slider(0, 2, 1, step=0.05, label="temperature (0: the likeliest codes)"),
+            gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: all codes)"),
+            gr.Slider(0, 8, 1, step=0.25, label="guidance (1: none)"),
+            gr.Number(0, label="seed", precision=0, minimum=0, elem_id=f"draw-{kind}-seed"),
+        ]
+
+    def build_sheet(self) -> Any:
+        """Where samples come to lie."""
+        paired = any(self.models.priors[name].tokens for name in self.names)
+        shape = ["plots"] if self.timed else ["pixels"]
+        return gr.Gallery(
+            label="Sheet",
+            elem_id=f"draw-{self.kind}-sheet",
+            elem_classes=[*shape, "pairs"] if paired else shape,
+            columns=2 if self.timed else 4,
+            height=560,
+            allow_preview=not self.timed,
+            object_fit="contain",
+            interactive=False,
+            format="png",
+            buttons=["download", "fullscreen"],
+        )
+
+    def on_start(
+        self,
         name: str,
-        class_name: str,
+        label: str,
         count: int,
+        seconds: float,
         temperature: float,
         top_p: float,
         guidance: float,
         seed: int | None,
-        length: float,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        stopped = stops.begin(request.session_hash)
-        wish = Wish(class_name, int(count), temperature, top_p, guidance, int(seed or 0))
+        """Draw, and show every part as it comes."""
+        stopped = self.stops.begin(request.session_hash)
+        wish = Wish(label, int(count), temperature, top_p, guidance, int(seed or 0))
         yield [], "waiting for the models…", None
-        drawer, made = Drawer(models, folder, name), Sheet()
+        drawer, made = Drawer(self.models, self.folder, name), Sheet()
         beside_it = "" if drawer.items is None else NEAREST
         yield [], f"0 of {wish.num} drawn", None
-        for codes in drawn(drawer.prior, drawer.tok, wish, length if timed else None, stopped):
+        for codes in drawn(drawer.prior, drawer.tok, wish, seconds if self.timed else None, stopped):
             drawer.add(made, codes)
             yield made.shown, f"{len(made.files)} of {wish.num} drawn.{beside_it}", None
         end = "Stopped: " if len(made.files) < wish.num else ""
         yield made.shown, f"{end}{len(made.files)} of {wish.num} drawn.{beside_it}", drawer.downloads(made)
 
-    def play(paths: list[Any] | None, event: gr.SelectData) -> Any:
-        sounds = [path for path in paths or [] if str(path).endswith(".wav")]
+    def on_sheet(self, paths: list[Any] | None, event: gr.SelectData) -> str:
+        """Let a sample be heard."""
+        sounds = [str(path) for path in paths or [] if str(path).endswith(".wav")]
         if int(event.index) >= len(sounds):
             raise ValueError("it can be heard once the drawing has ended")
-        return str(sounds[int(event.index)])
+        return sounds[int(event.index)]
 
-    inputs = [prior, label, number, temperature, top_p, guidance, seed, seconds]
-    start.click(
-        told_in_parts(run), inputs, [sheet, note, files], api_name=f"draw_{kind}", concurrency_limit=2
-    )
-    stop.click(stops.on_stop, None, None, queue=False, api_visibility="private")
-    prior.change(lambda name: _updated(models, name), prior, label, api_visibility="private")
-    if player is not None:
-        sheet.select(told(play), files, player, api_visibility="private", show_progress="hidden")
+    def on_prior(self, name: str) -> Any:
+        """Another prior has other classes."""
+        classes = self._classes(name)
+        return gr.update(choices=classes, value=classes[0])
 
-
-def _classes(models: Models, name: str) -> list[str]:
-    config = models.priors[name].config
-    return classes_of(config.class_names, config.unconditional)
-
-
-def _updated(models: Models, name: str) -> Any:
-    classes = _classes(models, name)
-    return gr.update(choices=classes, value=classes[0])
+    def _classes(self, name: str) -> list[str]:
+        config = self.models.priors[name].config
+        return classes_of(config.class_names, config.unconditional)

@@ -42,11 +42,12 @@ def page_served(
     tiny_prior: Path,
     tiny_codec_prior: Path,
     tiny_tokens: Path,
+    tiny_codec_tokens: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     """The page with a tokenizer and a prior of pictures and of sound."""
     words = ("--tokenizer", tiny_tokenizer, tiny_codec, "--prior", tiny_prior, tiny_codec_prior)
-    command = ("-m", "pipelines.page", *words, "--tokens", tiny_tokens)
+    command = ("-m", "pipelines.page", *words, "--tokens", tiny_tokens, tiny_codec_tokens)
     with served(command, tmp_path_factory.mktemp("page")) as page:
         yield page
 
