@@ -5,6 +5,7 @@ Left out: how the scripts are run (helpers/running.py), and data made for single
 
 import json
 import os
+import re
 
 from pipelines.run.environment import prepare_environment
 
@@ -50,6 +51,18 @@ WORKERS = 2
 GPU = Path(__file__).with_name("gpu")
 
 
+# What `pytest -m browser` runs in a browser.
+IN_A_BROWSER = Path(__file__).with_name("pipelines") / "browser" / "test_in_a_browser.py"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Of the whole suite: how many tests in a browser were not run, and how they are."""
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    if whole and config.option.markexpr.startswith("not ") and not config.option.collectonly:
+        count = len(re.findall(r"^def test_", IN_A_BROWSER.read_text(encoding="utf-8"), re.MULTILINE))
+        terminalreporter.write_line(f"{count} tests in a browser not run: pytest -m browser runs them")
+
+
 def for_gpus(config: pytest.Config) -> bool:
     return bool(config.option.markexpr == "gpu")
 
@@ -67,9 +80,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Workers for the whole suite; none for files that are named, as two take ten seconds to begin, none with
-    -s, which shows nothing of theirs, and none on a GPU, which they would share."""
+    -s, which shows nothing of theirs, and none on a GPU or for tests in a browser, which they would share."""
     whole = config.args_source is not pytest.Config.ArgsSource.ARGS
-    return WORKERS if whole and config.option.capture != "no" and not for_gpus(config) else 0
+    alone = for_gpus(config) or config.option.markexpr == "browser" or config.option.capture == "no"
+    return WORKERS if whole and not alone else 0
 
 
 @pytest.fixture

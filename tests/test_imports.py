@@ -30,6 +30,7 @@ ROOMS = {
     "evaluation": ("data", "run", "tokens"),
     "graphs": (),
     "reports": ("data", "evaluation", "run", "tokens"),
+    "browser": ("reports", "run", "tokens"),
     "benchmarks": ("data", "evaluation", "presets", "reports", "run", "tokens", "training"),
 }
 

@@ -99,7 +99,7 @@ def _to_uint8(x: Tensor, name: str) -> Tensor:
 
 def _write_sheet(lines: Sequence[tuple[str, Tensor]], scale: int, path: str | Path, group: int) -> None:
     """Write labelled lines of pictures below each other, with more space after every `group` lines."""
-    font = ImageFont.truetype(_fonts() / "DejaVuSans.ttf", TYPE)
+    font = ImageFont.truetype(font_file(), TYPE)
     names = [_shorten(name, font) for name in _drawable([name for name, _ in lines], font, path)]
     strips = [image_grid(x, len(x), scale) for _, x in lines]
     left = MARGIN + math.ceil(max(font.getlength(name) for name in names)) + MARGIN // 2
@@ -116,12 +116,12 @@ def _write_sheet(lines: Sequence[tuple[str, Tensor]], scale: int, path: str | Pa
     save_picture(path, lambda beside: sheet.save(beside, format="png"))
 
 
-def _fonts() -> Path:
-    """Where matplotlib keeps DejaVu, which has many scripts and is the same everywhere. Importing it to ask
-    would take longer than drawing a sheet."""
+def font_file() -> Path:
+    """DejaVu, which has many scripts and is the same everywhere, where matplotlib keeps it. Importing that to
+    ask would take longer than drawing a sheet."""
     found = find_spec("matplotlib")
     assert found is not None and found.origin is not None
-    return Path(found.origin).with_name("mpl-data") / "fonts" / "ttf"
+    return Path(found.origin).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def _drawable(names: Sequence[str], font: ImageFont.FreeTypeFont, path: str | Path) -> list[str]:

@@ -174,6 +174,21 @@ class HubModel(nn.Module):
         return model.to(device=where, dtype=kind)
 
     @classmethod
+    def outlined(
+        cls, path_or_hub_id: str | Path, subfolder: str = "", local_files_only: bool = False
+    ) -> tuple[Self, dict[str, Any]]:
+        """The model without its weights, on the device meta, and its config.json: what can be known of it in
+        a moment. Arguments and errors are those of `from_pretrained`, but for broken weights."""
+        directory = fetch(
+            path_or_hub_id,
+            cls._read_config,
+            HubSource(subfolder=subfolder, local_files_only=local_files_only),
+        )
+        raw, config = cls._read_config(directory)
+        with _default_dtype(torch.float32):
+            return outline_of(lambda: cls(config)), raw
+
+    @classmethod
     def _filled(cls, directory: Path, config: Any) -> tuple[Self, torch.dtype | None]:
         """The model of a config with the weights in a folder, on the CPU, and the type that these are stored
         in, None for several."""

@@ -35,7 +35,8 @@ BENCHMARK_NAMES = [p.stem.removeprefix("benchmark_") for p in (ROOT / "pipelines
     "command",
     [
         *(("train_tokenizer",), ("train_tokenizer", "audio-small"), ("train_prior",), ("encode_dataset",)),
-        *(("sample",), ("evaluate",), ("quantize_vae",), ("export",), ("cut_pictures",), ("quickstart",)),
+        *(("sample",), ("evaluate",), ("quantize_vae",), ("export",), ("cut_pictures",), ("page",)),
+        ("quickstart",),
         *(("benchmark", name) for name in sorted(BENCHMARK_NAMES)),
     ],
     ids="-".join,

@@ -48,4 +48,4 @@ def test_the_list_of_scripts_is_whole() -> None:
     assert {"train_tokenizer", "encode_dataset", "train_prior", "sample", "evaluate", "quickstart"} < set(
         SCRIPTS
     )
-    assert {"benchmark", "cut_pictures", "export", "quantize_vae"} < set(SCRIPTS)
+    assert {"benchmark", "cut_pictures", "export", "page", "quantize_vae"} < set(SCRIPTS)

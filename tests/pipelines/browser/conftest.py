@@ -1,0 +1,168 @@
+"""A browser that sees the served page and nothing else, and what it must not have seen.
+
+Left out: tests.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.served import Served, browser_path, served
+
+# How many tests could not be run for want of a browser.
+WITHOUT_BROWSER = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)  # once tests that nobody asked for are gone
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    needing = [item for item in items if "chromium" in getattr(item, "fixturenames", ())]
+    if needing and browser_path() is None:
+        config.stash[WITHOUT_BROWSER] = len(needing)
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if count := config.stash.get(WITHOUT_BROWSER, 0):
+        terminalreporter.write_line(f"{count} tests in a browser not run: there is no Chromium on the path")
+
+
+DESKTOP, PHONE = (1400, 1000), (390, 844)
+# Milliseconds that an answer of the page may take.
+PATIENCE = 30_000
+
+
+@pytest.fixture(scope="session")
+def page_served(
+    tiny_tokenizer: Path,
+    tiny_codec: Path,
+    tiny_prior: Path,
+    tiny_codec_prior: Path,
+    tiny_tokens: Path,
+    tiny_codec_tokens: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
+    """The page with a tokenizer and a prior of pictures and of sound."""
+    words = ("--tokenizer", tiny_tokenizer, tiny_codec, "--prior", tiny_prior, tiny_codec_prior)
+    command = ("-m", "pipelines.page", *words, "--tokens", tiny_tokens, tiny_codec_tokens)
+    with served(command, tmp_path_factory.mktemp("page")) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """Headless Chromium of the system."""
+    from playwright.sync_api import sync_playwright
+
+    path = browser_path()
+    assert path is not None
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A person's browser on the page: `page` is Playwright's. What is asked of others than the page's server
+    is refused and kept in `outside`, what goes wrong in `wrong`."""
+
+    def __init__(self, browser: Any, url: str, size: tuple[int, int]) -> None:
+        self.url = url
+        self.outside, self.wrong = list[str](), list[str]()
+        self.context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, accept_downloads=True
+        )
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.page.route("**/*", self._route)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+        self.page.goto(url)
+        self.page.get_by_role("tab", name="Rebuild", exact=True).wait_for()
+
+    def _route(self, route: Any) -> None:
+        asked = route.request.url
+        if asked.startswith((self.url, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.outside.append(asked)
+            route.abort()
+
+    def open(self, *tabs: str) -> None:
+        """Go to a tab, and to one within it."""
+        for name in tabs:
+            self.page.get_by_role("tab", name=name, exact=True).locator("visible=true").first.click()
+
+    def upload(self, part: str, path: Path) -> None:
+        """Give a file to a part of the page."""
+        self.page.set_input_files(f"#{part} input[type=file]", path)
+
+    def shown(self, part: str) -> str:
+        """The address of the picture or sound that a part shows, "" for none; a new result has a new one."""
+        found = self.page.locator(f"#{part} img, #{part} audio")
+        return str(found.first.get_attribute("src") or "") if found.count() else ""
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """What becomes true, once it is."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not (value := condition()):
+            assert time.monotonic() < end, self.page.inner_text("body")
+            self.page.wait_for_timeout(20)
+        return value
+
+    def new(self, part: str, before: str = "") -> str:
+        """The address of what a part shows once that is not what it was."""
+        return str(self.until(lambda: (now := self.shown(part)) != before and now))
+
+    def says(self, part: str, words: str) -> str:
+        """What a part of the page says once it holds some words."""
+        place = self.page.locator(f"#{part}")
+        return str(self.until(lambda: words in (text := place.inner_text()) and text))
+
+    def told(self, words: str) -> str:
+        """A sentence of the page about a mistake, which is put away."""
+        toast = self.page.locator(".toast-body.error").filter(has_text=words).first
+        text = str(toast.inner_text(timeout=PATIENCE))
+        assert "Traceback" not in text and "Error:" not in text, text
+        toast.locator("button").first.click()
+        toast.wait_for(state="detached")
+        return text
+
+    def cell(self, part: str, column: int, row: int, columns: int, rows: int) -> None:
+        """Click on a cell of a grid."""
+        picture = self.page.locator(f"#{part} img")
+        picture.scroll_into_view_if_needed()
+        box = picture.bounding_box()
+        x, y = (column + 0.5) * box["width"] / columns, (row + 0.5) * box["height"] / rows
+        picture.click(position={"x": x, "y": y})
+
+    def download(self, part: str, name: str, to: Path) -> Path:
+        """A file of a part's downloads, by its name."""
+        with self.page.expect_download() as waiting:
+            self.page.locator(f"#{part} tr").filter(has_text=name.rpartition(".")[0]).locator(
+                "a"
+            ).first.click()
+        waiting.value.save_as(to / name)
+        return to / name
+
+    def end(self) -> None:
+        """Close it; nothing may have been asked of others, and nothing gone wrong."""
+        self.context.close()
+        assert self.outside == [] and self.wrong == []
+
+
+@pytest.fixture
+def visit(page_served: Served, chromium: Any) -> Iterator[Callable[..., Visit]]:
+    """What opens the page in a new browser, of a size: each as another person's."""
+    visits = list[Visit]()
+
+    def begin(size: tuple[int, int] = DESKTOP) -> Visit:
+        visits.append(Visit(chromium, page_served.url, size))
+        return visits[-1]
+
+    yield begin
+    for each in visits:
+        each.end()
