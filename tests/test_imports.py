@@ -136,7 +136,7 @@ def test_rooms_are_few_and_shallow() -> None:
         f.relative_to(ROOT) for p in PACKAGES for f in (ROOT / p).rglob("*.py") if f.name != "__init__.py"
     ]
     rooms = Counter(file.parent for file in files)
-    assert len(rooms) <= 30 and min(rooms.values()) >= 2 and max(len(room.parts) for room in rooms) <= 3
+    assert len(rooms) <= 31 and min(rooms.values()) >= 2 and max(len(room.parts) for room in rooms) <= 3
 
 
 def test_no_script_shadows_another_module() -> None:
