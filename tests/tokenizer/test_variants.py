@@ -175,7 +175,7 @@ def test_the_place_in_a_message_starts_where_the_caller_says() -> None:
     [
         ({"losses": {"l3": 1.0}}, "unknown image loss 'l3'; known: .*l1"),
         ({"losses": {"l1": -1.0}}, "weight l1 .*not negative, got -1.0"),
-        ({"losses": {"l1": 0.0}}, "weights .* 0; .*bernoulli, l1, l2, ms_ssim"),
+        ({"losses": {"l1": 0.0}}, "weights .* 0; .*bernoulli, cauchy, l1, l2, ms_ssim"),
         ({"modality": {"kind": "image", "channels": 2}}, r"channels is 2, expected 1 \(grey\) or 3"),
         ({"modality": {"kind": "image", "strides": [3, 2]}}, r"strides are \(3, 2\)"),
         ({"modality": {"kind": "image", "widths": [8]}}, "one value per level, got 2, 1 and 2"),
