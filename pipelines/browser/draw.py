@@ -149,7 +149,7 @@ class DrawTab:
             concurrency_limit=2,
         )
         stop.click(self.stops.on_stop, None, None, queue=False, api_visibility="private")
-        prior.change(self.on_prior, prior, choice[0], api_visibility="private")
+        prior.change(self.on_prior, prior, [choice[0], choice[-1]], api_visibility="private")
         if player is not None:
             sheet.select(told(self.on_sheet), files, player, api_visibility="private", show_progress="hidden")
 
@@ -164,6 +164,7 @@ class DrawTab:
             gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: all codes)"),
             gr.Slider(0, 8, 1, step=0.25, label="guidance (1: none)"),
             gr.Number(0, label="seed", precision=0, minimum=0, elem_id=f"draw-{kind}-seed"),
+            self._steps(self.names[0]),
         ]
 
     def build_sheet(self) -> Any:
@@ -193,11 +194,12 @@ class DrawTab:
         top_p: float,
         guidance: float,
         seed: int | None,
+        steps: int,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Draw, and show every part as it comes."""
         stopped = self.stops.begin(request.session_hash)
-        wish = Wish(label, int(count), temperature, top_p, guidance, int(seed or 0))
+        wish = Wish(label, int(count), temperature, top_p, guidance, int(seed or 0), int(steps))
         yield [], "waiting for the models…", None
         drawer, made = Drawer(self.models, self.folder, name), Sheet()
         beside_it = "" if drawer.items is None else NEAREST
@@ -215,10 +217,20 @@ class DrawTab:
             raise ValueError("it can be heard once the drawing has ended")
         return sounds[int(event.index)]
 
-    def on_prior(self, name: str) -> Any:
-        """Another prior has other classes."""
+    def on_prior(self, name: str) -> tuple[Any, Any]:
+        """Another prior has other classes, and may know other orders."""
         classes = self._classes(name)
-        return gr.update(choices=classes, value=classes[0])
+        return gr.update(choices=classes, value=classes[0]), self._steps(name)
+
+    def _steps(self, name: str) -> Any:
+        """In how many steps a prior of every order draws; of another one nothing is asked."""
+        config = self.models.priors[name].config
+        return gr.Slider(
+            *(0, config.num_positions, 0),
+            step=1,
+            label="steps, the likeliest positions first (0: one position at a time)",
+            visible=config.order == "any",
+        )
 
     def _classes(self, name: str) -> list[str]:
         config = self.models.priors[name].config

@@ -27,7 +27,8 @@ NO_CLASS = "no class"
 @dataclass(frozen=True)
 class Wish:
     """What a person asks a prior for. `ValueError` for what cannot be; `label` is a class's name, or
-    `NO_CLASS`."""
+    `NO_CLASS`. `steps`, of a prior of every order: draw in so many, the likeliest positions first; 0: one
+    position at a time."""
 
     label: str = NO_CLASS
     num: int = 16
@@ -35,6 +36,7 @@ class Wish:
     top_p: float = 1.0
     cfg_scale: float = 1.0
     seed: int = 0
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num <= MOST_SAMPLES:
@@ -47,7 +49,10 @@ class Wish:
     def options(self) -> SamplingOptions:
         """How codes are chosen, for the prior."""
         top_p = None if self.top_p == 1 else self.top_p
-        return SamplingOptions(temperature=self.temperature, top_p=top_p, cfg_scale=self.cfg_scale)
+        options = SamplingOptions(temperature=self.temperature, top_p=top_p, cfg_scale=self.cfg_scale)
+        if self.steps:
+            options |= SamplingOptions(steps=self.steps, order="confidence")
+        return options
 
     def index(self, prior: Prior) -> int:
         """The number of the class, -1 for none; `ValueError` for one that the prior has not."""

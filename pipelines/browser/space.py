@@ -178,7 +178,10 @@ def write_wheel(folder: Path, found: Distribution) -> Path:
         for package in PACKAGES:
             shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
         (root / info).mkdir()
-        (root / info / "METADATA").write_text(found.read_text("METADATA") or "", encoding="utf-8")
+        # In a checkout what is found first may be setuptools' own folder, which has it under another name.
+        told = found.read_text("METADATA") or found.read_text("PKG-INFO")
+        assert told is not None
+        (root / info / "METADATA").write_text(told, encoding="utf-8")
         (root / info / "WHEEL").write_text(tag)
         files = sorted(file for file in root.rglob("*") if file.is_file())
         record = [_record(file.relative_to(root).as_posix(), file.read_bytes()) for file in files]

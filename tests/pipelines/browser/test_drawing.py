@@ -61,6 +61,21 @@ def test_samples_come_in_parts_and_are_those_of_the_generator(pair: tuple[Prior,
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_a_prior_of_every_order_draws_in_steps(pair: tuple[Prior, Tokenizer]) -> None:
+    prior, tok = pair
+    of_any, of_raster = (
+        Prior(dataclasses.replace(prior.config, order=order)).eval() for order in ("any", "raster")
+    )
+    of_any.load_state_dict(prior.state_dict())
+    found = torch.cat(list(drawn(of_any, tok, Wish("flags", 2, seed=3, steps=5), None, never)))
+    expected = next(Generator(of_any, tok).draw("flags", 2, seed=3, steps=5, order="confidence"))
+    assert torch.equal(found, expected)
+    raster = torch.cat(list(drawn(of_any, tok, Wish("flags", 2, seed=3), None, never)))
+    assert not torch.equal(found, raster)
+    with pytest.raises(ValueError, match=r"--model\.order any"):
+        next(drawn(of_raster, tok, Wish("flags", 2, steps=5), None, never))
+
+
 def test_a_drawing_stops_between_parts(pair: tuple[Prior, Tokenizer]) -> None:
     answers = after(2)
     assert len(list(drawn(*pair, Wish(num=64), None, lambda: next(answers)))) == 2

@@ -161,5 +161,5 @@ def test_a_folder_for_a_space_runs_by_itself(script: Script, tiny_prior: Path, t
         Image.fromarray(noise(0, 64, 64, 3)).save(picture)
         kind, found = rebuild(page, upload(page, picture))
         assert kind == "complete" and "PSNR" in json.dumps(found)
-        kind, found = call(page, "draw_image", "models/prior-1", "flags", 3, 1, 1, 1, 1, 0)
+        kind, found = call(page, "draw_image", "models/prior-1", "flags", 3, 1, 1, 1, 1, 0, 0)
         assert kind == "complete" and "3 of 3 drawn" in json.dumps(found)
