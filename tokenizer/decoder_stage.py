@@ -69,8 +69,8 @@ def with_decoder(tok: Tokenizer, config: TokenizerConfig) -> Tokenizer:
 
 
 def begin_as(new: nn.Module, old: nn.Module) -> bool:
-    """Give a decoder the weights of another one that differs in nothing, or has fewer residual blocks on some
-    levels. Further blocks add nothing at first, so that both decode alike (Chen et al. 2015, arXiv
+    """Give a new decoder the weights of another one that differs in nothing, or has fewer residual blocks on
+    some levels. Further blocks add nothing at first, so that both decode alike (Chen et al. 2015, arXiv
     1511.05641, section 2.3). Whether it could be done; if not, nothing is changed."""
     pairs, further = [(new, old)], list[ResidualBlock]()
     if isinstance(new, nn.Sequential) and isinstance(old, nn.Sequential):
@@ -90,8 +90,7 @@ def begin_as(new: nn.Module, old: nn.Module) -> bool:
             return False
     for layer, state in states:
         layer.load_state_dict(state)
-    for block in further:
-        nn.init.zeros_(block.conv2.weight)
-        if block.conv2.bias is not None:
-            nn.init.zeros_(block.conv2.bias)
+    for block in further:  # whose weights of the second convolution begin at zero
+        assert block.conv2.bias is not None
+        nn.init.zeros_(block.conv2.bias)
     return True

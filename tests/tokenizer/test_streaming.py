@@ -107,6 +107,27 @@ def test_long_sound_goes_in_chunks_by_itself(tok: Tokenizer, monkeypatch: pytest
     torch.testing.assert_close(again, x_hat, rtol=1e-4, atol=1e-4 * x_hat.abs().max().item())
 
 
+def test_many_sounds_go_some_at_a_time_and_come_back_in_order(
+    tok: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = torch.tensor([130, 600, 59, 1100, 480, 300, 61])
+    x = sounds(7, tok.modality.channels, 1100)
+    given = {"whole": (x, None), "short": (x[:, :, :480], None), "padded": (x, lengths)}
+    expected = {name: tok.encode(*of) for name, of in given.items()}
+    x_hat = tok.decode(expected["short"], size=480)
+    assert len({tuple(row) for row in expected["short"].flatten(1).tolist()}) == 7  # else no order would show
+    monkeypatch.setattr(model, "CHUNK", 1300)  # two of 600 samples at once, one of 1100
+    for name, (sound, counts) in given.items():
+        codes = tok.encode(sound, counts)
+        for i in range(7):
+            n = sound.shape[2] if counts is None else int(counts[i])
+            t, own = -(-n // 60), slice(i, i + 1)
+            assert_same_codes(tok, sound[own, :, :n], codes[own, :, :t], expected[name][own, :, :t])
+            assert not codes[i, :, t:].any()
+    again = tok.decode(expected["short"], size=480)
+    torch.testing.assert_close(again, x_hat, rtol=1e-4, atol=1e-4 * x_hat.abs().max().item())
+
+
 def tensors(state: object) -> list[Tensor]:
     if isinstance(state, tuple):
         return [t for part in state for t in tensors(part)]
