@@ -1,6 +1,7 @@
 """The moving average of weights, which is what is measured and saved, and the best of it so far."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -104,9 +105,11 @@ class Best(nn.Module):
 
     @torch.no_grad()
     def offer(self, value: float, step: int) -> bool:
-        """Keep the averages as they are after `step` if none had so low a value; whether they are kept.
-        Every process must offer the same."""
-        if int(self.step) and not value < float(self.value):
+        """Keep the averages as they are after `step` if they are the first, or none had so low a value; a NaN
+        is above all. Whether they are kept. Every process must offer the same."""
+        before = float(self.value)
+        lower = value < before or (math.isnan(before) and not math.isnan(value))
+        if int(self.step) and not lower:
             return False
         self.value.fill_(value)
         self.step.fill_(step)

@@ -90,6 +90,12 @@ def test_the_first_is_the_best_so_far_and_an_equal_one_is_not_better() -> None:
     assert all(torch.equal(average.shadow[name], first[name] + 1) for name in first)
 
 
+def test_a_number_is_better_than_none() -> None:
+    best = Best(WeightAverage(nn.Linear(2, 2), 0.5))
+    assert best.offer(float("nan"), 2) and not best.offer(float("nan"), 4)
+    assert best.offer(9.0, 6) and not best.offer(float("nan"), 8) and int(best.step) == 6
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
