@@ -4,7 +4,6 @@ Left out: browsers, and what is asked of the page.
 """
 
 import contextlib
-import os
 import re
 import shutil
 import signal
@@ -38,13 +37,12 @@ def free_port() -> int:
 
 @dataclass
 class Served:
-    """A running page: its address, its process, its folder of uploads, and the seconds that its process had
-    computed, and that had passed, when it first answered."""
+    """A running page: its address, its process, its folder of uploads, and the seconds after which it first
+    answered."""
 
     url: str
     process: "subprocess.Popen[str]"
     folder: Path
-    computed: float
     passed: float
     log: Path
 
@@ -52,12 +50,6 @@ class Served:
         """Bytes that the process holds."""
         (line,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         return int(line) * 1024
-
-
-def cpu_seconds(pid: int) -> float:
-    """Seconds that all threads of a process have computed."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -81,12 +73,12 @@ def served(command: Sequence[object], folder: Path, **variables: str) -> Iterato
         while not answers(url):
             assert process.poll() is None and time.monotonic() - started < PATIENCE, log.read_text()
             time.sleep(0.05)
-        computed, passed = cpu_seconds(process.pid), time.monotonic() - started
+        passed = time.monotonic() - started
         while "the models are loaded" not in log.read_text():
             assert process.poll() is None and time.monotonic() - started < PATIENCE, log.read_text()
             time.sleep(0.05)
         (uploads,) = temporary.glob("tokenloom-page-*")
-        yield Served(url, process, uploads, computed, passed, log)
+        yield Served(url, process, uploads, passed, log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0, log.read_text()
         # Gradio itself writes one of who asks for a file that was not uploaded.

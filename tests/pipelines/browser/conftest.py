@@ -60,36 +60,47 @@ def chromium() -> Iterator[Any]:
     path = browser_path()
     assert path is not None
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        # Names of others are not even looked up. Playwright could refuse them too, but then nothing would be
+        # cached, and every test would read the whole page anew.
+        alone = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", alone])
         yield browser
         browser.close()
 
 
-class Visit:
-    """A person's browser on the page: `page` is Playwright's. What is asked of others than the page's server
-    is refused and kept in `outside`, what goes wrong in `wrong`."""
+@pytest.fixture(scope="session")
+def windows(chromium: Any) -> Iterator[Callable[[tuple[int, int]], Any]]:
+    """What opens a window of a size; those of one size have their cache in common."""
+    contexts = dict[tuple[int, int], Any]()
 
-    def __init__(self, browser: Any, url: str, size: tuple[int, int]) -> None:
-        self.url = url
+    def window(size: tuple[int, int]) -> Any:
+        if size not in contexts:
+            viewport = {"width": size[0], "height": size[1]}
+            contexts[size] = chromium.new_context(viewport=viewport, accept_downloads=True)
+        return contexts[size].new_page()
+
+    yield window
+    for context in contexts.values():
+        context.close()
+
+
+class Visit:
+    """A person's window on the page: `page` is Playwright's. What is asked of others than the page's server
+    is kept in `outside`, what goes wrong in `wrong`."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.page, self.url = page, url
         self.outside, self.wrong = list[str](), list[str]()
-        self.context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, accept_downloads=True
-        )
-        self.page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
-        self.page.route("**/*", self._route)
+        self.page.on("request", self._asked)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
         self.page.goto(url)
         self.page.get_by_role("tab", name="Rebuild", exact=True).wait_for()
 
-    def _route(self, route: Any) -> None:
-        asked = route.request.url
-        if asked.startswith((self.url, "data:", "blob:")):
-            route.continue_()
-        else:
-            self.outside.append(asked)
-            route.abort()
+    def _asked(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.outside.append(request.url)
 
     def open(self, *tabs: str) -> None:
         """Go to a tab, and to one within it."""
@@ -150,17 +161,17 @@ class Visit:
 
     def end(self) -> None:
         """Close it; nothing may have been asked of others, and nothing gone wrong."""
-        self.context.close()
+        self.page.close()
         assert self.outside == [] and self.wrong == []
 
 
 @pytest.fixture
-def visit(page_served: Served, chromium: Any) -> Iterator[Callable[..., Visit]]:
-    """What opens the page in a new browser, of a size: each as another person's."""
+def visit(page_served: Served, windows: Callable[[tuple[int, int]], Any]) -> Iterator[Callable[..., Visit]]:
+    """What opens the page in a new window, of a size: each as another person's."""
     visits = list[Visit]()
 
     def begin(size: tuple[int, int] = DESKTOP) -> Visit:
-        visits.append(Visit(chromium, page_served.url, size))
+        visits.append(Visit(windows(size), page_served.url))
         return visits[-1]
 
     yield begin
