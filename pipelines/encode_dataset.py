@@ -49,7 +49,7 @@ class EncodeOptions:
     """Options of encode_dataset.py."""
 
     tokenizer: str = "runs/tokenizer"
-    """Folder or Hub id of the tokenizer; ID:FOLDER for one in a folder within."""
+    """Folder or Hub id of the tokenizer (ID:FOLDER for one in a folder within), or embedded:NAME."""
     output: Path = Path("runs/tokens")
     """Folder for the tokens."""
     data: DataConfig = field(default_factory=DataConfig)

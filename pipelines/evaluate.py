@@ -78,10 +78,10 @@ class EvaluateOptions:
     """Options of evaluate.py."""
 
     tokenizer: str = ""
-    """Folder or Hub id of a tokenizer (ID:FOLDER for one in a folder within); left out, the one that the
-    prior names."""
+    """Folder or Hub id of a tokenizer (ID:FOLDER for one in a folder within), or embedded:NAME; left out,
+    the one that the prior names."""
     prior: str = ""
-    """Folder or Hub id of a prior over its codes, to be measured too."""
+    """Folder or Hub id of a prior over its codes, or embedded:NAME, to be measured too."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data to measure on: their held-out part, or all if none is held out."""
     output: Path = Path("runs/eval")

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pipelines.data.batches import load_splits
-from pipelines.data.config import EMBEDDED, DataConfig
+from pipelines.data.config import DataConfig
 from pipelines.data.kinds import to_float
 from pipelines.graphs.agreement import Agreement, Session, compare_prior, compare_tokenizer
 from pipelines.graphs.files import (
@@ -50,6 +50,7 @@ from pipelines.run.processes import plain_accelerator
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.foreign.pickles import convert
+from tokenizer.hub.embedded import EMBEDDED
 from tokenizer.hub.files import folder_beside, write_json
 from tokenizer.hub.model import CardInfo, library_version
 from tokenizer.variants import at_least, require
@@ -68,9 +69,10 @@ class ExportOptions:
     """Options of export.py."""
 
     tokenizer: str = ""
-    """Folder or Hub id of a tokenizer; left out, the one that the prior names."""
+    """Folder or Hub id of a tokenizer, or embedded:NAME; left out, the one that the prior names."""
     prior: str = ""
-    """Folder or Hub id of a prior over its codes, of which one step with a cache is exported too."""
+    """Folder or Hub id of a prior over its codes, or embedded:NAME, of which one step with a cache is
+    exported too."""
     from_pickle: Path | None = None
     """Checkpoint of a VQGAN to write as safetensors instead: a .ckpt of taming-transformers, a .pt of
     LlamaGen."""

@@ -1,4 +1,4 @@
-"""See, hear and edit codes in a browser: `python -m pipelines.page --prior DIR`.
+"""See, hear and edit codes in a browser: `python -m pipelines.page`, `python -m pipelines.page --prior DIR`.
 
 Opens a page on this machine: rebuild your own picture or voice, see its codes, change them, have a prior fill
 a hole or draw new ones, and compare tokenizers. Needs the extra `page`.
@@ -35,9 +35,10 @@ class PageOptions:
 
     tokenizer: Annotated[tuple[str, ...], NOTHING] = ()
     """Folders or Hub ids of up to four tokenizers of pictures or sound (ID:FOLDER for one in a folder
-    within); left out, those that the priors name."""
+    within), or embedded:NAME; left out, those that the priors name."""
     prior: Annotated[tuple[str, ...], NOTHING] = ()
-    """Folders or Hub ids of up to four priors, for filling and drawing."""
+    """Folders or Hub ids of up to four priors, or embedded:NAME, for filling and drawing; left out with
+    --tokenizer too, those that ship with the project."""
     tokens: Annotated[tuple[str, ...], NOTHING] = ()
     """Folders of the tokens that the priors learnt: each sample is shown beside the training item nearest to
     it."""

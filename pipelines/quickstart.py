@@ -42,6 +42,8 @@ class Tour:
     sample: tuple[str, ...]
     results: tuple[tuple[str, str, str], ...]
     """Where a file is, its name at the top of the folder, and what it shows."""
+    shipped: str = ""
+    """How long the models that ship with the project learnt the same data ("": none ship)."""
 
 
 MODELS = (
@@ -50,6 +52,8 @@ MODELS = (
 )
 # Drawn anew at each evaluation of the prior.
 FIRST = "prior/sample.png"
+# Drawn before anything is trained.
+SHIPPED = "shipped/samples.png"
 SHOWN = (
     ("eval/codebook.png", "codebook.png", "how often each code is used"),
     ("tokenizer/loss.png", "loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
@@ -78,6 +82,7 @@ TOURS = {
         data="embedded:digits",
         sample=("--label", "all", "--cfg-scale", "2", "--temperature", "0.9"),
         results=_pictures("digits"),
+        shipped="an hour",
     ),
     "emoji": Tour(
         what="emoji, 4 to 15 minutes",
@@ -90,6 +95,7 @@ TOURS = {
         data="embedded:emoji",
         sample=("--label", "all", "--cfg-scale", "2", "--temperature", "0.9"),
         results=_pictures("emoji"),
+        shipped="two hours",
     ),
     "speech": Tour(
         what="English speech, 10 to 30 minutes",
@@ -155,7 +161,7 @@ class QuickstartOptions:
 
 
 def main() -> None:
-    """Run the five commands in turn and say where their results lie."""
+    """Run the commands in turn and say where their results lie."""
     options = parse(QuickstartOptions, __doc__ or "")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     folder, tour = options.folder, options.tour
@@ -163,8 +169,10 @@ def main() -> None:
         raise ValueError(f"{folder} is not empty; choose another --output or delete it")
     logger.info("%s on two CPU cores", tour.what)
     started = time.monotonic()
+    if tour.shipped:
+        logger.info("First what models draw that learnt for %s, to look at while yours learn", tour.shipped)
     environment = {"PYTHONUNBUFFERED": "1"}
-    for title, command in commands(options):
+    for title, command in [*first_look(options), *commands(options)]:
         logger.info("\n=== %s\n%s", title, shlex.join(command))
         done = subprocess.run([sys.executable, *command[1:]], env={**environment, **os.environ})
         if done.returncode:
@@ -177,6 +185,17 @@ def main() -> None:
     logger.info("\nDone in %.1f minutes. Look at:", minutes)
     for name, what in (*((name, what) for _, name, what in tour.results), *MODELS):
         logger.info("  %-48s %s", folder / name, what)
+
+
+def first_look(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
+    """Title and command of drawing from the models that ship, if any do."""
+    tour = options.tour
+    if not tour.shipped:
+        return []
+    flags = ["--num", str(options.samples_per_class), *tour.sample]
+    output = options.folder / Path(SHIPPED).parent
+    command = ["python", "-m", "pipelines.sample", "--prior", tour.data, *flags, "--output", str(output)]
+    return [(f"look first at {options.folder / SHIPPED}", command)]
 
 
 def commands(options: QuickstartOptions) -> list[tuple[str, list[str]]]:

@@ -1,4 +1,5 @@
-"""Draw new data: from a prior (`python pipelines/sample.py --prior DIR`) or from a VAE (`--tokenizer DIR`).
+"""Draw new data: from a prior (`python pipelines/sample.py --prior DIR`) or from a VAE (`--tokenizer DIR`);
+without either, emoji, ten of each class, from models that ship with the project.
 
 Left out: measures of the samples (`evaluate.py`).
 """
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 
 from pipelines.reports.kinds import Drawn, report_of
 from pipelines.reports.neighbours import training_items, write_neighbours
-from pipelines.run.command_line import NOTHING, parse, run
+from pipelines.run.command_line import NOTHING, is_given, parse, run
 from pipelines.run.folder import require_writable
 from pipelines.run.generator import Generator
 from pipelines.run.models import load_models, require_models
@@ -29,6 +30,7 @@ from prior.sampling.choice import ByName, Choice, CodeOptions, SamplingOptions
 from prior.sampling.weights import Weights
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
+from tokenizer.hub.embedded import EMBEDDED
 from tokenizer.variants import at_least, require
 
 logger = logging.getLogger(__name__)
@@ -44,10 +46,12 @@ class SampleOptions:
     """Options of sample.py."""
 
     prior: str = ""
-    """Folder or Hub id of a prior."""
+    """Folder or Hub id of a prior, or one that ships with the project: embedded:NAME. Left out, with
+    --tokenizer left out too: embedded:emoji, of which other defaults hold (--num 10, --cfg-scale 2,
+    --temperature 0.9, and every class)."""
     tokenizer: str = ""
-    """Folder or Hub id of the tokenizer (ID:FOLDER for one in a folder within); left out, the one that the
-    prior names. Alone: a VAE to draw from."""
+    """Folder or Hub id of the tokenizer (ID:FOLDER for one in a folder within), or embedded:NAME; left out,
+    the one that the prior names. Alone: a VAE to draw from."""
     output: Path = Path("runs/samples")
     """Folder for the samples, as files, and as the sheet samples.png (sound: also the page samples.html)."""
     num: int = 16
@@ -133,9 +137,17 @@ class SampleOptions:
         }
 
 
+# What is drawn where nobody says of what.
+SHOWN = SampleOptions(prior=f"{EMBEDDED}emoji", label=("*",), num=10, cfg_scale=2.0, temperature=0.9)
+# Flags with which something else is meant.
+OTHERS = ("--prior", "--tokenizer", "--config", "--interpolate")
+
+
 def main() -> None:
     """Draw, decode, write."""
     options = parse(SampleOptions, __doc__ or "")
+    if not is_given(OTHERS):
+        options = parse(SampleOptions, __doc__ or "", default=SHOWN)
     accelerator = Accelerator()
     quiet_logging(accelerator)
     if accelerator.num_processes > 1:

@@ -129,10 +129,9 @@ def begin(old: Tokenizer, options: DecoderTraining) -> Tokenizer:
     if options.decoder != type(options.decoder)():
         config = dataclasses.replace(config, decoder=options.decoder)
     tok = with_decoder(old, config)
-    if not begin_as(tok.decoder, old.decoder) and not options.resume:
-        logger.info(
-            "the decoder is of another shape than that of %s, so it begins untrained", options.tokenizer
-        )
+    if not begin_as(tok.decoder, old.decoder):
+        text = "the decoder is of another shape than that of %s, of whose decoder it takes no weights"
+        logger.info(text, options.tokenizer)
     return tok
 
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from prior.config import PriorConfig
+from tokenizer.hub.embedded import EMBEDDED
 
 
 def describe(config: PriorConfig) -> dict[str, Any]:
@@ -14,8 +15,11 @@ def describe(config: PriorConfig) -> dict[str, Any]:
     classes = f"one of {len(config.class_names)} classes" if config.class_names else "no class"
     grid = " × ".join(map(str, config.grid))
     order = " It knows every order of positions (`order: any`)." if config.order == "any" else ""
-    known = "/" in config.tokenizer_id
-    named, _, folder = (config.tokenizer_id if known else "path/or/hub-id").partition(":")
+    ships = config.tokenizer_id.startswith(EMBEDDED)
+    known = ships or "/" in config.tokenizer_id
+    named, folder = config.tokenizer_id if known else "path/or/hub-id", ""
+    if not ships:
+        named, _, folder = named.partition(":")
     within = f", subfolder={json.dumps(folder)}" if folder else ""
     where = "" if known or not config.tokenizer_id else " (a folder beside it, not known to be on the Hub)"
     label = f", label={json.dumps(config.class_names[0])}" if config.class_names else ""

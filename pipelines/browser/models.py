@@ -26,6 +26,7 @@ from pipelines.tokens.items import TokenSplit
 from prior import Prior
 from prior.config import PriorConfig
 from tokenizer import Tokenizer
+from tokenizer.hub.embedded import embedded_models
 from tokenizer.metrics import ssim
 from tokenizer.sound_metrics import available, stoi
 
@@ -33,10 +34,6 @@ logger = logging.getLogger(__name__)
 
 PICTURES, SOUNDS = "image", "audio"
 MOST = 4
-NONE_GIVEN = (
-    "give --tokenizer DIR or --prior DIR (a prior brings its tokenizer); `python -m pipelines.quickstart` "
-    "makes both in minutes: then --prior runs/quickstart/prior"
-)
 # Seconds that a request waits for a model that is being loaded.
 PATIENCE = 600.0
 
@@ -155,10 +152,10 @@ class Models:
 
 def read_models(tokenizers: Sequence[str], priors: Sequence[str], tokens: Sequence[str] = ()) -> Models:
     """The models of some folders or Hub ids, from their configs alone, and folders of tokens that the priors
-    learnt. A prior without a tokenizer brings its own. `ValueError` for none, too many, VAEs, other data than
-    pictures and sound, and a prior or tokens of another tokenizer."""
+    learnt. A prior without a tokenizer brings its own; without either all are the embedded ones. `ValueError`
+    for too many, VAEs, other data than pictures and sound, and a prior or tokens of another tokenizer."""
     if not tokenizers and not priors:
-        raise ValueError(NONE_GIVEN)
+        priors = embedded_models(Prior.model_type)
     for flag, given in (("--tokenizer", tokenizers), ("--prior", priors)):
         if len(given) > MOST:
             raise ValueError(f"{flag}: expected at most {MOST}, got {len(given)}")

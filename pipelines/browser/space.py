@@ -16,7 +16,11 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
 from pipelines.browser.models import Models, read_models
-from tokenizer.hub.files import KNOWN_FILES
+from prior import Prior
+from tokenizer import Tokenizer
+from tokenizer.hub.embedded import EMBEDDED, embedded_folder
+from tokenizer.hub.files import CARD, KNOWN_FILES
+from tokenizer.hub.model import UNKNOWN, license_in
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tokenizer", "prior", "pipelines")
@@ -93,9 +97,21 @@ def write_space(
     lines = [*pinned([*(found.requires or ()), *OF_THE_PAGE, *others]), f"./{wheel.name}"]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "Dockerfile").write_text(DOCKERFILE, encoding="utf-8")
-    listed = [f"* tokenizer {name} ({entry.kind})" for name, entry in models.tokenizers.items()]
-    listed += [f"* prior {name}" for name in models.priors]
+    listed = [
+        f"* tokenizer {name} ({entry.kind}){_license(entry.source, Tokenizer.model_type)}"
+        for name, entry in models.tokenizers.items()
+    ]
+    listed += [f"* prior {name}{_license(p.source, Prior.model_type)}" for name, p in models.priors.items()]
     (folder / "README.md").write_text(README.format(models="\n".join(listed)), encoding="utf-8")
+
+
+def _license(source: str, model_type: str) -> str:
+    """What the card of a model on this machine names as its licence, and where to read whom to credit."""
+    ships = source.startswith(EMBEDDED)
+    folder = embedded_folder(source, model_type) if ships else Path(source)
+    named = license_in(folder / CARD) if folder.is_dir() else UNKNOWN
+    credit = "; credit: pipelines/embedded/LICENSES.md in the wheel" if ships else ""
+    return "" if named == UNKNOWN else f", licence {named}{credit}"
 
 
 def distribution_here() -> Distribution:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizer.hub.embedded import EMBEDDED
 from tokenizer.variants import require
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,6 @@ NO_LABELS = "none"
 # Columns that hold labels, where none is named.
 LABEL_NAMES = ("label", "labels")
 MAX_CLASSES = 1_000_000
-
-
-# How names of data that come with the project begin.
-EMBEDDED = "embedded:"
 
 
 @dataclass(frozen=True)

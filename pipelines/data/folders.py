@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.config import (
-    EMBEDDED,
     LABEL_NAMES,
     NO_LABELS,
     DataConfig,
@@ -33,6 +32,7 @@ from pipelines.data.kinds import KINDS, Kind, wrong_kind
 from pipelines.data.layouts import class_of, layout_of
 from pipelines.data.scan import broken_link
 from pipelines.data.tables import is_saved, read_embedded, read_hub, read_parquet, read_saved
+from tokenizer.hub.embedded import EMBEDDED
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.config import (
-    EMBEDDED,
     LABEL_NAMES,
     NO_LABELS,
     TEST_NAMES,
@@ -32,6 +31,7 @@ from pipelines.data.config import (
     warn_ignored,
 )
 from pipelines.data.kinds import KINDS, Kind, wrong_kind
+from tokenizer.hub.embedded import EMBEDDED
 from tokenizer.variants import shortened
 
 # Ways into archives of the Hub, which `datasets` streams as "zip://a.png::hf://datasets/user/name/a.zip".

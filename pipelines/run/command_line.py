@@ -90,8 +90,10 @@ def parse(
     argv: Sequence[str] | None = None,
     presets: Mapping[str, Preset] | None = None,
     default_preset: str = "",
+    default: O | None = None,
 ) -> O:
-    """Options from a command line: defaults < preset (its first word) < `--config FILE` < flags.
+    """Options from a command line: defaults (of the class, or `default`) < preset (its first word) <
+    `--config FILE` < flags.
 
     With `--resume` the run's own run.json, if it is there, stands in for a missing `--config`. Raises
     `ValueError` for an unknown preset, flag or value, for a config file that does not fit, and for a resume
@@ -109,23 +111,23 @@ def parse(
         name = words.pop(0)
         if name not in presets:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets)}")
-    default: Any = presets[name].build() if name else cls()
+    base: Any = presets[name].build() if name else default or cls()
     config = _take(words, "--config")
     if config is None and _peek(words, "--resume"):
-        config = _config_of_run(words, str(default.output), named)
+        config = _config_of_run(words, str(base.output), named)
     if config is not None:
-        default = _merge(cls, default, read_json(Path(config)), config)
+        base = _merge(cls, base, read_json(Path(config)), config)
     text = description.strip() + _preset_help(presets, default_preset)
     program = sys.argv[0] + (" [PRESET]" if presets else "")
     usage = io.StringIO()
     if {"-h", "--help"} & set(words):
-        _join_lines(default)
+        _join_lines(base)
     try:
         with contextlib.redirect_stderr(usage):
             options: O = tyro.cli(
                 cls,
                 prog=program,
-                default=default,
+                default=base,
                 args=words,
                 description=text,
                 config=(tyro.conf.AvoidSubcommands,),
@@ -135,6 +137,12 @@ def parse(
         if stop.code in (0, None):
             raise
         raise ValueError(f"the command line does not fit\n{usage.getvalue().rstrip()}") from None
+
+
+def is_given(flags: Sequence[str], argv: Sequence[str] | None = None) -> bool:
+    """Whether one of the flags is on a command line."""
+    words = sys.argv[1:] if argv is None else argv
+    return any(word.split("=", 1)[0] in flags for word in words)
 
 
 def print_version() -> None:

@@ -11,6 +11,7 @@ import torch
 from pipelines.run.folder import RUN_FILE, TOKENS_FILE
 from prior import Prior
 from tokenizer import Tokenizer
+from tokenizer.hub.embedded import EMBEDDED
 from tokenizer.hub.files import read_json
 
 
@@ -30,7 +31,8 @@ def load_tokenizer(name: str, **options: Any) -> Tokenizer:
 def split_name(name: str) -> tuple[str, str]:
     """The folder or Hub id of a model, and the folder within, "" for none."""
     whole, _, subfolder = name.partition(":")
-    return (name, "") if Path(name).is_dir() or not whole else (whole, subfolder)
+    as_it_is = Path(name).is_dir() or not whole or name.startswith(EMBEDDED)
+    return (name, "") if as_it_is else (whole, subfolder)
 
 
 def load_models(
@@ -60,7 +62,9 @@ def load_models(
 
 def public_name(tokenizer: str) -> str:
     """What a prior, which may be published, names as its tokenizer: the Hub id that this was loaded from or
-    pushed to, else the name of its folder without the path, which is nobody else's."""
+    pushed to, its name if it is embedded, else that of its folder without the path, nobody else's."""
+    if tokenizer.startswith(EMBEDDED):
+        return tokenizer
     source, within = split_name(tokenizer)
     folder = Path(source, within)
     if not folder.is_dir() and source.count("/") == 1 and not source.startswith((".", "/", "~")):

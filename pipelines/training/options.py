@@ -181,7 +181,8 @@ class DecoderTraining(TrainingOptions):
     output: Path = Path("runs/decoder")
     """Folder of the run, and at its end the Hub-ready folder of the tokenizer."""
     tokenizer: str = ""
-    """The tokenizer whose codes stay: a folder, or user/name on the Hub (user/name:FOLDER for one within)."""
+    """The tokenizer whose codes stay: a folder, user/name on the Hub (user/name:FOLDER for one within), or
+    embedded:NAME."""
     data: DataConfig = field(default_factory=DataConfig)
     """Where pictures or sound come from."""
     augment: Augment = field(default_factory=Augment)

@@ -15,7 +15,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipelines.data.batches import Splits, load_splits
-from pipelines.data.config import EMBEDDED
 from pipelines.run.command_line import flag_of, flatten
 from pipelines.run.folder import (
     COMMAND_FILE,
@@ -33,6 +32,7 @@ from pipelines.run.publishing import license_of
 from pipelines.run.signals import is_launched
 from pipelines.training.checkpoints import find_checkpoint
 from pipelines.training.options import MAY_CHANGE, DecoderTraining, TokenizerTraining, TrainingOptions
+from tokenizer.hub.embedded import EMBEDDED
 from tokenizer.hub.files import CHECKPOINTS, read_json, write_atomically, write_json, write_text
 from tokenizer.modalities import Modality
 from tokenizer.variants import config_from_dict, config_to_dict, shortened

@@ -184,4 +184,6 @@ def test_card_names_the_tokenizer_and_the_use(tmp_path: Path) -> None:
     assert "pipeline_tag: unconditional-image-generation" in card
     assert "user/tok" in card and "abc" in card and 'prior.sample(16, label="cat")' in card
     assert Prior(SOUND).card_fields()["pipeline_tag"] is None
+    ships = dataclasses.replace(config, tokenizer_id="embedded:emoji")
+    assert 'Tokenizer.from_pretrained("embedded:emoji")\n' in Prior(ships).card_fields()["usage"]
     compile(Prior(config).card_fields()["usage"], "usage", "exec")

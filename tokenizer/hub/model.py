@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenizer.hub.client import HubSource, Token, fetch, push_folder
+from tokenizer.hub.embedded import EMBEDDED, embedded_folder
 from tokenizer.hub.files import (
     CARD,
     CHECKPOINTS,
@@ -149,7 +150,8 @@ class HubModel(nn.Module):
         cache_dir: str | Path | None = None,
         token: Token = None,
     ) -> Self:
-        """Load a local folder or a Hub repository ("user/name", at `revision`), strictly, in eval mode.
+        """Load a local folder, a Hub repository ("user/name", at `revision`) or a model that ships with the
+        project ("embedded:name"), strictly, in eval mode.
 
         `subfolder`: where in it the model lies, as models/small. `device`: where the weights go; left out,
         the CPU. `dtype`: torch.float32, bfloat16, float16 or float64, or its name; left out, the type that
@@ -162,7 +164,7 @@ class HubModel(nn.Module):
         """
         where, kind = usable_device(device), weights_dtype(dtype)
         source = HubSource(revision, subfolder, cache_dir, token, local_files_only)
-        directory = fetch(path_or_hub_id, cls._read_config, source)
+        directory = cls._located(path_or_hub_id, source)
         raw, config = cls._read_config(directory)
         # Whatever torch's default is now: it would decide the weights' type, and constants that no file has.
         with _default_dtype(torch.float32):
@@ -179,14 +181,18 @@ class HubModel(nn.Module):
     ) -> tuple[Self, dict[str, Any]]:
         """The model without its weights, on the device meta, and its config.json: what can be known of it in
         a moment. Arguments and errors are those of `from_pretrained`, but for broken weights."""
-        directory = fetch(
-            path_or_hub_id,
-            cls._read_config,
-            HubSource(subfolder=subfolder, local_files_only=local_files_only),
-        )
+        source = HubSource(subfolder=subfolder, local_files_only=local_files_only)
+        directory = cls._located(path_or_hub_id, source)
         raw, config = cls._read_config(directory)
         with _default_dtype(torch.float32):
             return outline_of(lambda: cls(config)), raw
+
+    @classmethod
+    def _located(cls, name: str | Path, source: HubSource) -> Path:
+        """The folder of a model on this machine, once it is there."""
+        if str(name).startswith(EMBEDDED):
+            name = embedded_folder(str(name), cls.model_type)
+        return fetch(name, cls._read_config, source)
 
     @classmethod
     def _filled(cls, directory: Path, config: Any) -> tuple[Self, torch.dtype | None]:

@@ -160,14 +160,13 @@ class Visit:
         return to / name
 
     def end(self) -> None:
-        """Close it; nothing may have been asked of others, and nothing gone wrong."""
-        self.page.close()
+        """Nothing may have been asked of others, and nothing gone wrong."""
         assert self.outside == [] and self.wrong == []
 
 
 @pytest.fixture
 def visit(page_served: Served, windows: Callable[[tuple[int, int]], Any]) -> Iterator[Callable[..., Visit]]:
-    """What opens the page in a new window, of a size: each as another person's."""
+    """What opens the page in a new window, of a size; the page takes each for another person."""
     visits = list[Visit]()
 
     def begin(size: tuple[int, int] = DESKTOP) -> Visit:
@@ -175,5 +174,7 @@ def visit(page_served: Served, windows: Callable[[tuple[int, int]], Any]) -> Ite
         return visits[-1]
 
     yield begin
+    for each in visits:
+        each.page.close()
     for each in visits:
         each.end()

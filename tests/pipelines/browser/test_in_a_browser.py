@@ -251,7 +251,9 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visit: Open, picture: Path)
         assert wide <= PHONE[0], (tab, wide)
 
 
-def test_how_long_answers_take_is_told(visit: Open, page_served: Served, picture: Path, voice: Path) -> None:
+def test_every_click_brings_a_new_result(
+    visit: Open, page_served: Served, picture: Path, voice: Path
+) -> None:
     """From the click to the result being seen; `pytest -m browser -rP` shows the figures."""
     one = visit()
     one.open("Rebuild", "Pictures")

@@ -39,7 +39,6 @@ def test_models_that_cannot_be_are_refused(
     tmp_path: Path,
 ) -> None:
     free = ("--port", 47999)
-    assert_refused(script("page", *free, code=2), "--tokenizer", "pipelines.quickstart")
     five = 5 * [tmp_path]
     assert_refused(script("page", *free, "--tokenizer", *five, code=2), "at most 4")
     assert_refused(script("page", *free, "--tokenizer", tmp_path, code=2), tmp_path, "config.json")

@@ -33,9 +33,9 @@ DIGITS = ("--data.path", "embedded:digits", "--data.limit", 40)
 
 
 @pytest.fixture(scope="module")
-def quantized(script: Script, tiny_vae: Path, workspace: Path) -> Path:
+def quantized(script: Script, tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny VAE with a code of 5 bits for every two of its four channels."""
-    folder = workspace / "vae-codes"
+    folder = tmp_path_factory.mktemp("quantized") / "vae-codes"
     words = ("--tokenizer", tiny_vae, *DIGITS, "--group-dim", 2, "--codebook-size", 32)
     script("quantize_vae", *words, "--output", folder)
     return folder

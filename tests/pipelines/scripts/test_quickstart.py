@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.quickstart import FIRST, TOURS, QuickstartOptions, commands
+from pipelines.quickstart import FIRST, SHIPPED, TOURS, QuickstartOptions, commands, first_look
 from prior import Prior
 from tests.helpers.running import (
     MODEL,
@@ -53,6 +53,18 @@ def test_the_quickstarts_commands_fit_their_scripts(preset: Any) -> None:
     assert samples.num == 4 and (samples.label == ("all",)) == (preset != "speech")
     outputs = [o.output for o in (tokenizer, tokens, prior, samples, evaluation)]
     assert len(set(outputs)) == 5 and all(o.parent == Path("some/where") for o in outputs)
+
+
+@pytest.mark.parametrize("preset", ["digits", "emoji"])
+def test_the_quickstart_first_shows_what_models_that_ship_draw(preset: Any) -> None:
+    options = QuickstartOptions(preset, output=Path("some/where"), samples_per_class=4)
+    ((title, words),) = first_look(options)
+    command = read_command(words)
+    assert command.script == "sample" and command.options.prior == f"embedded:{preset}"
+    assert (command.options.num, command.options.label) == (4, ("all",))
+    assert command.options.output / "samples.png" == options.folder / SHIPPED
+    assert str(options.folder / SHIPPED) in title
+    assert not first_look(QuickstartOptions("speech"))
 
 
 def test_the_quickstart_is_of_digits_unless_told_otherwise() -> None:
@@ -140,12 +152,12 @@ def quickstart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_the_quickstart_leaves_what_it_promises(quickstart: Quickstart) -> None:
     folder = quickstart.folder
     pictures = {"samples.png", "reconstructions.png", "codebook.png", "loss.png"}
-    steps = {"tokenizer", "tokens", "prior", "samples", "eval"}
+    steps = {"shipped", "tokenizer", "tokens", "prior", "samples", "eval"}
     assert names_in(folder) == {*pictures, "metrics.json", *steps}
     assert all(min(size_of(folder / name)) > 100 for name in pictures)
     assert names_in(folder / "tokenizer") >= MODEL and names_in(folder / "prior") >= MODEL
     assert {f"{digit}-0000.png" for digit in range(10)} <= names_in(folder / "samples")
-    assert min(size_of(folder / FIRST)) > 100
+    assert min(size_of(folder / FIRST)) > 100 and min(size_of(folder / SHIPPED)) > 100
     metrics = read(folder / "metrics.json")
     assert {"psnr", "ssim", "usage", "perplexity", "prior_bits_per_code"} <= metrics.keys()
     assert all(math.isfinite(value) for value in metrics.values())
@@ -154,8 +166,8 @@ def test_the_quickstart_leaves_what_it_promises(quickstart: Quickstart) -> None:
 
 def test_the_quickstart_tells_where_to_look_and_how_far_it_is(quickstart: Quickstart) -> None:
     err = quickstart.err
-    for part in (*(f"=== {i}/5" for i in range(1, 6)), "tokenizer: 100%", "prior: 100%", "Done in"):
-        assert part in err
+    parts = (*(f"=== {i}/5" for i in range(1, 6)), "tokenizer: 100%", "prior: 100%", "Done in")
+    assert all(part in err for part in (f"=== look first at {quickstart.folder / SHIPPED}", *parts))
     for name in ("samples.png", "reconstructions.png", "codebook.png", "loss.png", "metrics.json"):
         assert str(quickstart.folder / name) in err
     assert f"{quickstart.folder}/tokenizer" in err and f"{quickstart.folder}/prior" in err

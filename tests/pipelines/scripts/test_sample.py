@@ -18,11 +18,11 @@ from tests.helpers.running import EMOJI, Script, assert_refused, names_in, size_
 
 
 @pytest.fixture(scope="module")
-def samples(script: Script, tiny_prior: Path, workspace: Path) -> Path:
+def samples(script: Script, tiny_prior: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two samples of each class."""
-    words = ("--label", "all", "--num", 2, "--output", workspace / "samples", "--seed", 3)
-    script("sample", "--prior", tiny_prior, *words)
-    return workspace / "samples"
+    folder = tmp_path_factory.mktemp("drawn") / "samples"
+    script("sample", "--prior", tiny_prior, "--label", "all", "--num", 2, "--output", folder, "--seed", 3)
+    return folder
 
 
 def pixels(path: Path) -> bytes:
@@ -208,6 +208,5 @@ def test_a_tokenizer_with_codes_needs_a_prior(script: Script, tiny_tokenizer: Pa
     assert_refused(finished, tiny_tokenizer, "--prior DIR")
 
 
-def test_scripts_without_a_model_say_what_they_need(script: Script) -> None:
-    assert_refused(script("sample", code=2), "--prior DIR", "--tokenizer DIR")
+def test_a_script_without_a_model_says_what_it_needs(script: Script) -> None:
     assert_refused(script("evaluate", code=2), "--prior DIR", "--tokenizer DIR")

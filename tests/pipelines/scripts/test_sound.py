@@ -126,8 +126,6 @@ def test_samples_have_the_seconds_asked_for_whatever_the_batch(
         np.testing.assert_allclose(first[0], second[0], atol=1e-3)
     finished = script("sample", *words, "--output", tmp_path / "1", code=2)
     assert_refused(finished, "holds samples", "--output")
-    finished = script("sample", "--output", tmp_path / "1", code=2)
-    assert_refused(finished, "--prior DIR", "--tokenizer DIR")
 
 
 def test_a_prefix_begins_every_sample(

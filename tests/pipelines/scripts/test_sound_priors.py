@@ -81,7 +81,7 @@ def test_a_preset_for_other_tokens_is_named_with_the_one_to_take(
     check_preset("", INFO)
     assert caplog.messages == []
     check_preset("speech", pictures)
-    assert "train_prior.py small or llama or base" in caplog.text
+    assert "train_prior.py small or medium or llama or base" in caplog.text
 
 
 def test_its_measure_by_hand(trained: Path, tokens: Path) -> None:
