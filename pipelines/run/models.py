@@ -62,9 +62,8 @@ def load_models(
 
 def public_name(tokenizer: str) -> str:
     """What a prior, which may be published, names as its tokenizer: the Hub id that this was loaded from or
-    pushed to, its name if it is embedded, else that of its folder without the path, nobody else's."""
-    if tokenizer.startswith(EMBEDDED):
-        return tokenizer
+    pushed to, else the name of its folder without the path, which is nobody else's; an embedded one's is
+    embedded:NAME."""
     source, within = split_name(tokenizer)
     folder = Path(source, within)
     if not folder.is_dir() and source.count("/") == 1 and not source.startswith((".", "/", "~")):
