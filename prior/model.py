@@ -133,6 +133,30 @@ class Prior(PriorNetwork):
         return Likelihood(*both) if order is None else Likelihood(*(in_raster(x, order) for x in both))
 
     @torch.no_grad()
+    def label_posterior(self, codes: Array, mask: Tensor | None = None) -> Tensor:
+        """How likely each class is given the codes (B, K, *grid): (B, classes), each row of sum 1.
+
+        Bayes' rule on exact likelihoods, all classes equally likely beforehand, so a prior of classes is a
+        classifier too. With a `mask` as of `inpaint`, which needs a prior of the order `any`, positions of
+        which something is hidden do not count: what fills them is then best drawn with a class that the rest
+        suggests. Raises `ValueError` for a prior without classes, and as `nll` and `inpaint` do.
+        """
+        codes, names = self._checked(codes), self.config.class_names
+        if not names:
+            raise ValueError("label_posterior: this prior has no classes")
+        known, order = torch.ones_like(codes[:, 0], dtype=torch.bool).flatten(1), None
+        if mask is not None:
+            require_any_order(self.config, "mask")
+            known = ~free_codes(mask, codes).any(1).flatten(1)
+            order = first_to_last(torch.arange(known.shape[1], device=known.device)[None], (~known).long())
+            known = known.gather(1, order)
+        if not len(codes):
+            return torch.zeros((0, len(names)), device=codes.device)
+        found = [self._score(nats, codes, label, 0.0, order) for label in range(len(names))]
+        by_position = [reduce(x, "1 k (b p) -> b p", "sum", b=len(codes)) for x in found]
+        return torch.stack([-(x * known).sum(1) for x in by_position], dim=1).softmax(1)
+
+    @torch.no_grad()
     def sample(
         self,
         batch_size: int,

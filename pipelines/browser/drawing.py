@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.run.generator import Generator
 from prior import Prior
+from prior.config import PriorConfig
 from prior.sampling.choice import Choice, SamplingOptions
 from tokenizer import Tokenizer
 from tokenizer.distributed import keyed_generator
@@ -21,14 +22,17 @@ from tokenizer.distributed import keyed_generator
 PICTURES_AT_ONCE = 4
 MOST_SAMPLES, MOST_SECONDS = 64, 30.0
 MOST_PROPOSALS = 8
-NO_CLASS = "no class"
+NO_CLASS, SUGGESTED = "no class", "as the rest suggests"
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a person asks a prior for. `ValueError` for what cannot be; `label` is a class's name, or
-    `NO_CLASS`. `steps`, of a prior of every order: draw in so many, the likeliest positions first; 0: one
-    position at a time."""
+    """What a person asks a prior for. `ValueError` for what cannot be.
+
+    `label` is a class's name, `NO_CLASS`, or, to fill a region, `SUGGESTED`: one drawn by how likely the rest
+    makes it. `steps`, of a prior of every order: draw in so many, the likeliest positions first; 0: one
+    position at a time.
+    """
 
     label: str = NO_CLASS
     num: int = 16
@@ -60,10 +64,20 @@ class Wish:
             return -1
         return prior.label_index(self.label)
 
+    def leaves_class_open(self, prior: Prior) -> bool:
+        """Whether what is known is to decide on the class."""
+        return self.label == SUGGESTED and SUGGESTED not in prior.config.class_names
+
 
 def classes_of(class_names: tuple[str, ...], unconditional: bool) -> list[str]:
     """What a person may choose of: the classes, after none if the prior has learnt that."""
     return [*([NO_CLASS] if unconditional or not class_names else []), *class_names]
+
+
+def classes_to_fill(config: PriorConfig) -> list[str]:
+    """The same for filling a region: first of all what the rest suggests, where a prior can tell that."""
+    can_tell = config.order == "any" and bool(config.class_names)
+    return [*([SUGGESTED] if can_tell else []), *classes_of(config.class_names, config.unconditional)]
 
 
 def drawn(
@@ -104,7 +118,7 @@ def filled(
             f"this prior draws grids of {shown(grid)} codes, and the picture has {shown(given)}; bring the "
             "picture to the size of training"
         )
-    index = wish.index(prior)
+    index = None if wish.leaves_class_open(prior) else wish.index(prior)
     for i in range(wish.num):
         chance = keyed_generator(wish.seed, "fill", i)
         proposal = codes.clone()
@@ -134,18 +148,19 @@ def windows(mask: Tensor, frames: int) -> list[slice]:
 
 
 def _filled_window(
-    prior: Prior, codes: Tensor, mask: Tensor, index: int, wish: Wish, chance: torch.Generator
+    prior: Prior, codes: Tensor, mask: Tensor, index: int | None, wish: Wish, chance: torch.Generator
 ) -> Tensor:
-    """codes (1, K, n, ...) drawn anew where mask (K, n, ...) holds. What is missing to the prior's window is
-    drawn too, and dropped."""
+    """codes (1, K, n, ...) drawn anew where mask (K, n, ...) holds, of class `index`, -1 for none; None: one
+    that the rest suggests. What is missing to the prior's window is drawn too, and dropped."""
     frames = codes.shape[2]
     missing = prior.config.grid[0] - frames
     if missing:
         rest = codes.shape[3:]
         codes = torch.cat([codes, codes.new_zeros(1, codes.shape[1], missing, *rest)], dim=2)
         mask = torch.cat([mask, torch.ones(mask.shape[0], missing, *rest, dtype=torch.bool)], dim=1)
-    label = None if index < 0 else index
-    new = prior.inpaint(codes, mask[None], label, chance, **wish.options)
+    if index is None:
+        index = int(torch.multinomial(prior.label_posterior(codes, mask[None]), 1, generator=chance))
+    new = prior.inpaint(codes, mask[None], index, chance, **wish.options)
     return new[:, :, :frames]
 
 

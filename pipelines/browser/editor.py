@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from pipelines.browser.drawing import MOST_PROPOSALS, Wish, classes_of, filled
+from pipelines.browser.drawing import MOST_PROPOSALS, Wish, classes_to_fill, filled
 from pipelines.browser.edits import (
     Editing,
     at_every_codebook,
@@ -122,7 +122,7 @@ class Editor:
             return
         config = self.models.priors[priors[0]].config
         self.prior = choice_of(priors, "prior", f"edit-{self.kind}-prior")
-        classes = classes_of(config.class_names, config.unconditional)
+        classes = classes_to_fill(config)
         with gr.Row():
             self.label = gr.Dropdown(classes, value=classes[0], label="class", min_width=180)
             self.count = gr.Slider(1, MOST_PROPOSALS, 4, step=1, label="proposals", min_width=180)
@@ -282,7 +282,7 @@ class Editor:
     def on_prior(self, name: str) -> Any:
         """Another prior has other classes."""
         config = self.models.priors[name].config
-        classes = classes_of(config.class_names, config.unconditional)
+        classes = classes_to_fill(config)
         return gr.update(choices=classes, value=classes[0])
 
     def on_fill(

@@ -70,6 +70,45 @@ def test_random_orders_are_those_of_their_seed_and_all_alike() -> None:
     assert len(count) == 6 and ((count - 1000) ** 2 / 1000.0).sum() < 20.5  # chi-square, 5 degrees, p = 0.001
 
 
+@pytest.mark.parametrize("pattern", ["flatten", "parallel", "depth"])
+def test_the_posterior_of_labels_is_bayes_rule_on_what_is_known(pattern: str) -> None:
+    config = dataclasses.replace(ANY, codebook_size=2, num_codebooks=2, grid=(1, 2), pattern=pattern)
+    prior = random_prior(config).double()
+    every = torch.tensor(list(itertools.product(range(2), repeat=4))).view(-1, 2, 1, 2)
+    classes = len(config.class_names)
+    order = torch.tensor([1, 0])  # of position 1 first: what is known below
+    joint = torch.stack([(-prior.nll(every, label, order)).exp() for label in range(classes)], dim=1)
+    whole = torch.stack([(-prior.nll(every, label)).exp() for label in range(classes)], dim=1)
+    torch.testing.assert_close(prior.label_posterior(every), whole / whole.sum(1, keepdim=True))
+    mask = torch.tensor([[True, False]])
+    found = prior.label_posterior(every, mask)
+    for codes, row in zip(every, found, strict=True):
+        alike = (every[..., 1] == codes[..., 1]).all(2).all(1)  # whatever is hidden
+        summed = joint[alike].sum(0)
+        torch.testing.assert_close(row, summed / summed.sum())
+    partly = torch.tensor([[[[True, False]], [[False, False]]]]).expand(16, 2, 1, 2)
+    assert torch.equal(prior.label_posterior(every, partly), found)  # the position does not count
+    hidden = torch.stack([mask if i % 2 else ~mask for i in range(16)])  # another for each
+    rows = prior.label_posterior(every, hidden)
+    torch.testing.assert_close(rows[1::2], found[1::2])
+    torch.testing.assert_close(rows[::2], prior.label_posterior(every, ~mask)[::2])
+    nothing = prior.label_posterior(every[:1], torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(nothing, torch.full_like(nothing, 1 / classes))
+    assert prior.label_posterior(every[:0]).shape == (0, classes)
+
+
+def test_a_posterior_of_labels_that_cannot_be_is_refused() -> None:
+    codes, mask = random_codes(ANY, 2), torch.zeros(ANY.grid, dtype=torch.bool)
+    with pytest.raises(ValueError, match="has no classes"):
+        random_prior(dataclasses.replace(ANY, class_names=())).label_posterior(codes)
+    with pytest.raises(ValueError, match=r"--model\.order any"):
+        random_prior(PICTURE).label_posterior(codes, mask)
+    with pytest.raises(ValueError, match="mask: expected bool"):
+        random_prior(ANY).label_posterior(codes, mask.float())
+    posterior = random_prior(PICTURE).label_posterior(codes)  # all that is known needs no order
+    torch.testing.assert_close(posterior.sum(1), posterior.new_ones(2))
+
+
 @pytest.mark.parametrize(("num_codebooks", "grid", "size"), [(1, (2, 2), 3), (2, (1, 2), 3), (2, (3,), 2)])
 def test_probabilities_in_every_order_sum_to_one(
     num_codebooks: int, grid: tuple[int, ...], size: int

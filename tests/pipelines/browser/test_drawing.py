@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,15 +19,18 @@ from pipelines.browser.drawing import (
     MOST_SAMPLES,
     NO_CLASS,
     PICTURES_AT_ONCE,
+    SUGGESTED,
     Wish,
     classes_of,
+    classes_to_fill,
     drawn,
     filled,
     windows,
 )
 from pipelines.browser.files import Folder
 from pipelines.browser.models import read_models
-from prior import Prior
+from pipelines.run.models import load_models
+from prior import Prior, PriorConfig
 from tests.helpers.tiny import pictures
 from tokenizer import Tokenizer
 
@@ -102,6 +106,25 @@ def test_only_the_marked_codes_of_a_picture_are_drawn(pair: tuple[Prior, Tokeniz
     assert len(list(filled(prior, tok, codes, mask, Wish(num=3), lambda: next(answers)))) == 1
 
 
+def test_a_region_is_filled_with_a_class_that_the_rest_suggests(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, tok = load_models("embedded:digits", "", "cpu")
+    assert prior is not None
+    assert classes_to_fill(prior.config)[:2] == [SUGGESTED, NO_CLASS]
+    codes = prior.sample(1, label="0", generator=0, temperature=0.5)
+    mask = torch.zeros(codes.shape[1:], dtype=torch.bool)
+    mask[:, 3] = True
+    suggested = int(prior.label_posterior(codes, mask[None]).argmax())
+    asked, fill = list[object](), prior.inpaint
+
+    def inpaint(codes: Tensor, mask: Tensor, label: object, *rest: Any, **options: Any) -> Tensor:
+        asked.append(label)
+        return fill(codes, mask, label, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prior, "inpaint", inpaint)
+    (*_, last) = filled(prior, tok, codes, mask, Wish(SUGGESTED, 4), never)
+    assert asked == [suggested] * 4 and torch.equal(last[:, ~mask], codes[:, ~mask])
+
+
 def test_what_cannot_be_filled_is_told(
     pair: tuple[Prior, Tokenizer], sound_pair: tuple[Prior, Tokenizer]
 ) -> None:
@@ -169,6 +192,10 @@ def test_a_wish_checks_itself(changes: dict[str, float], words: str) -> None:
 def test_classes_to_choose_of() -> None:
     assert classes_of(("a", "b"), True) == [NO_CLASS, "a", "b"]
     assert classes_of(("a",), False) == ["a"] and classes_of((), True) == [NO_CLASS]
+    raster = PriorConfig(codebook_size=4, grid=(2, 2), class_names=("a",))
+    assert classes_to_fill(raster) == [NO_CLASS, "a"]
+    assert classes_to_fill(dataclasses.replace(raster, order="any")) == [SUGGESTED, NO_CLASS, "a"]
+    assert classes_to_fill(dataclasses.replace(raster, order="any", class_names=())) == [NO_CLASS]
 
 
 def test_models_are_known_at_once_and_loaded_later(
