@@ -37,6 +37,7 @@ from pipelines.training.run_folder import (
     run_folder,
 )
 from pipelines.training.setup import optimizers_of, start_accelerator
+from pipelines.training.sharding import bring_whole
 from prior import Prior, PriorConfig
 from prior.checks import UNCONDITIONAL
 from prior.model import PriorOutput
@@ -186,6 +187,7 @@ def train(
         assert isinstance(averaged, Prior)
         metrics = evaluate_prior(averaged, info, splits["held_out"], accelerator)
         if accelerator.is_main_process:  # people want to see what it draws long before the end
+            bring_whole(averaged)
             write_prior_sample(averaged, options.output)
         return metrics
 
@@ -253,6 +255,7 @@ def finish(
     course.record(options.max_steps, metrics, "valid")
     if accelerator.is_main_process:
         loss_plot(options.output / "metrics.jsonl", options.output / "loss.png")
+        bring_whole(prior)
         write_prior_sample(prior, options.output)
         unit = splits["train"].unit
         length = f" A window is {info.grid[0] / info.frame_rate:g} s long." if info.frame_rate else ""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipelines.training.sharding import sharded_like, whole_tensors
+from pipelines.training.sharding import lend, sharded_like, whole_tensors
 from tokenizer.hub.model import HubModel
 
 M = TypeVar("M", bound=HubModel)
@@ -50,7 +50,8 @@ class WeightAverage:
         tensors are those of the average, and of the model itself where none are averaged. Every process must
         call it.
 
-        Under FSDP it is a whole copy on every process, each of which measures its share of the data.
+        Under FSDP it is a copy on every process, each of which measures its share of the data: in the host's
+        memory as far as FSDP gathers it block by block (`lend`).
         """
         from torch.distributed.tensor import DTensor  # takes most of a second, so not with this module
 
@@ -59,7 +60,8 @@ class WeightAverage:
             with torch.random.fork_rng(devices=[]):
                 whole = type(model)(model.config)
             whole.load_state_dict({**whole_tensors(model.state_dict()), **whole_tensors(self.shadow)})
-            return whole.to(next(model.parameters()).device).eval()
+            lend(whole, next(model.parameters()).device)
+            return whole.eval()
         # What deepcopy takes for each tensor, so that it makes none.
         taken: dict[int, Tensor] = {id(b): b for b in model.buffers()}
         for name, p in model.named_parameters():

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator
@@ -121,6 +122,59 @@ def whole_tensors(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, T
         if keep:
             whole[name] = value.to("cpu")
     return whole
+
+
+class Lent:
+    """A block of a model that stays in the host's memory: its weights are on `device` during its own forward
+    pass alone."""
+
+    def __init__(self, block: nn.Module, device: torch.device) -> None:
+        self.block, self.device = block, device
+        self.host: list[Tensor] = []
+        # Also where the pass fails.
+        hooks = (
+            block.register_forward_pre_hook(self._come),
+            block.register_forward_hook(self._go, always_call=True),
+        )
+        self.hooks = hooks
+
+    def _come(self, block: nn.Module, inputs: Any) -> None:
+        self.host = [weight.data for weight in block.parameters()]
+        for weight in block.parameters():
+            weight.data = weight.data.to(self.device, copy=True)
+
+    def _go(self, block: nn.Module, inputs: Any, output: Any) -> None:
+        for weight, host in zip(block.parameters(), self.host, strict=True):
+            weight.data = host
+        self.host = []
+
+    def keep(self) -> None:
+        """Bring the block to the device for good."""
+        for hook in self.hooks:
+            hook.remove()
+        self.block.to(self.device)
+
+
+# The blocks of a model that are lent.
+_LENT: WeakKeyDictionary[nn.Module, list[Lent]] = WeakKeyDictionary()
+
+
+def lend(model: nn.Module, device: torch.device) -> None:
+    """Take `model` to `device`, but for the blocks that FSDP gathers one at a time: each is there during its
+    own forward pass alone. What reads their weights without a pass needs `bring_whole` first."""
+    names = getattr(model, "_no_split_modules", None) or ()
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    inside = {module for block in blocks for module in block.modules()}
+    for module in model.modules():
+        if module not in inside:
+            module._apply(lambda t: t.to(device), recurse=False)
+    _LENT[model] = [Lent(block, device) for block in blocks]
+
+
+def bring_whole(model: nn.Module) -> None:
+    """Bring the blocks of `model` that are lent, if there are any, to its device for good."""
+    for lent in _LENT.pop(model, []):
+        lent.keep()
 
 
 def sharded_like(whole: Tensor, pattern: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ SEVERAL = """
 import shutil
 import torch
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
+from pipelines.training import averaging, sharding
 
 form, runs = sys.argv[1], json.loads(sys.argv[2])
 PartialState(cpu=True)
@@ -42,6 +43,13 @@ def finish_and_tell(options, accelerator, info, splits, prior, course):
     finish(options, accelerator, info, splits, prior, course)
 
 train_prior.finish = finish_and_tell
+lend = averaging.lend
+
+def lend_and_tell(model, device):
+    lend(model, device)
+    print(f"{len(sharding._LENT[model])} blocks of {type(model).__name__} are lent", flush=True)
+
+averaging.lend = lend_and_tell
 make = Accelerator.__init__
 
 def make_of_version(self, **arguments):
@@ -184,6 +192,11 @@ def test_states_are_spread_over_the_processes(two: Sharded) -> None:
     whole, weights, moments = map(int, held[0])
     assert weights <= 0.55 * whole if two.form == "fsdp" else weights == whole
     assert 0.45 * whole <= moments <= 0.55 * whole
+
+
+def test_no_process_evaluates_with_all_blocks_on_its_device(two: Sharded) -> None:
+    told = set(re.findall(r"(\d) blocks of (\w+) are lent", two.finished.out))
+    assert told == ({("2", "Prior"), ("0", "Tokenizer")} if two.form == "fsdp" else set())
 
 
 def test_a_sharded_run_resumes_to_the_byte(two: Sharded) -> None:

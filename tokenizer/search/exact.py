@@ -65,6 +65,8 @@ def _nearest(z: Tensor, codebook: Tensor, distance: str) -> Tensor:
         z, codebook = z.to(dtype), codebook.to(dtype)
         if distance == "cosine":
             z, codebook = directions(z, "z"), directions(codebook, "the codebook")
+        # Made anew in each search, which takes a tenth of a small one (64 vectors, 8192 entries: 0.2 of 2 ms)
+        # and less of others: one that is kept must be compared with the codebook to not go stale unseen.
         return CentredCodebook(codebook).search(z)
 
 
