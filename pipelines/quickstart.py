@@ -42,8 +42,8 @@ class Tour:
     sample: tuple[str, ...]
     results: tuple[tuple[str, str, str], ...]
     """Where a file is, its name at the top of the folder, and what it shows."""
-    shipped: str = ""
-    """How long the models that ship with the project learnt the same data ("": none ship)."""
+    shipped: str
+    """How long the models that ship with the project learnt the same data."""
 
 
 MODELS = (
@@ -52,8 +52,8 @@ MODELS = (
 )
 # Drawn anew at each evaluation of the prior.
 FIRST = "prior/sample.png"
-# Drawn before anything is trained.
-SHIPPED = "shipped/samples.png"
+# Where what is drawn before anything is trained goes.
+SHIPPED = "shipped"
 SHOWN = (
     ("eval/codebook.png", "codebook.png", "how often each code is used"),
     ("tokenizer/loss.png", "loss.png", "the tokenizer's losses (the prior's: prior/loss.png)"),
@@ -114,6 +114,7 @@ TOURS = {
             ("eval/rate_distortion.png", "rate_distortion.png", "quality at each number of codebooks"),
             *SHOWN,
         ),
+        shipped="two hours",
     ),
 }
 
@@ -169,10 +170,9 @@ def main() -> None:
         raise ValueError(f"{folder} is not empty; choose another --output or delete it")
     logger.info("%s on two CPU cores", tour.what)
     started = time.monotonic()
-    if tour.shipped:
-        logger.info("First what models draw that learnt for %s, to look at while yours learn", tour.shipped)
+    logger.info("First what models draw that learnt for %s, to look at while yours learn", tour.shipped)
     environment = {"PYTHONUNBUFFERED": "1"}
-    for title, command in [*first_look(options), *commands(options)]:
+    for title, command in [first_look(options), *commands(options)]:
         logger.info("\n=== %s\n%s", title, shlex.join(command))
         done = subprocess.run([sys.executable, *command[1:]], env={**environment, **os.environ})
         if done.returncode:
@@ -187,15 +187,13 @@ def main() -> None:
         logger.info("  %-48s %s", folder / name, what)
 
 
-def first_look(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
-    """Title and command of drawing from the models that ship, if any do."""
-    tour = options.tour
-    if not tour.shipped:
-        return []
+def first_look(options: QuickstartOptions) -> tuple[str, list[str]]:
+    """Title and command of drawing from the models that ship."""
+    tour, output = options.tour, options.folder / SHIPPED
+    _, shown, _ = tour.results[0]
     flags = ["--num", str(options.samples_per_class), *tour.sample]
-    output = options.folder / Path(SHIPPED).parent
     command = ["python", "-m", "pipelines.sample", "--prior", tour.data, *flags, "--output", str(output)]
-    return [(f"look first at {options.folder / SHIPPED}", command)]
+    return f"look first at {output / shown}", command
 
 
 def commands(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
