@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.running import Script
 from tests.helpers.served import Served, browser_path, served
 
 # How many tests could not be run for want of a browser.
@@ -30,25 +31,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"{count} tests in a browser not run: there is no Chromium on the path")
 
 
-DESKTOP, PHONE = (1400, 1000), (390, 844)
+DESKTOP, PHONE = (1100, 800), (390, 844)
 # Milliseconds that an answer of the page may take.
 PATIENCE = 30_000
 
 
 @pytest.fixture(scope="session")
-def page_served(
-    tiny_tokenizer: Path,
-    tiny_codec: Path,
-    tiny_prior: Path,
-    tiny_codec_prior: Path,
-    tiny_tokens: Path,
-    tiny_codec_tokens: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Served]:
-    """The page with a tokenizer and a prior of pictures and of sound."""
-    words = ("--tokenizer", tiny_tokenizer, tiny_codec, "--prior", tiny_prior, tiny_codec_prior)
-    command = ("-m", "pipelines.page", *words, "--tokens", tiny_tokens, tiny_codec_tokens)
-    with served(command, tmp_path_factory.mktemp("page")) as page:
+def page_served(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The page with models that ship, of pictures and of sound, and codes of some of what they learnt."""
+    folder, tokens = tmp_path_factory.mktemp("page"), list[Path]()
+    for name, count in (("embedded:emoji", 48), ("embedded:speech", 6)):
+        tokens.append(folder / name.partition(":")[2])
+        words = ("--tokenizer", name, "--data.path", name, "--data.limit", count, "--output", tokens[-1])
+        script("encode_dataset", *words)
+    words = ("--prior", "embedded:emoji", "embedded:speech", "--tokens", *tokens)
+    with served(("-m", "pipelines.page", *words), folder) as page:
         yield page
 
 

@@ -71,9 +71,9 @@ def test_a_replaced_code_changes_the_picture_and_can_be_taken_back(visit: Open, 
     third = one.new("edit-image-result", second)
     one.page.click("#edit-image-undo")
     one.new("edit-image-result", third)
-    one.page.fill("#edit-image-code input", "32")
+    one.page.fill("#edit-image-code input", "512")
     one.page.click("#edit-image-replace")
-    one.told("from 0 to 31, got 32")
+    one.told("from 0 to 511, got 512")
 
 
 def pixels(one: Visit, address: str) -> bytes:
@@ -107,8 +107,8 @@ def paint(one: Visit) -> None:
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     one.page.mouse.move(x - 30, y)
     one.page.mouse.down()
-    for step in range(1, 9):
-        one.page.mouse.move(x - 30 + 8 * step, y + 4 * (step % 2))
+    for step in range(1, 4):
+        one.page.mouse.move(x - 30 + 20 * step, y + 4 * (step % 2))
     one.page.mouse.up()
     one.page.wait_for_timeout(300)
 
@@ -146,7 +146,7 @@ def test_sound_is_rebuilt_and_comes_back_at_its_length(visit: Open, voice: Path,
     assert "kbit/s" in one.says("rebuild-sound-measures", "STOI")
     samples, rate = soundfile.read(one.download("rebuild-sound-files", "rebuilt.wav", tmp_path))
     assert (len(samples), rate) == (160_000, 16000)
-    one.cell("rebuild-sound-grid", 3, 0, 24, 6)
+    one.cell("rebuild-sound-grid", 3, 0, 24, 4)
     one.says("rebuild-sound-note", "0.06 s")
     one.says("rebuild-sound-moment", "0:00")
 
