@@ -86,5 +86,5 @@ def test_the_check_lets_other_things_be(source: str) -> None:
 def test_files_of_packages_are_python_and_data() -> None:
     """Nothing that Python or torch would load as code or as a pickle lies in the packages."""
     suffixes = {p.suffix for name in PACKAGES for p in (ROOT / name).rglob("*") if p.is_file()}
-    data = {".json", ".md", ".parquet", ".png", ".safetensors", ".txt", ".typed", ".yaml"}
+    data = {".json", ".md", ".parquet", ".png", ".safetensors", ".txt", ".typed", ".wav", ".yaml"}
     assert suffixes - {".pyc"} <= {".py", *data}
