@@ -44,6 +44,8 @@ class Tour:
     """Where a file is, its name at the top of the folder, and what it shows."""
     shipped: str
     """How long the models that ship with the project learnt the same data."""
+    views: tuple[str, ...] = ()
+    """Flags of encoding, for views that the prior learns."""
 
 
 MODELS = (
@@ -90,12 +92,14 @@ TOURS = {
         # 512 entries, not the preset's 1024: in so little time the prior gains more than the tokenizer loses.
         tokenizer=("emoji", "--model.bottleneck.codebook-size", "512"),
         tokenizer_steps=1000,
-        prior=("small",),
-        prior_steps=450,
+        # In the time of 450 steps of 64 items without views: 4.42 bits per code held out, 4.62 with these.
+        prior=("small", "--batch-size", "32"),
+        prior_steps=900,
         data="embedded:emoji",
         sample=("--label", "all", "--cfg-scale", "2", "--temperature", "0.9"),
         results=_pictures("emoji"),
         shipped="two hours",
+        views=("--views", "2", "--augment.flip"),
     ),
     "speech": Tour(
         what="English speech, 10 to 30 minutes",
@@ -213,12 +217,13 @@ def commands(options: QuickstartOptions) -> list[tuple[str, list[str]]]:
     tokenizer_steps = str(options.tokenizer_steps or tour.tokenizer_steps)
     prior_steps = str(options.prior_steps or tour.prior_steps)
     data = ["--data.path", tour.data]
+    token_flags = ["--tokenizer", tok, *data, *tour.views, "--output", tokens]
     tokenizer_flags = [*tour.tokenizer, "--output", tok, "--max-steps", tokenizer_steps]
     prior_flags = [*tour.prior, "--tokens", tokens, "--output", prior, "--max-steps", prior_steps]
     sample_flags = ["--num", str(options.samples_per_class), *tour.sample]
     return [
         ("1/5 train the tokenizer", [*launch, "pipelines.train_tokenizer", *tokenizer_flags]),
-        ("2/5 encode", [*launch, "pipelines.encode_dataset", "--tokenizer", tok, *data, "--output", tokens]),
+        ("2/5 encode", [*launch, "pipelines.encode_dataset", *token_flags]),
         (
             f"3/5 train the prior (soon the first it draws: {folder / FIRST})",
             [*launch, "pipelines.train_prior", *prior_flags],

@@ -47,6 +47,7 @@ def test_the_quickstarts_commands_fit_their_scripts(preset: Any) -> None:
         assert (command.launch.num_processes, command.launch.mixed_precision) == (1, "no")
     tokenizer, tokens, prior, samples, evaluation = (command.options for command in found)
     assert (tokenizer.max_steps, prior.max_steps) == (11, 7)
+    assert (tokens.views, tokens.augment.flip) == ((2, True) if preset == "emoji" else (1, False))
     assert tokenizer.data.path == tokens.data.path == evaluation.data.path == f"embedded:{preset}"
     assert Path(tokens.tokenizer) == tokenizer.output == Path("some/where/tokenizer")
     assert prior.tokens == tokens.output and Path(samples.prior) == Path(evaluation.prior) == prior.output
